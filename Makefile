@@ -1,0 +1,54 @@
+# make demo   install, run the small grid on real data, print its table
+# make test   install, check, run the whole test suite
+# make check  lint, types, import order, fast tests
+# make setup  .venv with everything, and the system packages that FFCV is built from
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT_PACKAGES := pkg-config libopencv-dev libturbojpeg0-dev dataset-fashion-mnist
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test check setup system clean
+.DEFAULT_GOAL := check
+
+demo: setup
+	$(BIN)/python -m launch grid digits --local
+	$(BIN)/python -m analysis tables digits
+
+# One thread for each process that the tests start: two OpenMP programs at once slow each other a hundredfold.
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+
+.PHONY: lint
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ffcv]' \
+		|| echo 'FFCV was not built; all but the FFCV loader works without it. It needs: $(APT_PACKAGES)'
+	@touch $@
+
+# FFCV compiles against OpenCV and TurboJPEG. Without the right to install them, say what to install and go on.
+system:
+	@if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(APT_PACKAGES) >/dev/null; \
+	else \
+		echo 'For FFCV, install OpenCV and TurboJPEG; on Debian: sudo apt-get install $(APT_PACKAGES)'; \
+	fi
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

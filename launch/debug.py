@@ -1,0 +1,22 @@
+"""The first steps of one cell in this very process."""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from suite.config import Cell
+from suite.rundir import RunDir
+from suite.train import train
+
+
+def first_steps(cell: Cell, data_dir: Path, max_steps: int) -> None:
+    """Trains `max_steps` steps and prints their losses; nothing is kept.
+
+    A finetune cell starts from fresh weights here: its parent's need not exist yet.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    orphan = cell.model_copy(update={"parent": None})
+    print(cell.name)
+    with tempfile.TemporaryDirectory() as folder:
+        train(RunDir.create(Path(folder) / orphan.id, orphan), data_dir, max_steps)

@@ -1,0 +1,129 @@
+"""A grid on this machine: keeps every slot busy until no cell can start, and shows how it goes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from launch.cluster import LocalCluster
+from launch.plan import Standing, ready
+from launch.status import matrix, standings, summary
+from suite.config import Cell
+from suite.data.sources import DataError, load
+from suite.locks import holder, locked
+from suite.rundir import RunDir, write_plan
+from suite.tracking import sync
+
+POLL_SECONDS = 0.5
+SYNC_SECONDS = 20.0
+
+
+class LaunchError(Exception):
+    """A launch cannot start; one line that names the fix."""
+
+
+def launch(
+    grid_dir: Path, cells: list[Cell], wanted: list[Cell], cluster: LocalCluster, tracking_uri: str, console: Console
+) -> list[Standing]:
+    """Makes `cells` the grid's plan, runs the `wanted` ones, and returns where those stand at the end.
+
+    Raises:
+        LaunchError: a data set is missing, or another launcher is at work on the grid.
+    """
+    for dataset in {cell.dataset for cell in wanted}:
+        try:
+            load(dataset, cluster.data_dir)  # before any job: what is missing stops one command, not every cell
+        except DataError as error:
+            raise LaunchError(str(error)) from error
+    lock = grid_dir / "launcher.lock"
+    with locked(lock) as mine:
+        if not mine:
+            raise LaunchError(
+                f"{grid_dir}: launcher {holder(lock)} is at work on this grid; see: python -m launch status"
+            )
+        for cell in cells:
+            RunDir.create(grid_dir / cell.id, cell)
+        write_plan(grid_dir, cells)
+        with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
+            return _run(grid_dir, {cell.id for cell in wanted}, cluster, show)
+
+
+def _run(
+    grid_dir: Path, wanted: set[str], cluster: LocalCluster, show: Callable[[list[Standing]], None]
+) -> list[Standing]:
+    while True:
+        rows = [row for row in standings(grid_dir, cluster.is_alive) if row.cell.id in wanted]
+        num_free = cluster.max_parallel - sum(row.state.state in {"queued", "running"} for row in rows)
+        startable = ready(rows)
+        for cell in startable[: max(num_free, 0)]:
+            cluster.submit(RunDir(grid_dir / cell.id))
+        show(rows)
+        if not startable and num_free == cluster.max_parallel:
+            return rows
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator[None]:
+    """Keeps MLflow up to date from a thread while the body runs, and once more after it. Never fails the body."""
+    stop = Event()
+
+    def attempt() -> None:
+        try:
+            sync(grid_dir, tracking_uri)
+        except Exception as error:  # noqa: BLE001  (whatever a store can raise: the run directories are the truth)
+            console.print(f"[yellow]MLflow at {tracking_uri} not reached, nothing lost: {str(error).splitlines()[0]}")
+
+    def keep_up() -> None:
+        attempt()
+        while not stop.wait(SYNC_SECONDS):
+            attempt()
+
+    thread = Thread(target=keep_up, name="mlflow-sync")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        attempt()
+
+
+@contextmanager
+def _shown(name: str, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
+    """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell moves."""
+    if not console.is_terminal:
+        last = ""
+
+        def show_line(rows: list[Standing]) -> None:
+            nonlocal last
+            line = f"{name}: {summary(rows)}"
+            if line != last:
+                console.print(line)
+                last = line
+
+        yield show_line
+        return
+    bar = Progress(
+        TextColumn("epochs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    task = bar.add_task("epochs")
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def show_table(rows: list[Standing]) -> None:
+            total = sum(row.cell.training.epochs for row in rows)
+            finished = sum(row.cell.training.epochs if row.is_settled else row.state.epoch for row in rows)
+            bar.update(task, completed=finished, total=total)
+            live.update(Group(matrix(rows, name), bar))
+
+        yield show_table

@@ -1,0 +1,88 @@
+"""Model names: ours and every classifier of timm. What timm's metadata says about them: input size, first layer, head.
+
+Weights are always drawn, never downloaded.
+"""
+
+import difflib
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+
+def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> nn.Module:
+    """The network `name` with fresh weights: (B, in_chans, image_size, image_size) -> logits (B, num_classes).
+
+    Raises ValueError where the name is unknown, naming the closest ones.
+    """
+    if not is_known(name):
+        close = suggest(name)
+        hint = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+        raise ValueError(f"model: unknown {name!r}; {hint}(models.names() lists all {len(names())})")
+    # With this timm sets in_chans, sets img_size on the models that fix it, and the metadata stays true of the model.
+    shape = {"input_size": (in_chans, image_size, image_size)}
+    model: nn.Module = _timm().create_model(name, num_classes=num_classes, pretrained_cfg_overlay=shape)
+    return model
+
+
+def is_known(name: str) -> bool:
+    """Whether `create` knows the name: an architecture, or an architecture and a tag (`resnet18.a1_in1k`)."""
+    return name in names() or name in _tagged_names()
+
+
+def suggest(name: str) -> list[str]:
+    """Known names that look like `name`, closest first; at most three."""
+    return difflib.get_close_matches(name, names(), n=3)
+
+
+def input_size(name: str) -> int:
+    """Side in pixels of the images the model was designed for; its images are square."""
+    return int(_timm().get_pretrained_cfg(name).input_size[-1])
+
+
+def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
+    """Module names of the first layer(s) and the classifier head(s), from the metadata timm leaves on the model.
+
+    Raises ValueError where the model has no such metadata or it names a module the model lacks.
+    """
+    layers: list[str] = []
+    for key in ("first_conv", "classifier"):
+        value = metadata(model).get(key)
+        if not value:
+            raise ValueError(
+                f"{type(model).__name__}: timm's metadata has no {key!r}, so its layer can't be kept exact"
+            )
+        layers += [value] if isinstance(value, str) else value
+    unknown = set(layers) - {name for name, _ in model.named_modules()}
+    if unknown:
+        raise ValueError(f"{type(model).__name__}: timm's metadata names {sorted(unknown)}, which the model lacks")
+    return tuple(layers)
+
+
+def metadata(model: nn.Module) -> dict[str, Any]:
+    """What timm recorded on the model: `first_conv`, `classifier`, `input_size` as created; empty if nothing."""
+    recorded: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    return recorded
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every architecture, sorted; those timm has deprecated are not among them."""
+    return tuple(sorted(_timm().list_models()))
+
+
+@cache
+def _tagged_names() -> frozenset[str]:
+    return frozenset(_timm().list_models(include_tags=True))
+
+
+@cache
+def _timm() -> ModuleType:
+    """Timm with our models registered; it takes three seconds to import, so not before it is needed."""
+    import timm
+
+    from models import cifar_resnet, small_vit  # noqa: F401 - importing them registers their models
+
+    module: ModuleType = timm
+    return module

@@ -1,0 +1,94 @@
+"""How a model uses the weights of its layers, found by running it once and watching every torch function.
+
+A run sees what the source and a symbolic trace may hide: control flow, a weight used behind its layer's back, a weight
+that is standardised before use.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Function = Callable[..., Any]
+
+
+def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> frozenset[str]:
+    """Names of the layers each of whose outputs goes to F.batch_norm and to no other function, when the model sees x.
+
+    The scale of such a layer's weight is immaterial. x: (B, C, H, W). The model is run in evaluation mode (no random
+    numbers, no statistics updated) and comes back in the mode it had.
+
+    Raises ValueError where a layer is not used as `layer(x)` computing F.linear(x, weight) or F.conv2d(x, weight): its
+    weight is transformed first, is used without the layer, or is not used at all.
+    """
+    watch = _Watch({id(layer.weight): name for name, layer in layers.items()})
+    returned: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _layer, _args, y: returned.append(y)) for layer in layers.values()]
+    was_training = model.training
+    try:
+        with torch.no_grad(), watch:
+            model.eval()(x)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+    returned_ids = {id(y) for y in returned}
+    for name in layers:
+        if name in watch.misused or not all(id(y) in returned_ids for y in watch.products[name]):
+            raise ValueError(f"{name}: its weight is transformed, or used outside the layer; it can't be binarized")
+        if not watch.products[name]:
+            raise ValueError(f"{name}: the model's forward pass does not use it; it can't be binarized")
+    return frozenset(
+        name for name in layers if all(watch.consumers[id(y)] == [F.batch_norm] for y in watch.products[name])
+    )
+
+
+class _Watch(TorchFunctionMode):
+    """Records what each watched weight goes into, and what each product of one does (`consumers`, by its id)."""
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.products: dict[str, list[Tensor]] = defaultdict(list)  # held, so that no id is used twice
+        self.consumers: dict[int, list[Function]] = {}
+        self.misused: set[str] = set()
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if next(_tensors(result), None) is None:  # a look at a shape or dtype uses nothing
+            return result
+        for tensor in _tensors((args, kwargs)):
+            if id(tensor) in self.consumers:
+                self.consumers[id(tensor)].append(func)
+            name = self.weights.get(id(tensor))
+            if name is None:
+                continue
+            if func in (F.linear, F.conv2d):
+                self.products[name].append(result)
+                self.consumers[id(result)] = []
+            else:
+                self.misused.add(name)
+        return result
+
+
+def _tensors(tree: object) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+    elif isinstance(tree, tuple | list):
+        for branch in tree:
+            yield from _tensors(branch)

@@ -1,0 +1,23 @@
+"""Forward-backward proximal quantizers and the optimizer that trains with them.
+
+from quantizers import ProxConnect, SharpnessSchedule, Linear
+
+base = torch.optim.SGD([{"params": binary, "quantizer": "bnn++"}, {"params": rest}], lr=0.1, momentum=0.9)
+optimizer = ProxConnect(base)
+sharpness = SharpnessSchedule(optimizer, Linear(2.0, 50.0), num_steps)
+"""
+
+from quantizers.catalog import QUANTIZERS, Quantizer, get
+from quantizers.proxconnect import ProxConnect
+from quantizers.sharpness import Constant, Exponential, Linear, SharpnessSchedule
+
+__all__ = [
+    "QUANTIZERS",
+    "Constant",
+    "Exponential",
+    "Linear",
+    "ProxConnect",
+    "Quantizer",
+    "SharpnessSchedule",
+    "get",
+]

@@ -1,0 +1,115 @@
+"""Sharpness schedules: mu as a pure function of training progress, and the scheduler that sets it in an optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from quantizers.groups import require_sharpness
+from quantizers.proxconnect import ProxConnect
+
+Shape = Callable[[float], float]
+"""Progress in [0, 1] -> mu >= 0."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """mu(p) = mu. ValueError if mu is negative or not finite."""
+
+    mu: float
+
+    def __post_init__(self) -> None:
+        require_sharpness(self.mu)
+
+    def __call__(self, progress: float) -> float:
+        """The mu at `progress` in [0, 1]; ValueError outside."""
+        _require_progress(progress)
+        return self.mu
+
+
+@dataclass(frozen=True)
+class Linear:
+    """mu(p) = (1 - p) start + p end, exact at both ends. ValueError if an end is negative or not finite."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        require_sharpness(self.start)
+        require_sharpness(self.end)
+
+    def __call__(self, progress: float) -> float:
+        """The mu at `progress` in [0, 1]; ValueError outside."""
+        _require_progress(progress)
+        return (1 - progress) * self.start + progress * self.end
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """mu(p) = start^(1 - p) end^p, exact at both ends. ValueError unless both ends are positive and finite."""
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        require_sharpness(self.start)
+        require_sharpness(self.end)
+        if 0 in (self.start, self.end):
+            raise ValueError(f"an exponential never touches 0: start={self.start}, end={self.end}; use Linear")
+
+    def __call__(self, progress: float) -> float:
+        """The mu at `progress` in [0, 1]; ValueError outside."""
+        _require_progress(progress)
+        return float(self.start ** (1 - progress) * self.end**progress)
+
+
+class SharpnessSchedule:
+    """Moves mu as a learning-rate scheduler moves lr: `step()` after k calls leaves mu = shape(min(k / num_steps, 1)).
+
+    It moves every group of `optimizer` that names a quantizer, or those that name `quantizer` if that is given. At
+    construction it sets mu = shape(0) and rewrites w, so that w and mu agree from the first gradient on; from then on
+    `step()` only sets the group's mu, which takes effect when the optimizer next writes w. Call it before or after
+    `optimizer.step()`, once per optimizer step: before, w_t = F(w*_t; shape(t / num_steps)); after, one step later.
+
+    To resume, construct it first and load the optimizer's state and its own afterwards, as with torch's schedulers.
+    ValueError if num_steps < 1 or if no group is to be moved.
+    """
+
+    def __init__(self, optimizer: ProxConnect, shape: Shape, num_steps: int, quantizer: str | None = None) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: a schedule needs at least one step")
+        self.optimizer, self.shape, self.num_steps, self.quantizer = optimizer, shape, num_steps, quantizer
+        self._num_steps_done = 0
+        self._set_mu()
+        optimizer.quantize()
+
+    def step(self) -> None:
+        """One step further: group["mu"] = shape(progress), and nothing else."""
+        self._num_steps_done += 1
+        self._set_mu()
+
+    def state_dict(self) -> dict[str, int]:
+        """How many steps were done; the shape is the recipe's, mu the optimizer's."""
+        return {"num_steps_done": self._num_steps_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there. Sets the groups' mu; w, which the optimizer restores, is not touched."""
+        self._num_steps_done = state["num_steps_done"]
+        self._set_mu()
+
+    def _set_mu(self) -> None:
+        mu = self.shape(min(self._num_steps_done / self.num_steps, 1.0))
+        for group in self._groups():
+            group["mu"] = mu
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # Looked up each time: load_state_dict of an optimizer replaces its group dictionaries.
+        names = [group.get("quantizer") for group in self.optimizer.param_groups]
+        wanted = {name for name in names if name is not None and self.quantizer in (None, name)}
+        if not wanted:
+            raise ValueError(f"no parameter group to move: quantizer={self.quantizer!r}, the groups have {names}")
+        return [group for group in self.optimizer.param_groups if group.get("quantizer") in wanted]
+
+
+def _require_progress(progress: float) -> None:
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress={progress} is outside [0, 1]")

@@ -1,0 +1,1 @@
+"""One run: a cell's configuration, its data, its training, its record."""

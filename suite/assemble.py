@@ -1,0 +1,152 @@
+"""From a cell to the objects that train it: data, network, optimizer, schedules. Deterministic in the cell."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import models
+from quantizers import Constant, Exponential, Linear, ProxConnect, SharpnessSchedule
+from suite.config import Cell, Sharpness, Training
+from suite.data.memory import MemoryLoader, Normalization
+from suite.data.sources import DataError, Files, Pixels, Source, hold_out
+from suite.distributed import Layout
+from suite.seeds import stream
+
+
+class Loader(Protocol):
+    """What training needs of data, wherever it lies."""
+
+    def __len__(self) -> int:
+        """Optimizer steps of one training epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each global batch of an epoch, augmented."""
+
+    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of all samples, each once over all processes, as they are."""
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The parts of a data set; `validation` is None where the recipe holds nothing out."""
+
+    train: Loader
+    validation: Loader | None
+    test: Loader
+    num_train_images: int
+
+
+def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
+    """Loaders of the cell's data; order and augmentation come from the cell's seed.
+
+    Raises:
+        DataError: the batch does not divide over the processes, or is larger than the training set.
+    """
+    batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
+    if batch_size % layout.world_size:
+        raise DataError(f"training.batch_size {batch_size} does not divide over {layout.world_size} processes")
+    kept, held_out = hold_out(len(source.train.labels), fraction)
+    if batch_size > len(kept):
+        raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
+    train = source.train.subset(kept)
+    make = _loader_of(train, cell, layout)
+    validation = make(source.train.subset(held_out)) if fraction else None
+    return Loaders(make(train), validation, make(source.test), len(kept))
+
+
+def _loader_of(train: Pixels | Files, cell: Cell, layout: Layout) -> Callable[[Any], Loader]:
+    """(Pixels or Files) -> loader. Pixels are normalised by the training part's statistics."""
+    if isinstance(train, Files):
+        from suite.data.folder import FolderLoader
+
+        num_workers = len(os.sched_getaffinity(0)) // layout.world_size
+        return lambda part: FolderLoader(part, cell.data, cell.training.batch_size, cell.seed, layout, num_workers)
+    if cell.data.crop == "random_resized" or cell.data.image_size is not None:
+        raise DataError(
+            f"{cell.dataset} stays at its own size: data.image_size and crop: random_resized are for folders"
+        )
+    normalization = Normalization.of(train.images)
+    return lambda part: MemoryLoader(
+        part,
+        normalization,
+        cell.training.batch_size,
+        cell.seed,
+        layout,
+        crop_padding=cell.data.crop_padding if cell.data.crop == "padded" else 0,
+        horizontal_flip=cell.data.horizontal_flip,
+    )
+
+
+def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | None) -> tuple[nn.Module, models.Split]:
+    """The network, its quantized weights holding latents, and its parameters' groups.
+
+    The full-precision network is drawn first (or loaded from the parent cell), the same for all methods of a seed;
+    binarizing it draws no random numbers.
+    """
+    torch.manual_seed(stream(cell.seed, "init"))
+    size = cell.data.image_size or source.image_size
+    model = models.create(cell.model, len(source.classes), size, source.in_chans)
+    if parent_weights is not None:
+        model.load_state_dict(parent_weights)
+    split = models.full_precision(model) if cell.quantizer == "fp" else models.binarize(model)
+    return model, split
+
+
+def build_optimizer(cell: Cell, model: nn.Module, split: models.Split) -> ProxConnect:
+    """The base optimizer of the recipe inside ProxConnect; for fp nothing is quantized and the base works alone."""
+    parameters = dict(model.named_parameters())
+    training = cell.training
+    groups: list[dict[str, Any]] = [
+        {"params": [parameters[name] for name in split.decay], "weight_decay": training.weight_decay},
+        {"params": [parameters[name] for name in split.no_decay], "weight_decay": 0.0},
+    ]
+    if split.binary:
+        binary = [parameters[name] for name in split.binary]
+        groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer})
+    base: torch.optim.Optimizer
+    if training.optimizer == "sgd":
+        base = torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.nesterov)
+    else:
+        base = torch.optim.AdamW(groups, training.learning_rate)
+    return ProxConnect(base, cell.quantization.update, clip_latents=cell.quantization.clip_latents)
+
+
+def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> SharpnessSchedule | None:
+    """The schedule of the cell's own mu; None for a quantizer that has none."""
+    sharpness = cell.quantization.sharpness.get(cell.quantizer)
+    return None if sharpness is None else SharpnessSchedule(optimizer, _shape(sharpness), num_steps)
+
+
+def _shape(sharpness: Sharpness) -> Constant | Linear | Exponential:
+    if sharpness.end is None:
+        return Constant(sharpness.start)
+    shape = Linear if sharpness.shape == "linear" else Exponential
+    return shape(sharpness.start, sharpness.end)
+
+
+def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoch: int) -> Any:  # noqa: ANN401  (timm)
+    """Return timm's scheduler: `step_update(step)` before each step sets lr, a pure function of the step's number."""
+    from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+
+    warmup_steps = round(training.warmup_epochs * steps_per_epoch)
+    settings = {"warmup_t": warmup_steps, "warmup_lr_init": 0.0, "t_in_epochs": False}
+    if training.schedule == "cosine":
+        num_steps = max(training.epochs * steps_per_epoch - warmup_steps, 1)
+        return CosineLRScheduler(optimizer, t_initial=num_steps, warmup_prefix=True, **settings)
+    decay_epochs = training.decay_epochs if training.schedule == "step" else ()
+    decay_steps = [epoch * steps_per_epoch for epoch in decay_epochs]
+    return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate, **settings)
+
+
+def build_criterion(training: Training) -> nn.Module:
+    """Mean cross-entropy over the batch, with label smoothing where asked."""
+    from timm.loss import LabelSmoothingCrossEntropy
+
+    if training.label_smoothing:
+        criterion: nn.Module = LabelSmoothingCrossEntropy(training.label_smoothing)
+        return criterion
+    return nn.CrossEntropyLoss()

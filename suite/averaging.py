@@ -1,0 +1,52 @@
+"""Exponential moving average of what is trained: latents where there are any, parameters elsewhere; norm statistics.
+
+Averaging w itself would leave {-1, +1}; the average of w* has a sign, which is what is deployed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quantizers import ProxConnect
+
+
+class MovingAverage:
+    """a <- decay a + (1 - decay) x after each step, in x's dtype; integers (step counters of norms) are copied."""
+
+    def __init__(self, model: nn.Module, optimizer: ProxConnect, binary: frozenset[str], decay: float) -> None:
+        self.model, self.optimizer, self.binary, self.decay = model, optimizer, binary, decay
+        self.averages = {name: value.clone() for name, value in self._live()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the values after a step."""
+        for name, value in self._live():
+            if value.is_floating_point():
+                self.averages[name].lerp_(value, 1 - self.decay)
+            else:
+                self.averages[name].copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the latents and the rest of the model are the averages; outside, themselves to the bit."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the averages with the values they are averages of, and rewrites w."""
+        for name, value in self._live():
+            held = value.clone()
+            value.copy_(self.averages[name])
+            self.averages[name].copy_(held)
+        self.optimizer.soften()
+
+    def _live(self) -> Iterator[tuple[str, Tensor]]:
+        parameters = dict(self.model.named_parameters())
+        for name, value in self.model.state_dict().items():
+            yield name, self.optimizer.latent(parameters[name]) if name in self.binary else value

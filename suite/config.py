@@ -1,0 +1,236 @@
+"""What is run: Grid (a YAML file) -> Cells (one resolved training run each), frozen and identified by content.
+
+`suite.gridfile` reads grids; nothing here touches a file.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+# The three validators import what they ask late: torch and timm cost seconds that --help must not.
+def _known_quantizer(name: str) -> str:
+    import quantizers
+
+    return quantizers.get(name).name
+
+
+def _known_model(name: str) -> str:
+    import models
+
+    if not models.is_known(name):
+        close = " or ".join(repr(match) for match in models.suggest(name))
+        raise ValueError(f"unknown model {name!r}; did you mean {close or 'another'}? (resnet20, ..., any of timm's)")
+    return name
+
+
+def _known_dataset(name: str) -> str:
+    from quantizers.catalog import unknown
+    from suite.data import sources
+
+    if not sources.is_known(name):
+        raise ValueError(unknown("data set", name, sources.names()))
+    return name
+
+
+QuantizerName = Annotated[str, AfterValidator(_known_quantizer)]
+ModelName = Annotated[str, AfterValidator(_known_model)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+
+
+class Frozen(BaseModel):
+    """Immutable and strict about names: a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Frozen):
+    """How images are prepared. Sizes in pixels."""
+
+    image_size: PositiveInt | None = Field(
+        None, description="side the images are resized to; default: the data set's own"
+    )
+    crop: Literal["none", "padded", "random_resized"] = Field(
+        "none", description="training crop: padded = zero-pad, then a random window; random_resized = as for ImageNet"
+    )
+    crop_padding: NonNegativeInt = Field(4, description="zero padding of crop: padded, on each side")
+    horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
+    validation_fraction: Fraction = Field(0.1, description="share of the training set held out; the same for all seeds")
+
+
+class Training(Frozen):
+    """How the network is optimised."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = Field(description="images per optimizer step, over all processes")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = Field(description="peak, after warm-up")
+    momentum: Fraction = Field(0.9, description="sgd only")
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = Field(0.0, description="on weights and latents; norms, biases and gains have none")
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="linear rise of the learning rate from 0")
+    decay_epochs: tuple[PositiveInt, ...] = Field((), description="schedule: step multiplies by decay_rate at each")
+    decay_rate: PositiveFloat = 0.1
+    label_smoothing: Fraction = 0.0
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast; weights stay float32")
+    clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of what the base optimizer sees")
+    ema_decay: Fraction | None = Field(None, description="average of the latents that is evaluated instead of the last")
+    reestimate_norm: bool = Field(
+        default=False,
+        description="after hardening, gather batch-norm statistics anew on training data, for every method",
+    )
+    engine: Literal["plain"] = Field("plain", description="not part of a cell's id: it does not change the result")
+
+
+class Sharpness(Frozen):
+    """Schedule of mu over training, a pure function of progress in [0, 1]."""
+
+    shape: Literal["constant", "linear", "exponential"] = "constant"
+    start: NonNegativeFloat
+    end: NonNegativeFloat | None = Field(None, description="value at the last step; not for constant")
+
+    @model_validator(mode="after")
+    def _end_where_needed(self) -> "Sharpness":
+        if (self.shape == "constant") != (self.end is None):
+            raise ValueError(f"shape {self.shape} {'takes no' if self.shape == 'constant' else 'needs an'} 'end'")
+        if self.shape == "exponential" and (self.start == 0 or self.end == 0):
+            raise ValueError("shape exponential needs start > 0 and end > 0")
+        return self
+
+
+class Quantization(Frozen):
+    """How weights become binary."""
+
+    update: Literal["pc++", "pq", "rpc"] = "pc++"
+    sharpness: dict[QuantizerName, Sharpness] = Field(
+        default_factory=dict, description="mu of each quantizer that reads it; bc, bnn and fp ignore it"
+    )
+    clip_latents: bool = Field(
+        default=False, description="clip w* to [-1, 1] after each step, as BinaryConnect and BinaryNet do"
+    )
+
+
+class Cell(Frozen):
+    """One resolved run. `id` identifies everything that changes its result and nothing else."""
+
+    dataset: DatasetName
+    model: ModelName
+    quantizer: QuantizerName
+    seed: NonNegativeInt
+    init: Literal["scratch", "finetune"] = "scratch"
+    parent: str | None = Field(None, description="id of the full-precision cell that a finetune cell starts from")
+    data: Data
+    training: Training
+    quantization: Quantization
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of SHA-256 over the canonical JSON of the cell, without what cannot change its result."""
+        return _digest(self.model_dump(mode="json", exclude={"training": {"engine"}}))
+
+    @property
+    def recipe_id(self) -> str:
+        """The same digest without the seed: equal for the cells whose spread is the spread over seeds."""
+        exclude: dict[str, Any] = {"seed": True, "parent": True, "training": {"engine"}}
+        return _digest(self.model_dump(mode="json", exclude=exclude))
+
+    @property
+    def name(self) -> str:
+        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch are appended."""
+        start = "" if self.init == "scratch" else f"/{self.init}"
+        return f"{self.dataset}/{self.model}/{self.quantizer}/s{self.seed}{start}"
+
+
+class Block(Frozen):
+    """Models x quantizers x seeds under one recipe. A grid file is one block, plus blocks that override it."""
+
+    dataset: DatasetName
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    quantizers: tuple[QuantizerName, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    init: Literal["scratch", "finetune"] = Field(
+        "scratch", description="finetune: from the full-precision cell of the same model and seed, which runs first"
+    )
+    data: Data = Data()
+    training: Training
+    quantization: Quantization = Quantization()
+
+    def cells(self) -> list[Cell]:
+        """The block's runs, without parents, models outermost."""
+        return [
+            Cell(
+                dataset=self.dataset,
+                model=model,
+                quantizer=quantizer,
+                seed=seed,
+                init=self.init,
+                data=self.data,
+                training=self.training,
+                quantization=self._quantization_of(quantizer),
+            )
+            for model in self.models
+            for quantizer in self.quantizers
+            for seed in self.seeds
+        ]
+
+    def _quantization_of(self, quantizer: str) -> Quantization:
+        # Another method's mu, or any of it under fp, cannot change this cell's result: not part of its id.
+        if quantizer == "fp":
+            return Quantization()
+        own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
+        return self.quantization.model_copy(update={"sharpness": own})
+
+
+class Grid(Frozen):
+    """Named set of cells; every field is data, so a grid file is all there is to share."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    blocks: tuple[Block, ...]
+
+    def cells(self) -> list[Cell]:
+        """All runs, each once, parents linked; full-precision parents come before the cells that start from them.
+
+        Raises:
+            ValueError: a finetune cell has no full-precision cell to start from, or several.
+        """
+        unlinked = list({cell.id: cell for block in self.blocks for cell in block.cells()}.values())
+        linked = [_with_parent(cell, unlinked) for cell in unlinked]
+        return sorted(linked, key=lambda cell: cell.init == "finetune")
+
+
+def _with_parent(cell: Cell, cells: list[Cell]) -> Cell:
+    if cell.init != "finetune":
+        return cell
+    parents = [
+        other
+        for other in cells
+        if (other.dataset, other.model, other.quantizer, other.seed) == (cell.dataset, cell.model, "fp", cell.seed)
+        and other.init != "finetune"
+    ]
+    if len(parents) != 1:
+        found = "none" if not parents else ", ".join(f"{parent.name} ({parent.id})" for parent in parents)
+        raise ValueError(
+            f"{cell.name} starts from the one full-precision cell of its data set, model and seed; the grid has {found}"
+        )
+    return cell.model_copy(update={"parent": parents[0].id})
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,228 @@
+"""Grid files: YAML -> Grid, every error with its line.
+
+    load_grid("digits")                              a bundled grid
+    load_grid("my.yaml", ["training.epochs=2"])      a file, with overrides
+    python -m suite.gridfile                         rewrites grids/grid.schema.json, for editors
+
+A file holds name, description, one block's keys and, optionally, `blocks`: a list of partial blocks, each laid over
+those keys. Without `blocks` the file is the one block.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from suite.config import Block, Grid
+
+BUNDLED = Path(__file__).parent / "grids"
+SCHEMA = BUNDLED / "grid.schema.json"
+Location = tuple[str | int, ...]
+
+
+class GridError(Exception):
+    """A grid cannot be read; str() is one line per fault, ready to print."""
+
+
+def bundled_names() -> list[str]:
+    """Names of the grids that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
+
+
+def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
+    """Reads a bundled grid by name, or a file by path, and applies `key.key=value` overrides to every block.
+
+    Raises:
+        GridError: anything wrong with the file or an override, all faults at once.
+    """
+    path = _find(name_or_path)
+    raw, lines = _parse(path)
+    settings = [_parse_override(text) for text in overrides or []]
+    faults: dict[str, None] = {}
+    partial_blocks = raw.pop("blocks", None)
+    head = {key: raw.pop(key) for key in ("name", "description") if key in raw}
+    if partial_blocks is not None and not (isinstance(partial_blocks, list) and partial_blocks):
+        raise GridError(f"{path}:{lines.get(('blocks',), 1)}: blocks: needs a list of one or more blocks")
+    blocks = []
+    for index, partial in enumerate([{}] if partial_blocks is None else partial_blocks):
+        if not isinstance(partial, dict):
+            faults[f"{path}:{lines[('blocks', index)]}: blocks: each entry is a mapping of keys to override"] = None
+            continue
+        merged = _merge(raw, partial)
+        for location, value in settings:
+            _put(merged, location, value)
+        try:
+            blocks.append(Block.model_validate(merged))
+        except ValidationError as error:
+            where = _Where(path, lines, ("blocks", index), {location for location, _ in settings})
+            faults.update(dict.fromkeys(where.describe(fault, Block) for fault in error.errors()))
+    try:
+        grid = Grid.model_validate({**head, "blocks": blocks})
+        if not faults:
+            grid.cells()
+    except ValidationError as error:
+        where = _Where(path, lines, (), set())
+        faults.update(
+            dict.fromkeys(where.describe(fault, Grid) for fault in error.errors() if fault["loc"][0] != "blocks")
+        )
+    except ValueError as error:
+        faults[f"{path}: {error}"] = None
+    if faults:
+        raise GridError("\n".join(faults))
+    return grid
+
+
+class _Where:
+    """Turns pydantic's faults into `file:line: key: what` for one block of one file."""
+
+    def __init__(self, path: Path, lines: dict[Location, int], block: Location, overridden: set[Location]) -> None:
+        self.path, self.lines, self.block, self.overridden = path, lines, block, overridden
+
+    def describe(self, fault: Any, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
+        location: Location = tuple(part for part in fault["loc"] if part != "[key]")
+        return f"{self._place(location)}: {_key(location)}: {_what(fault, location, model)}"
+
+    def _place(self, location: Location) -> str:
+        if any(location[: len(key)] == key[: len(location)] for key in self.overridden):
+            return "--set"
+        for prefix in (self.block, ()):
+            for length in range(len(location), 0, -1):
+                if (line := self.lines.get((*prefix, *location[:length]))) is not None:
+                    return f"{self.path}:{line}"
+        return f"{self.path}:1"
+
+
+def _unknown(kind: str, value: str, choices: list[str]) -> str:
+    from quantizers.catalog import unknown  # late: it costs the import of torch
+
+    return unknown(kind, value, choices)
+
+
+def _key(location: Location) -> str:
+    return ".".join(str(part) for part in location if isinstance(part, str))
+
+
+def _what(fault: Any, location: Location, model: type[BaseModel]) -> str:  # noqa: ANN401
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        return _unknown("key", str(location[-1]), _fields(model, location[:-1]))
+    if kind == "missing":
+        return "is required"
+    if kind == "literal_error":
+        return _unknown(
+            "value", str(fault["input"]), [choice.strip("'") for choice in _expected(fault["ctx"]["expected"])]
+        )
+    if kind == "value_error":
+        return str(fault["ctx"]["error"])
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{message}, got {fault['input']!r}"
+
+
+def _expected(text: str) -> list[str]:
+    return text.replace(" or ", ", ").split(", ")
+
+
+def _fields(model: type[BaseModel], location: Location) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return sorted(model.model_fields)
+        model = annotation
+    extra = ["name", "description", "blocks"] if model is Block else []
+    return [*model.model_fields, *extra]
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in bundled_names():
+        return BUNDLED / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise GridError(f"{path}: no such grid file; the bundled grids are {', '.join(bundled_names())}")
+    raise GridError(f"{_unknown('grid', name_or_path, bundled_names())}; or give the path of a YAML file")
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise GridError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise GridError(f"{path}:{line}: not YAML: {error.problem}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise GridError(f"{path}:1: a grid is a mapping with the keys {', '.join(_fields(Block, ()))}")
+    lines: dict[Location, int] = {}
+    _collect_lines(node, (), lines, path)
+    return yaml.safe_load(text), lines
+
+
+def _collect_lines(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*location, key.value)
+            line = key.start_mark.line + 1
+            if here in lines:
+                raise GridError(f"{path}:{line}: {_key(here)}: given twice, first in line {lines[here]}")
+            lines[here] = line
+            _collect_lines(value, here, lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*location, index)] = value.start_mark.line + 1
+            _collect_lines(value, (*location, index), lines, path)
+
+
+def _parse_override(text: str) -> tuple[Location, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise GridError(f"--set {text}: write KEY=VALUE, for instance --set training.epochs=2")
+    if key.split(".")[0] in {"name", "description", "blocks"}:
+        raise GridError(f"--set {text}: only a block's keys can be overridden: {', '.join(Block.model_fields)}")
+    try:
+        return tuple(key.split(".")), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise GridError(f"--set {text}: the value is not YAML") from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _put(raw: dict[str, Any], location: Location, value: Any) -> None:  # noqa: ANN401  (any YAML value)
+    for part in location[:-1]:
+        inner = raw.get(str(part))
+        raw[str(part)] = dict(inner) if isinstance(inner, dict) else {}
+        raw = raw[str(part)]
+    raw[str(location[-1])] = value
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a grid file: Block's, with name and description, and `blocks` whose keys are all optional."""
+    block = Block.model_json_schema()
+    definitions = block.pop("$defs")
+    partial = {**block, "required": [], "title": "blocks"}
+    optional = {name: {**body, "required": []} for name, body in definitions.items() if name != "Sharpness"}
+    head = {name: Grid.model_json_schema()["properties"][name] for name in ("name", "description")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "proxbench grid",
+        "description": "models x quantizers x seeds under one recipe; `blocks` are laid over it",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name"],
+        "properties": {**head, **block["properties"], "blocks": {"type": "array", "items": partial}},
+        "$defs": {**definitions, **optional},
+    }
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
+    print(SCHEMA)

@@ -1,0 +1,61 @@
+"""What a number's reader needs to find out where it came from: code, versions, hardware, data."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite.distributed import Layout
+
+_PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
+
+
+def collect(layout: Layout, data_checksum: str) -> dict[str, Any]:
+    """Provenance of the run that this process is part of, as JSON."""
+    return {
+        "command": sys.argv,
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(layout.device) if layout.device.type == "cuda" else _processor(),
+        "num_processes": layout.world_size,
+        # Sums are split over threads: another number of them may round differently.
+        "num_threads": torch.get_num_threads(),
+        "num_cores": len(os.sched_getaffinity(0)),
+        "data_checksum": data_checksum,
+    }
+
+
+def code_version() -> dict[str, str | None]:
+    """The commit this package was imported from and what differs from it; None outside a git checkout."""
+    if shutil.which("git") is None:
+        return {"commit": None, "diff": None}
+    return {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()

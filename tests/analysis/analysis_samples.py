@@ -1,0 +1,58 @@
+"""Frames of cells for the analysis tests."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.cells import SCHEMA
+
+NAN = float("nan")
+
+
+def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: str) -> list[dict[str, object]]:
+    """One row per seed 0, 1, ...: done with that hard accuracy, or in the state named instead, `failed: oom`."""
+    rows = []
+    for seed, accuracy in enumerate(accuracies):
+        state, _, cause = (accuracy if isinstance(accuracy, str) else "done").partition(": ")
+        hard = NAN if isinstance(accuracy, str) else accuracy
+        row: dict[str, object] = {
+            "grid": "digits",
+            "dataset": "digits",
+            "model": "resnet20",
+            "quantizer": quantizer,
+            "task": "bw",
+            "init": "scratch",
+            "recipe_id": f"recipe of {quantizer}",
+            "git_commit": "c0ffee" if state == "done" else "",
+            **columns,
+            "seed": seed,
+            "state": state,
+            "cause": cause,
+            "top1_hard": hard,
+            "top1_soft": hard + 0.004 if quantizer == "bnn++" else hard,
+        }
+        row["cell_id"] = "/".join(
+            str(row[key]) for key in ("dataset", "model", "quantizer", "recipe_id", "init", "seed")
+        )
+        rows.append(row)
+    return rows
+
+
+def frame_of(*groups: list[dict[str, object]]) -> pd.DataFrame:
+    """The rows of the groups as a frame that keeps to the schema."""
+    rows = [row for group in groups for row in group]
+    return pd.DataFrame(rows, columns=list(SCHEMA)).astype(SCHEMA)
+
+
+def example() -> pd.DataFrame:
+    """Two models; of the baselines' cells some failed, some wait, one pair only is left, one differs by a constant."""
+    return frame_of(
+        cells_of("fp", [0.9911, 0.9904, 0.9917]),
+        cells_of("bc", [0.9702, 0.9738, "failed: oom"]),
+        cells_of("bnn", [0.9610, 0.9720, 0.9640]),
+        cells_of("bnn+", ["queued", "queued", "running"]),
+        cells_of("bnn++", [0.9760, 0.9781, 0.9745]),
+        cells_of("bc", [0.9450, "failed: nan", "failed: nan"], model="resnet110"),
+        cells_of("bnn", [0.9700, 0.9750, 0.9760], model="resnet110"),
+        cells_of("bnn++", [0.9800, 0.9850, 0.9860], model="resnet110"),
+    )

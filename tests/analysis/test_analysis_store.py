@@ -1,0 +1,230 @@
+"""From a real sqlite MLflow store, one for all tests, to a frame; and the command line on top."""
+
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from analysis_samples import cells_of, example
+
+from analysis.__main__ import main
+from analysis.cells import SCHEMA
+from analysis.errors import UserError
+from analysis.runs import load
+
+TAGS = [column for column in SCHEMA if not column.startswith("top1")]
+
+
+@pytest.fixture(autouse=True)
+def _no_store_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MLFLOW_TRACKING_URI", "PROXBENCH_ROOT"):
+        monkeypatch.setenv(variable, "")  # so that monkeypatch restores what MLflow may write there
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A ROOT whose mlflow.db has the grids digits (the example), again (a duplicate), large (1,050 cells), ..."""
+    folder = tmp_path_factory.mktemp("runs")
+    with warnings.catch_warnings():
+        # SQLAlchemy 2.1 warns of the way in which MLflow 3.17 declares its tables, once, when they are first imported.
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
+        _fill(folder)
+        yield folder
+
+
+def _fill(folder: Path) -> None:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow import MlflowClient
+
+    client, artifacts = MlflowClient(uri(folder)), str(folder / "artifacts")
+    _write(client, artifacts, "digits", example().to_dict("records"))
+    again = [*cells_of("bc", [0.5, "failed: oom"], grid="again"), *cells_of("bc", [0.625], grid="again")]
+    _write(client, artifacts, "again", again)
+    _write(client, artifacts, "large", cells_of("bc", ["planned"], grid="large"))
+    _copy_the_last_run(folder / "mlflow.db", num_copies=1049)
+    before = cells_of("bc", [0.5, 0.5], grid="edited", recipe_id="old", current="false")
+    _write(client, artifacts, "edited", [*before, *cells_of("bc", [0.75], grid="edited", current="true")])
+    foreign = client.create_experiment("foreign", artifact_location=artifacts)
+    client.create_run(foreign, run_name="somebody's", tags={"dataset": "digits"})
+
+
+def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any, object]]) -> None:
+    """The rows as suite.tracking writes cells, started one millisecond after another."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    assert isinstance(client, MlflowClient)
+    experiment = client.create_experiment(grid, artifact_location=artifacts)
+    for start, row in enumerate(rows, start=1):
+        name = f"{row['dataset']}/{row['model']}/{row['quantizer']}/s{row['seed']}"
+        tags = {tag: str(row[tag]) for tag in (*TAGS, "current") if tag in row}
+        run = client.create_run(experiment, start_time=start, tags=tags, run_name=name)
+        if row["state"] == "done":
+            metrics = [Metric(f"test/{key}", row[key], timestamp=0, step=9) for key in ("top1_hard", "top1_soft")]
+            client.log_batch(run.info.run_id, metrics)
+
+
+def _copy_the_last_run(database: Path, num_copies: int) -> None:
+    """Copies as seeds 1, 2, ..., started later; MLflow itself takes half a minute for a thousand runs."""
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        run = pd.read_sql("SELECT * FROM runs ORDER BY rowid DESC LIMIT 1", store)
+        tags = pd.read_sql("SELECT * FROM tags WHERE run_uuid = ?", store, params=[run["run_uuid"][0]])
+        seeds = range(1, num_copies + 1)
+        runs = pd.concat([run.assign(run_uuid=f"{seed:032x}", start_time=1 + seed) for seed in seeds])
+        changed = {"seed": "{}", "cell_id": "cell {}", "mlflow.runName": "copy {}"}
+        values = [
+            [changed.get(key, value).format(seed) for key, value in zip(tags["key"], tags["value"], strict=True)]
+            for seed in seeds
+        ]
+        all_tags = pd.concat(
+            [tags.assign(run_uuid=f"{seed:032x}", value=value) for seed, value in zip(seeds, values, strict=True)]
+        )
+        runs.to_sql("runs", store, if_exists="append", index=False)
+        all_tags.to_sql("tags", store, if_exists="append", index=False)
+
+
+def uri(root: Path) -> str:
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def test_what_was_written_is_read(root: Path) -> None:
+    results = load(uri(root), "digits")
+    key = ["model", "quantizer", "seed"]
+    read, written = (frame.sort_values(key).reset_index(drop=True) for frame in (results.frame, example()))
+    assert read.equals(written)
+    assert results.findings[0] == "2 of 24 cells failed: nan (digits/resnet110/bc/s1, digits/resnet110/bc/s2)"
+
+
+def test_more_than_a_thousand_runs_are_read_completely_and_in_order(root: Path) -> None:
+    assert load(uri(root), "large").frame["seed"].tolist() == list(range(1050))
+
+
+def test_of_two_runs_of_a_cell_the_newest_is_used_and_told(root: Path) -> None:
+    results = load(uri(root), "again")
+    assert results.frame["top1_hard"].tolist()[0] == 0.625
+    assert "has 2 runs in the store that disagree on top1_hard (0.5, 0.625)" in results.findings[0]
+
+
+def test_cells_from_before_a_grid_was_edited_are_left_out_and_told(root: Path) -> None:
+    results = load(uri(root), "edited")
+    assert results.frame["top1_hard"].tolist() == [0.75]
+    assert results.findings == (
+        "2 cells that the grid had before its last launch are left out (digits/resnet20/bc/s0, digits/resnet20/bc/s1)",
+    )
+
+
+def test_reading_leaves_the_tracking_uri_alone(root: Path) -> None:
+    load(uri(root), "digits")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_an_unknown_grid_is_refused_with_the_grids_in_the_store(root: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(uri(root), "digit")
+    assert str(caught.value) == (
+        "unknown grid 'digit'; did you mean 'digits'? in the store: again, digits, edited, foreign, large"
+    )
+
+
+def test_a_run_that_is_no_cell_is_refused_by_name(root: Path) -> None:
+    with pytest.raises(UserError, match="run somebody's of foreign is not a cell: no tag cell_id, model, quantizer"):
+        load(uri(root), "foreign")
+
+
+def test_a_store_that_does_not_exist_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow store there"):
+        load(uri(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("root")
+def test_a_file_that_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database, though long enough to be read as one" * 40)
+    with pytest.raises(UserError, match=r"cannot read sqlite.*not a database$"):
+        load(uri(tmp_path))
+
+
+@pytest.mark.usefixtures("root")
+def test_a_dead_server_is_reported_within_seconds() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f"cannot read http://127.0.0.1:{port}"):
+        load(f"http://127.0.0.1:{port}")
+    assert time.monotonic() - start < 30
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
+    return main()
+
+
+def test_tables_prints_the_grid(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "tables", "digits", "--root", str(root)) == 0
+    golden = (Path(__file__).parent / "golden" / "comparison.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == golden
+
+
+def test_tables_writes_the_output_file_and_reads_the_root_from_the_environment(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROXBENCH_ROOT", str(root))
+    output = tmp_path / "digits.json"
+    assert run_main(monkeypatch, "tables", "digits", "--format", "json", "--output", str(output)) == 0
+    assert len(json.loads(output.read_text(encoding="utf-8"))["entries"]) == 10
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tables", "digit"], "unknown grid 'digit'; did you mean 'digits'?"),
+        (["tables", "digits", "--format", "word"], "'word' is not one of 'markdown', 'latex', 'csv', 'html', 'json'"),
+        (["tables", "digits", "--output", "/nowhere/at/all.md"], "No such file or directory: '/nowhere/at/all.md'"),
+        (["tables", "--root", "nowhere"], "nowhere/mlflow.db: no MLflow store there"),
+        (["tabels"], "No such command 'tabels'"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("PROXBENCH_ROOT", str(root))
+    assert run_main(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tables", "--help"]])
+def test_help_teaches_with_an_example_in_under_a_second(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "analysis", *arguments]
+    start = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert time.monotonic() - start < 1
+    assert "python -m analysis tables digits" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'mlflow', 'pandas', 'scipy', 'numpy', 'torch'}"
+    code = f"import sys, analysis.__main__; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,197 @@
+"""Golden files are compared whole; `python tests/analysis/test_analysis_tables.py` rewrites them."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from analysis_samples import cells_of, example, frame_of
+
+from analysis.cells import findings
+from analysis.comparison import Entry, Table, comparison
+from analysis.tables import to_csv, to_html, to_json, to_latex, to_markdown
+
+GOLDEN = Path(__file__).parent / "golden"
+RENDERED: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex}
+FOR_PEOPLE = [to_markdown, to_latex, to_html]
+ALL = [*FOR_PEOPLE, to_csv, to_json]
+
+
+def example_table() -> Table:
+    return comparison(example(), findings(example()))
+
+
+def entry_of(table: Table, quantizer: str, model: str = "resnet20") -> Entry:
+    (entry,) = (e for block in table.blocks for e in block.entries if (e.quantizer, e.model) == (quantizer, model))
+    return entry
+
+
+@pytest.mark.parametrize("suffix", RENDERED)
+def test_rendering_equals_the_golden_file(suffix: str) -> None:
+    assert RENDERED[suffix](example_table()) == (GOLDEN / f"comparison.{suffix}").read_text(encoding="utf-8")
+
+
+def test_rows_follow_the_catalogue_and_models_their_numbers() -> None:
+    (block,) = comparison(pd.concat([frame_of(cells_of("mine", [0.5])), example()])).blocks
+    assert block.quantizers == ("fp", "bc", "bnn", "bnn+", "bnn++", "mine")
+    assert block.models == ("resnet20", "resnet110")
+
+
+def test_the_difference_is_bnn_plus_plus_minus_the_row_over_shared_seeds() -> None:
+    difference = entry_of(example_table(), "bc").difference
+    assert difference is not None
+    assert difference.n == 2
+    assert difference.mean == pytest.approx((0.9760 - 0.9702 + 0.9781 - 0.9738) / 2)
+
+
+def test_missing_and_failed_seeds_are_shown_in_their_place() -> None:
+    text = to_markdown(example_table())
+    assert "| 97.20 ± 0.25 (2 of 3; 1 failed: oom) |" in text
+    assert "| missing (2 queued, 1 running) |" in text
+    assert "| 94.50 (1 of 3; 2 failed: nan) | +3.50, no interval (1) | underpowered (n=1) |" in text
+
+
+def test_a_seed_that_only_other_quantizers_have_is_missing() -> None:
+    table = comparison(frame_of(cells_of("bc", [0.5]), cells_of("bnn++", [0.6, 0.7])))
+    assert entry_of(table, "bc").missing == (("not in the store", 1),)
+
+
+def test_cells_of_several_recipes_are_never_averaged() -> None:
+    old, new = cells_of("bnn++", [0.5], recipe_id="old"), cells_of("bnn++", [0.9, 0.9], recipe_id="new")
+    table = comparison(frame_of(cells_of("bc", [0.5, 0.6]), old, new))
+    assert entry_of(table, "bnn++").top1_hard_mean is None
+    assert entry_of(table, "bc").difference is None
+    assert "2 recipes mixed, no mean" in to_markdown(table)
+
+
+def test_without_bnn_plus_plus_accuracies_stand_alone() -> None:
+    text = to_markdown(comparison(frame_of(cells_of("bc", [0.5, 0.6]))))
+    assert "| bc | 55.00 ± 7.07 (2) | — | — |" in text
+    assert "sign-flip" not in text
+
+
+def test_from_six_pairs_on_p_is_printed() -> None:
+    better = comparison(frame_of(cells_of("bc", [0.5 + i / 100 for i in range(6)]), cells_of("bnn++", [0.7] * 6)))
+    text = to_markdown(better)
+    assert "| 0.031 |" in text
+    assert "underpowered" not in text
+
+
+def test_fine_tuned_methods_stand_beside_the_full_precision_cells_they_start_from() -> None:
+    table = comparison(
+        frame_of(
+            cells_of("fp", [0.9, 0.8]),
+            cells_of("bc", [0.7, 0.6], init="finetune"),
+            cells_of("bnn++", [0.8, 0.9], init="finetune"),
+        )
+    )
+    (block,) = table.blocks
+    assert block.title == "digits, init finetune"
+    assert block.quantizers == ("fp", "bc", "bnn++")
+
+
+def test_each_init_has_its_block_and_full_precision_stands_in_both() -> None:
+    scratch = [*cells_of("fp", [0.9]), *cells_of("bc", [0.7])]
+    table = comparison(frame_of(scratch, cells_of("bc", [0.8], init="finetune"), cells_of("fp", [0.5], model="vit")))
+    assert [(block.title, block.quantizers, block.models) for block in table.blocks] == [
+        ("digits, init scratch", ("fp", "bc"), ("resnet20", "vit")),
+        ("digits, init finetune", ("fp", "bc"), ("resnet20",)),
+    ]
+
+
+def test_grids_are_never_mixed() -> None:
+    table = comparison(frame_of(cells_of("bc", [0.7]), cells_of("bc", [0.9], grid="other")))
+    assert [block.title for block in table.blocks] == ["digits, grid digits", "digits, grid other"]
+
+
+@pytest.mark.parametrize("render", ALL)
+def test_every_finding_stands_above_the_numbers(render: Callable[[Table], str]) -> None:
+    table = Table(example_table().blocks, findings=("the cat slept", "the dog did not"))
+    text = render(table)
+    assert text.index("the cat slept") < text.index("the dog did not") < text.index("bnn++")
+
+
+@pytest.mark.parametrize("render", FOR_PEOPLE)
+def test_tables_for_people_say_what_they_measure(render: Callable[[Table], str]) -> None:
+    text = render(example_table())
+    for words in ("ddof 1", "exactly", "not a binary network", "paired by seed", "Student's t", "not adjusted"):
+        assert words in text.replace("&#x27;", "'")
+    assert "underpowered (n=3)" in text
+
+
+def test_csv_is_read_by_pandas_with_fractions() -> None:
+    table = example_table()
+    frame = pd.read_csv(io.StringIO(to_csv(table)), comment="#")
+    row = frame[(frame["quantizer"] == "bnn") & (frame["model"] == "resnet20")].iloc[0]
+    entry = entry_of(table, "bnn")
+    assert entry.difference is not None
+    assert (row["top1_hard_mean"], row["difference_low"]) == (entry.top1_hard_mean, entry.difference.low)
+    assert len(frame) == 10
+
+
+def test_json_is_strict_and_has_null_where_a_value_is_undefined() -> None:
+    document = json.loads(to_json(example_table()), parse_constant=pytest.fail)
+    (constant,) = (e for e in document["entries"] if (e["quantizer"], e["model"]) == ("bnn", "resnet110"))
+    assert (constant["difference_sd"], constant["difference_low"], constant["difference_effect"]) == (0.0, None, None)
+    assert constant["underpowered"] is True
+    assert document["findings"] == list(findings(example()))
+
+
+class _Page(HTMLParser):
+    """Collects cell texts and open tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del attrs
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.cells.append(data.strip())
+
+
+def test_html_is_well_formed_and_holds_the_cells() -> None:
+    page = _Page()
+    page.feed(to_html(example_table()))
+    assert page.open == []
+    assert "97.20 ± 0.25 (2 of 3; 1 failed: oom)" in page.cells
+    assert to_html(example_table()) == to_html(example_table())
+
+
+def hostile_table() -> Table:
+    name = r"a_b & 50% <b>#{x}$y|z~^\n"
+    return comparison(frame_of(cells_of(name, [0.5], model=name, dataset=name)), findings=(f"beware of {name}",))
+
+
+def test_latex_is_escaped_everywhere() -> None:
+    text = to_latex(hostile_table())
+    escaped = r"a\_b \& 50\% \textless{}b\textgreater{}\#\{x\}\$y\textbar{}z\textasciitilde{}\textasciicircum{}"
+    assert text.count(escaped + r"\textbackslash{}n") == 4  # data set, model, quantizer, finding
+    assert not re.search(r"(?<!\\)[#%]", text)
+    assert text.isascii()
+    assert to_latex(example_table()).isascii()
+
+
+def test_html_and_markdown_are_escaped() -> None:
+    html = to_html(hostile_table())
+    assert "<b>" not in html
+    assert html.count("&lt;b&gt;") == 4
+    body = [line for line in to_markdown(hostile_table()).splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in body} == {5}
+
+
+if __name__ == "__main__":
+    for golden_suffix, golden_render in RENDERED.items():
+        (GOLDEN / f"comparison.{golden_suffix}").write_text(golden_render(example_table()), encoding="utf-8")

@@ -1,0 +1,39 @@
+"""A cell that trains in a second, and a place to run it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_cells import tiny_cell, tiny_grid
+
+from suite.config import Cell
+from suite.rundir import RunDir
+
+
+@pytest.fixture
+def make_cell() -> Callable[..., Cell]:
+    return tiny_cell
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., RunDir]:
+    """A run directory of a tiny cell, in a grid folder of the given name."""
+
+    def make(grid: str = "grid", **changes: object) -> RunDir:
+        cell = tiny_cell(**changes)
+        return RunDir.create(tmp_path / grid / cell.id, cell)
+
+    return make
+
+
+@pytest.fixture
+def write_grid(tmp_path: Path) -> Callable[..., Path]:
+    """The file of a grid of tiny cells; keyword arguments replace its keys."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(tiny_grid(**changes), sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,234 @@
+"""The commands as a user types them, on real runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_cells import tiny_grid
+
+from suite.locks import holder
+from suite.rundir import RunDir, read_plan
+
+WriteGrid = Callable[..., Path]
+
+
+def launch(*arguments: str | Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "150"} | ({"PATH": path} if path else {})
+    command = [sys.executable, "-m", "launch", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def statuses(root: Path) -> dict[str, dict[str, Any]]:
+    answer = launch("status", "--json", "--root", root)
+    assert answer.returncode == 0, answer.stderr
+    return {row["name"]: row for row in json.loads(answer.stdout)}
+
+
+def _runs(root: Path, grid: str = "tiny") -> list[RunDir]:
+    return [RunDir(root / grid / cell_id) for cell_id in read_plan(root / grid)]
+
+
+@pytest.mark.parametrize("package", ["launch", "analysis"])
+def test_help_and_import_take_under_a_second(package: str) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        answer = subprocess.run([sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+    assert "Usage" in answer.stdout
+    assert min(seconds) < 1.0
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import launch.__main__, sys; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_without_slurm_and_without_local_one_line_says_so(tmp_path: Path) -> None:
+    answer = launch("grid", "digits", "--root", tmp_path, path="/nowhere")
+    assert answer.returncode == 2
+    assert answer.stderr == "no SLURM here (sbatch is not on PATH); add --local to run on this machine\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_grid_file_is_told_line_by_line_and_exits_2(write_grid: WriteGrid, tmp_path: Path) -> None:
+    path = write_grid(quantizers=["bnnpp"], models=["resnet9"], seedz=[1])
+    answer = launch("grid", path, "--local", "--root", tmp_path)
+    assert answer.returncode == 2
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{path}:") and "did you mean" in line for line in lines)
+
+
+def test_a_dry_run_shows_the_cells_and_starts_nothing(write_grid: WriteGrid, tmp_path: Path) -> None:
+    answer = launch("grid", write_grid(), "--dry-run", "--root", tmp_path / "runs")
+    assert answer.returncode == 0
+    assert "2 would start at once; nothing was started" in answer.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_pattern_that_fits_no_cell_is_told(write_grid: WriteGrid, tmp_path: Path) -> None:
+    answer = launch("grid", write_grid(), "--local", "--only", "resnet20", "--root", tmp_path)
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "--only resnet20 matches no cell" in answer.stderr
+
+
+def test_missing_data_stops_the_launch_before_any_cell(write_grid: WriteGrid, tmp_path: Path) -> None:
+    path = write_grid(dataset="folder/flowers")
+    answer = launch("grid", path, "--local", "--root", tmp_path / "runs", "--data-dir", tmp_path)
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "flowers/train: no class folders" in answer.stderr
+    assert not list(tmp_path.glob("runs/tiny/*/cell.yaml"))
+
+
+def test_debug_takes_the_first_steps_in_this_process(write_grid: WriteGrid, tmp_path: Path) -> None:
+    answer = launch("debug", write_grid(), "--max-steps", "3")
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    assert lines[0] == "digits/resnet8/bnn++/s0"
+    assert [line.split("  ")[0] for line in lines[1:] if line.startswith("step")] == ["step 0", "step 1", "step 2"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_status_of_a_grid_that_was_not_launched_lists_those_that_were(tmp_path: Path) -> None:
+    answer = launch("status", "digits", "--root", tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == f"no grid 'digits'. {tmp_path} holds none: launch one, or name another --root\n"
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(grid file, root, what the launcher printed) of a grid with finetune cells, launched once for several tests."""
+    folder = tmp_path_factory.mktemp("launched")
+    blocks = [{}, {"init": "finetune", "quantizers": ["bc"], "training": {"epochs": 1}}]
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_grid(blocks=blocks)), encoding="utf-8")
+    answer = launch("grid", path, "--local", "--root", folder / "runs")
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    return path, folder / "runs", answer.stdout
+
+
+@pytest.mark.slow
+def test_a_launched_grid_ends_done_and_says_where_to_look(launched: tuple[Path, Path, str]) -> None:
+    _, root, output = launched
+    assert {name: row["state"] for name, row in statuses(root).items()} == {
+        "digits/resnet8/fp/s0": "done",
+        "digits/resnet8/bnn++/s0": "done",
+        "digits/resnet8/bc/s0/finetune": "done",
+    }
+    assert f"mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db" in output
+    assert "python -m analysis tables tiny" in output
+
+
+@pytest.mark.slow
+def test_a_finetune_cell_started_after_its_parent_from_its_weights(launched: tuple[Path, Path, str]) -> None:
+    runs = {run.cell().name: run for run in _runs(launched[1])}
+    parent, child = runs["digits/resnet8/fp/s0"], runs["digits/resnet8/bc/s0/finetune"]
+    assert child.cell().parent == parent.path.name
+    assert child.provenance_path.stat().st_mtime > parent.result_path.stat().st_mtime
+    scratch = parent.state().epoch  # the parent had two epochs; one epoch from scratch is no better than chance here
+    assert scratch == 2
+
+
+@pytest.mark.slow
+def test_a_second_launch_submits_nothing(launched: tuple[Path, Path, str]) -> None:
+    path, root, _ = launched
+    before = {run.path: run.result_path.stat().st_mtime for run in _runs(root)}
+    answer = launch("grid", path, "--local", "--root", root)
+    assert answer.returncode == 0
+    assert {run.path: run.result_path.stat().st_mtime for run in _runs(root)} == before
+    assert {row["attempt"] for row in statuses(root).values()} == {1}
+
+
+@pytest.mark.slow
+def test_the_store_and_the_table_hold_what_was_measured(launched: tuple[Path, Path, str]) -> None:
+    _, root, _ = launched
+    command = [sys.executable, "-m", "analysis", "tables", "tiny", "--root", str(root), "--format", "json"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    for run in _runs(root):
+        result = run.result()
+        assert result is not None
+        assert f"{result['top1_hard']:.6f}"[:8] in answer.stdout
+
+
+@pytest.mark.slow
+def test_logs_print_the_cells_own_log(launched: tuple[Path, Path, str]) -> None:
+    answer = launch("logs", "bnn++/s0", "--root", launched[1])
+    assert answer.returncode == 0, answer.stderr
+    assert "epoch 2/2 train/loss" in answer.stdout
+    assert "done test/top1_soft" in answer.stdout
+    ambiguous = launch("logs", "s0", "--root", launched[1])
+    assert (ambiguous.returncode, ambiguous.stderr.count("\n")) == (2, 1)
+    assert "s0 fits 3 cells" in ambiguous.stderr
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_grid: WriteGrid, tmp_path: Path) -> None:
+    path = write_grid(quantizers=["fp", "bc"])
+    root = tmp_path / "runs"
+    diverging = ["--set", "training.optimizer=sgd", "--set", "training.learning_rate=1.0e+30"]
+    answer = launch("grid", path, "--local", "--root", root, *diverging, "--only", "fp")
+    assert answer.returncode == 1
+    rows = statuses(root)
+    assert (rows["digits/resnet8/fp/s0"]["state"], rows["digits/resnet8/fp/s0"]["cause"]) == ("failed", "nan")
+    assert rows["digits/resnet8/bc/s0"]["state"] == "planned"
+    assert "failed: nan: DivergedError: the loss is" in launch("status", "--root", root).stdout
+    assert launch("grid", path, "--local", "--root", root, *diverging, "--only", "fp").returncode == 1
+    assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 1, "a failed cell waits for a retry"
+    assert launch("retry", "--local", "--root", root, "--only", "fp").returncode == 1
+    assert launch("retry", "--local", "--root", root, "--only", "bc").stderr.startswith("nothing to retry")
+
+
+@pytest.mark.slow
+def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_grid: WriteGrid, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 12, "batch_size": 64, "learning_rate": 0.01})
+    command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
+    with subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        run = _wait_for_epoch(root, 2)
+        process = holder(run.lock)
+        assert process is not None
+        os.kill(process, signal.SIGKILL)
+        launcher.communicate()
+    assert launcher.returncode == 0
+    assert run.state().attempt == 2
+    assert run.result() is not None
+
+
+@pytest.mark.slow
+def test_a_cancelled_cell_stops_and_a_killed_launcher_leaves_its_cells_running(
+    write_grid: WriteGrid, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 500, "batch_size": 64, "learning_rate": 0.01})
+    command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as launcher:
+        run = _wait_for_epoch(root, 1)
+        other = launch("grid", path, "--local", "--root", root)
+        assert other.returncode == 2
+        assert f"launcher {launcher.pid} is at work on this grid" in other.stderr
+        launcher.send_signal(signal.SIGKILL)
+    assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "running"
+    assert launch("cancel", "--root", root).stdout == "1 cancelled\n"
+    assert holder(run.lock) is None
+    assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "cancelled"
+    assert run.result() is None
+
+
+def _wait_for_epoch(root: Path, epoch: int) -> RunDir:
+    """The grid's one run, once it has trained so many epochs."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        runs = _runs(root)
+        if runs and runs[0].state().epoch >= epoch:
+            return runs[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no run in {root} reached epoch {epoch}")

@@ -1,0 +1,54 @@
+"""A small non-convex problem: a network of tanh units fitted to fixed data. Its loss costs a few hundred flops."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.optim import Optimizer
+
+
+class TanhNetwork(nn.Module):
+    """l = mean (v . tanh(U x + c) - y)^2: U and v are there to be quantized, c is not. The same numbers each time."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+
+        def uniform(*shape: int) -> Tensor:
+            return (2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1).to(dtype)
+
+        self.u, self.v, self.c = (nn.Parameter(uniform(*shape)) for shape in ((6, 4), (1, 6), (6,)))
+        self.x, self.y = uniform(16, 4), uniform(16, 1)
+
+    def loss_at(self, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
+        """The loss at any tensors in place of the parameters."""
+        return (linear(linear(self.x, u, c).tanh(), v) - self.y).square().mean()
+
+    def forward(self) -> Tensor:
+        return self.loss_at(self.u, self.v, self.c)
+
+    def groups(self, quantizer: str, **options: float) -> list[dict[str, Any]]:
+        """The parameter groups of a training with `quantizer`; c in one of its own, left to the base optimizer."""
+        return [{"params": [self.u, self.v], "quantizer": quantizer, **options}, {"params": [self.c]}]
+
+    def bits(self) -> list[Tensor]:
+        """A copy of the parameters, to be compared bit for bit."""
+        return [p.detach().clone() for p in self.parameters()]
+
+
+def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two lists of tensors are the same, in dtype and to the last bit (but for the sign of zero)."""
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ones, others, strict=True))
+
+
+def grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
+def train(model: TanhNetwork, optimizer: Optimizer, num_steps: int = 10) -> None:
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model().backward()
+        optimizer.step()

@@ -1,0 +1,110 @@
+"""Cells are identified by what changes their result, and by nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from suite.config import Block, Cell, Grid, Sharpness
+from suite.seeds import stream
+
+
+def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell().id == "d6b4d5d73111"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "cifar10"},
+        {"model": "resnet20"},
+        {"quantizer": "bc"},
+        {"seed": 1},
+        {"init": "finetune"},
+        {"data__horizontal_flip": True},
+        {"training__epochs": 3},
+        {"training__learning_rate": 0.0031},
+        {"quantization__clip_latents": True},
+        {"quantization__update": "pq"},
+    ],
+)
+def test_id_changes_with_what_changes_the_result(make_cell: Callable[..., Cell], change: dict[str, object]) -> None:
+    assert make_cell(**change).id != make_cell().id
+
+
+def test_id_does_not_depend_on_the_engine_or_on_how_numbers_are_written(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell(training__engine="plain", training__learning_rate="3e-3").id == make_cell().id
+
+
+def test_recipe_id_is_shared_by_the_seeds_only(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell(seed=1).recipe_id == make_cell().recipe_id
+    assert make_cell(training__epochs=3).recipe_id != make_cell().recipe_id
+
+
+def test_name_says_data_set_model_quantizer_seed_and_start(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell(seed=3).name == "digits/resnet8/bnn++/s3"
+    assert make_cell(init="finetune").name == "digits/resnet8/bnn++/s0/finetune"
+
+
+def test_a_cell_is_frozen(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_cell().__setattr__("seed", 1)
+
+
+def _block(cell: Cell, **changes: object) -> Block:
+    raw = {
+        "dataset": cell.dataset,
+        "models": [cell.model],
+        "quantizers": ["fp", "bc", "bnn++"],
+        "seeds": [0, 1],
+        "data": cell.data,
+        "training": cell.training,
+        "quantization": cell.quantization,
+    }
+    return Block.model_validate(raw | changes)
+
+
+def test_another_methods_mu_changes_no_id(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell()
+    sharper = cell.quantization.model_copy(update={"sharpness": {"bnn++": Sharpness(start=7.0)}})
+    ids = {each.quantizer: each.id for each in _block(cell, seeds=[0]).cells()}
+    new_ids = {each.quantizer: each.id for each in _block(cell, seeds=[0], quantization=sharper).cells()}
+    assert {name for name in ids if ids[name] != new_ids[name]} == {"bnn++"}
+
+
+def test_full_precision_shares_its_cells_between_ways_to_binarize(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell()
+    clipped = cell.quantization.model_copy(update={"clip_latents": True})
+    assert _block(cell).cells()[0].id == _block(cell, quantization=clipped).cells()[0].id
+
+
+def test_a_grid_holds_each_cell_once(make_cell: Callable[..., Cell]) -> None:
+    block = _block(make_cell())
+    assert len(Grid(name="g", blocks=(block, block)).cells()) == len(block.cells()) == 6
+
+
+def test_a_finetune_cell_starts_from_the_full_precision_cell_of_its_seed(make_cell: Callable[..., Cell]) -> None:
+    cells = Grid(
+        name="g",
+        blocks=(
+            _block(make_cell(), init="finetune", quantizers=["bc"]),
+            _block(make_cell(), quantizers=["fp"]),
+        ),
+    ).cells()
+    parents = {cell.seed: cell.id for cell in cells[:2]}
+    assert [cell.quantizer for cell in cells] == ["fp", "fp", "bc", "bc"]
+    assert [cell.parent for cell in cells] == [None, None, parents[0], parents[1]]
+
+
+def test_a_finetune_cell_without_its_parent_is_refused(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValueError, match="the grid has none"):
+        Grid(name="g", blocks=(_block(make_cell(), init="finetune", quantizers=["bc"]),)).cells()
+
+
+def test_streams_of_one_seed_are_unrelated_and_fixed() -> None:
+    assert stream(0, "init") == 1519069808562059438
+    streams = {
+        stream(seed, purpose, epoch) for seed in range(10) for purpose in ("init", "order") for epoch in range(10)
+    }
+    assert len(streams) == 200
+    assert all(0 <= value < 2**63 for value in streams)

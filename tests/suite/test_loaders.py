@@ -1,0 +1,156 @@
+"""Every sample once an epoch, in an order and with an augmentation that depend on the seed and on nothing else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from suite.config import Data
+from suite.data.folder import FolderLoader
+from suite.data.memory import MemoryLoader, Normalization
+from suite.data.sources import DataError, Files, Pixels
+from suite.distributed import Layout
+
+IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
+"""Leaves the bytes as they are."""
+
+
+def _loader(
+    num: int = 60,
+    batch_size: int = 12,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    padding: int = 0,
+    flip: bool = False,
+) -> MemoryLoader:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    data = Pixels(images, torch.arange(num))
+    return MemoryLoader(
+        data, IDENTITY, batch_size, seed, Layout(rank, world_size), crop_padding=padding, horizontal_flip=flip
+    )
+
+
+def _labels(loader: MemoryLoader | FolderLoader, epoch: int) -> list[int]:
+    return [int(label) for _, labels in loader.epoch(epoch) for label in labels]
+
+
+def test_an_epoch_shows_every_sample_once() -> None:
+    assert sorted(_labels(_loader(), 0)) == list(range(60))
+
+
+def test_the_last_smaller_batch_is_left_out() -> None:
+    loader = _loader(num=65)
+    assert len(loader) == 5
+    assert len(_labels(loader, 0)) == 60
+
+
+def test_order_is_repeatable_and_differs_between_epochs_and_seeds() -> None:
+    assert _labels(_loader(), 3) == _labels(_loader(), 3)
+    assert _labels(_loader(), 3) != _labels(_loader(), 4)
+    assert _labels(_loader(seed=1), 3) != _labels(_loader(), 3)
+
+
+def test_processes_share_each_global_batch_out_with_the_same_augmentation() -> None:
+    alone = list(_loader(padding=1, flip=True).epoch(2))
+    ranks = [list(_loader(rank=rank, world_size=3, padding=1, flip=True).epoch(2)) for rank in range(3)]
+    for step, (images, labels) in enumerate(alone):
+        assert torch.equal(torch.cat([rank[step][0] for rank in ranks]), images)
+        assert torch.equal(torch.cat([rank[step][1] for rank in ranks]), labels)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 7])
+def test_evaluation_counts_every_sample_once_without_padding(world_size: int) -> None:
+    seen = [
+        int(label)
+        for rank in range(world_size)
+        for _, labels in _loader(rank=rank, world_size=world_size, padding=2, flip=True).evaluation()
+        for label in labels
+    ]
+    assert sorted(seen) == list(range(60))
+
+
+def test_evaluation_shows_images_as_they_are() -> None:
+    loader = _loader(padding=2, flip=True)
+    images = torch.cat([images for images, _ in loader.evaluation()])
+    assert torch.equal(images.round().to(torch.uint8), loader.images)
+
+
+def test_each_crop_is_a_window_of_the_padded_image() -> None:
+    loader = _loader(padding=2)
+    windows = set()
+    for images, labels in loader.epoch(0):
+        for image, label in zip(images.round().to(torch.uint8), labels, strict=True):
+            padded = torch.nn.functional.pad(loader.images[label], [2] * 4)
+            found = [(r, c) for r in range(5) for c in range(5) if torch.equal(padded[:, r : r + 6, c : c + 6], image)]
+            assert len(found) == 1
+            windows.update(found)
+    assert len(windows) > 15  # of 25, among 60 draws
+
+
+def test_about_half_of_the_images_are_mirrored() -> None:
+    loader = _loader(num=600, flip=True)
+    mirrored = 0
+    for images, labels in loader.epoch(0):
+        for image, label in zip(images.round().to(torch.uint8), labels, strict=True):
+            original = loader.images[label]
+            assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
+            mirrored += int(not torch.equal(image, original))
+    assert 240 < mirrored < 360
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1_per_channel() -> None:
+    images = torch.randint(0, 200, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    normal = Normalization.of(images)(images).transpose(0, 1).flatten(1)
+    assert torch.allclose(normal.mean(1), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(normal.std(1, correction=0), torch.ones(3), atol=1e-5)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    generator = torch.Generator().manual_seed(0)
+    for index in range(10):
+        image = torch.randint(0, 256, (20 + index, 24, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(image.numpy()).save(tmp_path / f"{index}.png")
+    return Files(tuple(tmp_path / f"{index}.png" for index in range(10)), torch.arange(10))
+
+
+SETTINGS = Data(image_size=16, crop="random_resized", horizontal_flip=True)
+
+
+def _epoch(loader: FolderLoader, epoch: int) -> tuple[Tensor, list[int]]:
+    batches = list(loader.epoch(epoch))
+    return torch.cat([images for images, _ in batches]), [int(i) for _, labels in batches for i in labels]
+
+
+@pytest.mark.slow
+def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Files) -> None:
+    alone = _epoch(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0), 1)
+    two = _epoch(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=2), 1)
+    assert torch.equal(alone[0], two[0])
+    assert alone[1] == two[1]
+    assert sorted(alone[1]) == list(range(10))
+
+
+def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files) -> None:
+    loader = FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0)
+    first, labels = _epoch(loader, 0)
+    assert first.shape == (10, 3, 16, 16)
+    assert torch.equal(_epoch(loader, 0)[0], first)
+    second, second_labels = _epoch(loader, 1)
+    assert not torch.equal(first[labels.index(3)], second[second_labels.index(3)])
+
+
+def test_folder_evaluation_covers_every_file_once_over_processes(files: Files) -> None:
+    loaders = [FolderLoader(files, SETTINGS, 4, 0, Layout(rank, 3), num_workers=0) for rank in range(3)]
+    assert sorted(int(i) for loader in loaders for _, labels in loader.evaluation() for i in labels) == list(range(10))
+
+
+def test_a_file_that_cannot_be_decoded_is_named(files: Files) -> None:
+    files.paths[0].write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"0\.png: cannot be decoded"):
+        list(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0).evaluation())

@@ -1,0 +1,124 @@
+"""Data sets are what they say, wherever their files lie."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from suite.data.sources import DataError, Files, Pixels, hold_out, is_known, load
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    source = load("digits", tmp_path)
+    assert isinstance(source.train, Pixels)
+    assert isinstance(source.test, Pixels)
+    assert (len(source.train.labels), len(source.test.labels)) == (1438, 359)
+    bunch = load_digits()
+    theirs = sorted(
+        (int(label), *image.astype(int).ravel().tolist())
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    )
+    parts = [(part.images, part.labels) for part in (source.train, source.test)]
+    ours = sorted(
+        (int(label), *(image.flatten().int() // 15).tolist())
+        for images, labels in parts
+        for image, label in zip(images, labels, strict=True)
+    )
+    assert ours == theirs
+
+
+def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path) -> None:
+    place = tmp_path / "fashion-mnist"
+    place.mkdir()
+    rng = np.random.default_rng(0)
+    for part, num in (("train", 6), ("t10k", 3)):
+        images = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        labels = np.arange(num, dtype=np.uint8)
+        (place / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (place / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    source = load("fashion-mnist", tmp_path)
+    assert isinstance(source.test, Pixels)
+    assert source.test.images.shape == (3, 1, 28, 28)
+    assert source.test.labels.tolist() == [0, 1, 2]
+    assert (source.test.images[:, 0].numpy() == images).all()
+
+
+def test_cifar10_is_read_from_class_folders(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "airplane")):
+            folder = tmp_path / "cifar10" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (10 * number,) * 3).save(folder / "0.png")
+    source = load("cifar10", tmp_path)
+    assert isinstance(source.train, Pixels)
+    assert source.classes == ("airplane", "cat")
+    assert source.train.labels.tolist() == [0, 1]
+    assert source.train.images[:, 0, 0, 0].tolist() == [10, 0]
+
+
+def test_cifar_is_read_from_torchvisions_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _self: True)
+    monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: setattr(self, "classes", list("abcdefghij")))
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for number, name in enumerate(names):
+        batch = {"data": np.full((2, 3072), number, dtype=np.uint8), "labels": [number, 0]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    source = load("cifar10", tmp_path)
+    assert isinstance(source.train, Pixels)
+    assert source.train.images.shape == (10, 3, 32, 32)
+    assert source.train.labels.tolist() == [0, 0, 1, 0, 2, 0, 3, 0, 4, 0]
+
+
+def _folder(root: Path, part: str, classes: tuple[str, ...], num: int = 2) -> None:
+    for name in classes:
+        (root / part / name).mkdir(parents=True)
+        for index in range(num):
+            Image.new("RGB", (16, 16)).save(root / part / name / f"{index}.jpg")
+        (root / part / name / "notes.txt").write_text("not an image", encoding="utf-8")
+
+
+def test_an_image_folder_lists_its_images_by_class(tmp_path: Path) -> None:
+    _folder(tmp_path / "flowers", "train", ("rose", "lily"))
+    _folder(tmp_path / "flowers", "test", ("rose", "lily"), num=1)
+    source = load("folder/flowers", tmp_path)
+    assert isinstance(source.train, Files)
+    assert source.classes == ("lily", "rose")
+    assert source.train.labels.tolist() == [0, 0, 1, 1]
+    assert [path.parent.name for path in source.train.paths] == ["lily", "lily", "rose", "rose"]
+
+
+def test_different_classes_in_train_and_test_are_refused(tmp_path: Path) -> None:
+    _folder(tmp_path / "flowers", "train", ("rose", "lily"))
+    _folder(tmp_path / "flowers", "test", ("rose", "tulip"))
+    with pytest.raises(DataError, match="train and test have different classes: lily, tulip"):
+        load("folder/flowers", tmp_path)
+
+
+def test_a_missing_folder_says_what_was_expected_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing/train: no class folders; expected train/CLASS/\*.jpg"):
+        load("folder/nothing", tmp_path)
+
+
+def test_names_are_known_before_files_are_looked_for() -> None:
+    assert is_known("cifar100")
+    assert is_known("imagenet")
+    assert is_known("folder/anything")
+    assert not is_known("folder/")
+    assert not is_known("mnist")
+
+
+def test_the_held_out_share_is_fixed_and_disjoint() -> None:
+    kept, held_out = hold_out(1000, 0.1)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(1000))
+    assert len(held_out) == 100
+    assert torch.equal(hold_out(1000, 0.1)[1], held_out)

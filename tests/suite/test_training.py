@@ -1,0 +1,297 @@
+"""A run gives the same bits each time, also after being killed; its result is measured on truly binary weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantizers import QUANTIZERS
+from suite import journal
+from suite.config import Cell
+from suite.distributed import Layout
+from suite.engine import Engine
+from suite.evaluate import top1
+from suite.rundir import RunDir
+from suite.train import main, open_run, train
+from suite.trainer import DivergedError, Trainer
+
+NOWHERE = Path("no-data-needed")
+
+
+def _trainer(cell: Cell) -> Trainer:
+    return Trainer(cell, Layout(), NOWHERE, None)
+
+
+def _constant(quantizer: str, mu: float) -> dict[str, Any]:
+    return {} if quantizer == "fp" else {quantizer: {"start": mu}}
+
+
+def _losses(run: RunDir) -> dict[int, float]:
+    return {epoch: metrics["train/loss"] for epoch, metrics in journal.read_metrics(run.journal).items()}
+
+
+def _result(run: RunDir) -> dict[str, Any]:
+    result = run.result()
+    assert result is not None
+    return result
+
+
+def _run(run: RunDir, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    module = [*(torchrun if processes > 1 else []), "suite.train", str(run.cell_path), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", *module], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_two_runs_of_one_cell_give_the_same_bits(make_run: Callable[..., RunDir]) -> None:
+    runs = [make_run(grid) for grid in ("once", "again")]
+    for run in runs:
+        train(run, NOWHERE)
+    once, again = runs
+    assert _result(once) == _result(again)
+    assert _losses(once) == _losses(again)
+    assert len(_losses(once)) == 2
+
+
+def test_another_seed_gives_other_weights(make_cell: Callable[..., Cell]) -> None:
+    digests = set()
+    for seed in (0, 1):
+        trainer = _trainer(make_cell(seed=seed, training__epochs=1))
+        trainer.train_epoch(lambda _step, _loss: None)
+        digests.add(trainer.weights_digest())
+    assert len(digests) == 2
+
+
+def test_all_methods_of_a_seed_start_from_the_same_network_and_see_the_same_data(
+    make_cell: Callable[..., Cell],
+) -> None:
+    trainers = [
+        _trainer(make_cell(quantizer=name, quantization__sharpness=_constant(name, 1.0))) for name in QUANTIZERS
+    ]
+    first_batches = [next(trainer.loaders.train.epoch(0))[0] for trainer in trainers]
+    heads = [trainer.engine.model.get_parameter("fc.weight") for trainer in trainers]
+    for batch, head in zip(first_batches, heads, strict=True):
+        assert torch.equal(batch, first_batches[0])
+        assert torch.equal(head, heads[0])
+    signs = [trainer.engine.model.get_parameter("layer1.0.conv1.weight") >= 0 for trainer in trainers]
+    assert all(torch.equal(sign, signs[0]) for sign in signs)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_hard_accuracy_is_measured_on_weights_that_are_plus_or_minus_one(
+    make_cell: Callable[..., Cell], quantizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = make_cell(quantizer=quantizer, quantization__sharpness=_constant(quantizer, 0.5), training__epochs=1)
+    trainer = _trainer(cell)
+    binary = [trainer.engine.model.get_parameter(name) for name in trainer.split.binary]
+    were_binary: list[bool] = []
+
+    def spy(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], layout: Layout) -> float:
+        were_binary.append(all(bool((weight.abs() == 1).all()) for weight in binary))
+        return top1(engine, batches, layout)
+
+    monkeypatch.setattr("suite.trainer.top1", spy)
+    trainer.train_epoch(lambda _step, _loss: None)
+    results = trainer.test()
+    assert bool(binary) == (quantizer != "fp")
+    assert were_binary[0], "validation"
+    assert were_binary[2], "hard test"
+    if quantizer in {"bnn++", "pc"}:
+        assert not were_binary[1], "F(w*) is soft at mu = 0.5: the soft accuracy is another number"
+    if quantizer == "fp":
+        assert results["test/top1_hard"] == results["test/top1_soft"]
+
+
+def test_validation_changes_no_bit_of_training(make_cell: Callable[..., Cell]) -> None:
+    losses = []
+    for validate in (True, False):
+        trainer = _trainer(make_cell())
+        if not validate:
+            trainer.loaders = trainer.loaders.__class__(
+                trainer.loaders.train, None, trainer.loaders.test, trainer.loaders.num_train_images
+            )
+        losses.append([trainer.train_epoch(lambda _step, _loss: None)["train/loss"] for _ in range(2)])
+    assert losses[0] == losses[1]
+
+
+def test_mu_runs_from_its_start_to_its_end(make_cell: Callable[..., Cell]) -> None:
+    trainer = _trainer(make_cell())
+    (group,) = [group for group in trainer.optimizer.param_groups if "quantizer" in group]
+    assert group["mu"] == 2.0
+    metrics = [trainer.train_epoch(lambda _step, _loss: None) for _ in range(2)]
+    assert metrics[0]["mu"] == pytest.approx((2.0 * 500.0) ** 0.5)
+    assert metrics[1]["mu"] == 500.0
+    assert group["written_mu"] == 500.0
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_resumed_trainer_goes_on_to_the_bit(make_cell: Callable[..., Cell], ema_decay: float | None) -> None:
+    cell = make_cell(training__ema_decay=ema_decay, training__clip_grad_norm=1.0)
+    straight = _trainer(cell)
+    straight.train_epoch(lambda _step, _loss: None)
+    resumed = _trainer(cell)
+    resumed.load_state_dict(_through_a_file(straight.state_dict()))
+    metrics = [trainer.train_epoch(lambda _step, _loss: None) for trainer in (straight, resumed)]
+    for each in metrics:
+        del each["time/images_per_second"]
+    assert metrics[0] == metrics[1]
+    assert straight.test() == resumed.test()
+    assert straight.weights_digest() == resumed.weights_digest()
+
+
+def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    """The state through a file's bytes, as a checkpoint has it."""
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    copy: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return copy
+
+
+def test_a_checkpoint_of_another_cell_is_refused(make_cell: Callable[..., Cell]) -> None:
+    state = _trainer(make_cell(seed=1)).state_dict()
+    with pytest.raises(Exception, match=r"the checkpoint is of cell .*, this is "):
+        _trainer(make_cell()).load_state_dict(state)
+
+
+def test_an_average_is_evaluated_hard_and_leaves_training_alone(make_cell: Callable[..., Cell]) -> None:
+    plain, averaged = (_trainer(make_cell(training__ema_decay=decay)) for decay in (None, 0.5))
+    losses = [trainer.train_epoch(lambda _step, _loss: None)["train/loss"] for trainer in (plain, averaged)]
+    assert losses[0] == losses[1]
+    averaged.test()
+    weights = [averaged.engine.model.get_parameter(name) for name in averaged.split.binary]
+    assert all(bool((weight.abs() == 1).all()) for weight in weights)
+    plain.test()
+    assert plain.weights_digest() != averaged.weights_digest()
+
+
+def test_norm_statistics_are_gathered_anew_where_the_recipe_says(make_cell: Callable[..., Cell]) -> None:
+    means = []
+    for again in (False, True):
+        trainer = _trainer(make_cell(training__reestimate_norm=again, training__epochs=1))
+        trainer.train_epoch(lambda _step, _loss: None)
+        trainer.test()
+        means.append(trainer.engine.model.get_buffer("layer2.0.bn1.running_mean"))
+    assert not torch.allclose(means[0], means[1])
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(make_cell: Callable[..., Cell]) -> None:
+    trainer = _trainer(make_cell(quantizer="fp", training__optimizer="sgd", training__learning_rate=1e30))
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\)"):
+        trainer.train_epoch(lambda _step, _loss: None)
+
+
+@pytest.mark.slow
+def test_a_failed_run_says_its_cause_and_exits_1(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(quantizer="fp", training__optimizer="sgd", training__learning_rate=1e30)
+    assert _run(run).returncode == 1
+    state = run.state()
+    assert (state.state, state.cause) == ("failed", "nan")
+    assert state.reason.startswith("DivergedError: the loss is")
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_ends_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
+    undisturbed, killed = make_run("undisturbed", training__epochs=8), make_run("killed", training__epochs=8)
+    assert _run(undisturbed).returncode == 0
+    command = [sys.executable, "-m", "suite.train", str(killed.cell_path)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
+        while killed.state().epoch < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert killed.result() is None
+    assert "going on from epoch" in _run(killed).stdout
+    assert _result(killed) == _result(undisturbed)
+    assert _losses(killed) == _losses(undisturbed)
+    assert killed.state().attempt == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(make_run: Callable[..., RunDir]) -> None:
+    # Evaluation mode's norms would hide it: without SyncBatchNorm each process normalises by its own half batch, so the
+    # model is the transformer, whose layer norm sees one sample at a time.
+    runs = [make_run(grid, model="vit_mini_patch2_8", training__batch_size=128) for grid in ("one", "two")]
+    assert _run(runs[0]).returncode == 0
+    answer = _run(runs[1], processes=2)
+    assert answer.returncode == 0, answer.stderr
+    one, two = (journal.read_metrics(run.journal) for run in runs)
+    for epoch in one:
+        assert two[epoch]["train/loss"] == pytest.approx(one[epoch]["train/loss"], rel=1e-4)
+    assert _result(runs[1])["top1_hard"] == pytest.approx(_result(runs[0])["top1_hard"], abs=0.02)
+    assert json.loads(runs[1].provenance_path.read_text(encoding="utf-8"))["num_processes"] == 2
+
+
+def test_a_result_says_how_many_parameters_are_binary(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(training__epochs=1)
+    train(run, NOWHERE)
+    # ResNet-8: three stages of one block, two 3x3 convolutions each: 16-16-16, 16-32-32, 32-64-64.
+    num_binary = 9 * (16 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    # First convolution (one channel in), seven batch norms, the classifier with its bias.
+    num_exact = 9 * 16 + 2 * (3 * 16 + 2 * 32 + 2 * 64) + 64 * 10 + 10
+    assert _result(run)["num_binary_parameters"] == num_binary
+    assert _result(run)["num_full_precision_parameters"] == num_exact
+    assert _result(run)["num_train_images"] == 1294
+
+
+def test_provenance_names_code_versions_hardware_and_data(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(training__epochs=1)
+    train(run, NOWHERE)
+    provenance = run.provenance()
+    assert provenance["packages"]["torch"] == version("torch")
+    assert {"commit", "diff"} == set(provenance["code"])
+    assert len(provenance["data_checksum"]) == 64
+    assert provenance["num_threads"] == torch.get_num_threads()
+
+
+def test_first_steps_record_nothing(make_run: Callable[..., RunDir], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = make_run()
+    train(run, NOWHERE, max_steps=3)
+    assert [record.getMessage()[:6] for record in caplog.records if record.name == "suite.train"] == [
+        "step 0",
+        "step 1",
+        "step 2",
+    ]
+    assert {path.name for path in run.path.iterdir()} == {"cell.yaml"}
+
+
+def test_a_cell_file_outside_a_run_directory_runs_in_one_of_its_own(
+    make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run()
+    elsewhere = tmp_path / "mine.yaml"
+    elsewhere.write_bytes(run.cell_path.read_bytes())
+    assert open_run(run.cell_path).path == run.path
+    assert open_run(elsewhere).path == Path("runs/adhoc") / run.path.name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), ("model: [", "not YAML"), ("model: resnet8", "not a cell: dataset: Field required")],
+)
+def test_a_bad_cell_file_is_one_line_and_status_2(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cell.yaml"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,28 @@
+"""A cell that trains in a second, and a grid of such."""
+
+from typing import Any
+
+from suite.config import Cell
+
+
+def tiny_cell(**changes: object) -> Cell:
+    """ResNet-8 on the digits for two epochs, with bnn++; keys of the sections go in as `training__epochs=3`."""
+    raw: dict[str, Any] = {"model": "resnet8", "quantizer": "bnn++", "seed": 0, **_shared()}
+    for key, value in changes.items():
+        section, _, inner = key.partition("__")
+        (raw[section] if inner else raw)[inner or section] = value
+    return Cell.model_validate(raw)
+
+
+def tiny_grid(**changes: object) -> dict[str, Any]:
+    """A grid file's content: full precision and bnn++ under the tiny cell's recipe, one seed."""
+    return {"name": "tiny", "models": ["resnet8"], "quantizers": ["fp", "bnn++"], "seeds": [0], **_shared(), **changes}
+
+
+def _shared() -> dict[str, Any]:
+    return {
+        "dataset": "digits",
+        "data": {"crop": "padded", "crop_padding": 1},
+        "training": {"epochs": 2, "batch_size": 256, "optimizer": "adamw", "learning_rate": 0.003},
+        "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
+    }
