@@ -66,10 +66,20 @@ def tables(
 
     results = load(tracking_uri or f"sqlite:///{root}/mlflow.db", grid)
     text = getattr(render, f"to_{layout.value}")(comparison(results.frame, results.findings))
-    if output is None:
-        sys.stdout.write(text)
-    else:
+    if output is not None:
         output.write_text(text, encoding="utf-8")
+    elif layout is Format.markdown and sys.stdout.isatty():
+        _draw(text)
+    else:
+        sys.stdout.write(text)
+
+
+def _draw(markdown: str) -> None:
+    """For eyes: aligned columns, bold headings."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(markdown))
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ class Quantizer:
     transform: Map | None
     citation: str
     binary: bool = True
+    uses_mu: bool = False
 
 
 _ROWS = (
@@ -59,6 +60,7 @@ _ROWS = (
         prox=maps.piecewise_linear,
         transform=maps.identity,
         citation="Dockhorn et al.: Demystifying and Generalizing BinaryConnect, NeurIPS 2021 (arXiv 2110.13220)",
+        uses_mu=True,
     ),
     Quantizer(
         name="bnn",
@@ -75,6 +77,7 @@ _ROWS = (
         prox=None,
         transform=None,
         citation="Darabi et al.: BNN+, 2018 (arXiv 1812.11800)",
+        uses_mu=True,
     ),
     Quantizer(
         name="bnn++",
@@ -84,6 +87,7 @@ _ROWS = (
         transform=maps.sign_swish,
         citation="Lu, Yu, Li, Partovi Nia: Understanding Neural Network Binarization with Forward and Backward "
         "Proximal Quantizers, NeurIPS 2023 (arXiv 2402.17710)",
+        uses_mu=True,
     ),
 )
 

@@ -138,7 +138,8 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
         num_steps = max(training.epochs * steps_per_epoch - warmup_steps, 1)
         return CosineLRScheduler(optimizer, t_initial=num_steps, warmup_prefix=True, **settings)
     decay_epochs = training.decay_epochs if training.schedule == "step" else ()
-    decay_steps = [epoch * steps_per_epoch for epoch in decay_epochs]
+    # timm decays at t + 1 >= decay_t; ours is the first step of the named epoch.
+    decay_steps = [epoch * steps_per_epoch + 1 for epoch in decay_epochs]
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate, **settings)
 
 

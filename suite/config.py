@@ -125,6 +125,16 @@ class Quantization(Frozen):
     )
 
 
+def _require_mu(quantizer: str, quantization: Quantization) -> None:
+    import quantizers
+
+    if quantizers.get(quantizer).uses_mu and quantizer not in quantization.sharpness:
+        raise ValueError(
+            f"quantization.sharpness: {quantizer} needs its mu, for instance "
+            f"{quantizer}: {{shape: linear, start: 0.0, end: 1.0}}"
+        )
+
+
 class Cell(Frozen):
     """One resolved run. `id` identifies everything that changes its result and nothing else."""
 
@@ -137,6 +147,11 @@ class Cell(Frozen):
     data: Data
     training: Training
     quantization: Quantization
+
+    @model_validator(mode="after")
+    def _mu_where_needed(self) -> "Cell":
+        _require_mu(self.quantizer, self.quantization)
+        return self
 
     @property
     def id(self) -> str:
@@ -169,6 +184,12 @@ class Block(Frozen):
     data: Data = Data()
     training: Training
     quantization: Quantization = Quantization()
+
+    @model_validator(mode="after")
+    def _mu_where_needed(self) -> "Block":
+        for name in self.quantizers:
+            _require_mu(name, self.quantization)
+        return self
 
     def cells(self) -> list[Cell]:
         """The block's runs, without parents, models outermost."""

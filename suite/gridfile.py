@@ -82,10 +82,11 @@ class _Where:
 
     def describe(self, fault: Any, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
         location: Location = tuple(part for part in fault["loc"] if part != "[key]")
-        return f"{self._place(location)}: {_key(location)}: {_what(fault, location, model)}"
+        key = f"{_key(location)}: " if location else ""  # a fault of the whole block names its key itself
+        return f"{self._place(location)}: {key}{_what(fault, location, model)}"
 
     def _place(self, location: Location) -> str:
-        if any(location[: len(key)] == key[: len(location)] for key in self.overridden):
+        if location and any(location[: len(key)] == key[: len(location)] for key in self.overridden):
             return "--set"
         for prefix in (self.block, ()):
             for length in range(len(location), 0, -1):

@@ -6,6 +6,7 @@ cell.yaml  state.json  journal.jsonl  checkpoints/  result.json  provenance.json
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class RunDir:
 
     def cell(self) -> Cell:
         """The run's configuration."""
-        return Cell.model_validate(yaml.safe_load(self.cell_path.read_text(encoding="utf-8")))
+        return _read_cell(self.cell_path.resolve())
 
     def state(self) -> State:
         """Where the run stands, as last written: a killed run still says running; its lock tells."""
@@ -80,6 +81,11 @@ class RunDir:
             return {}
         provenance: dict[str, Any] = json.loads(self.provenance_path.read_text(encoding="utf-8"))
         return provenance
+
+
+@cache  # cell.yaml never changes, and a launcher asks for it twice a second
+def _read_cell(path: Path) -> Cell:
+    return Cell.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def run_dirs(grid_dir: Path) -> list[RunDir]:

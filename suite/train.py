@@ -87,7 +87,7 @@ class _Record:
 
         self.journal.append(trainer.epoch, metrics)
         checkpoint.save(self.run.checkpoints, trainer.epoch, trainer.state_dict())
-        self.run.update(epoch=trainer.epoch, num_epochs=self.cell.training.epochs)
+        self.run.update(epoch=trainer.epoch)
         log.info("epoch %d/%d %s", trainer.epoch, self.cell.training.epochs, _line(metrics))
 
     def result(self, trainer: Any, results: dict[str, float]) -> None:  # noqa: ANN401
@@ -108,7 +108,7 @@ class _Record:
                 "weights_sha256": trainer.weights_digest(),
             },
         )
-        self.run.update(state="done", epoch=trainer.epoch, num_epochs=self.cell.training.epochs)
+        self.run.update(state="done", epoch=trainer.epoch)
         log.info("done %s", _line(results))
 
     def close(self) -> None:
@@ -214,7 +214,8 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path) -> None:
     """However training ends, state.json says so; done is written with the result."""
     if run.result() is not None:
         return
-    run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="")
+    num_epochs = run.cell().training.epochs
+    run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="", num_epochs=num_epochs)
     try:
         train(run, data_dir)
     except (PreemptedError, KeyboardInterrupt) as stop:

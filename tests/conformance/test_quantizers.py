@@ -63,6 +63,13 @@ def test_only_full_precision_is_deployed_unsigned() -> None:
 
 
 @every_row
+def test_row_says_whether_it_depends_on_mu(row: Quantizer) -> None:
+    w_star = torch.linspace(-2, 2, 41, dtype=torch.float64)
+    blunt, sharp = ((row.forward(w_star, mu), row.backward(w_star, mu)) for mu in (0.25, 0.75))
+    assert row.uses_mu != all(torch.equal(one, other) for one, other in zip(blunt, sharp, strict=True))
+
+
+@every_row
 def test_row_has_a_literal_twin(row: Quantizer) -> None:
     assert row.name in reference.PAIRS
     assert get(row.name) is row

@@ -73,6 +73,11 @@ def test_an_annealed_sharpness_without_its_end_is_refused(tmp_path: Path) -> Non
     assert line.endswith(":12: quantization.sharpness.bnn++: shape linear needs an 'end'")
 
 
+def test_a_quantizer_that_reads_mu_must_be_given_one(tmp_path: Path) -> None:
+    (line,) = _errors(tmp_path / "grid.yaml", GOOD.replace("[fp, bc]", "[fp, bnn++]"))
+    assert "grid.yaml:1: quantization.sharpness: bnn++ needs its mu, for instance bnn++: {shape: linear" in line
+
+
 def test_an_unknown_grid_lists_the_bundled_ones() -> None:
     with pytest.raises(GridError, match="unknown grid 'digit'; did you mean 'digits'"):
         load_grid("digit")

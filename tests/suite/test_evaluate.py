@@ -1,0 +1,61 @@
+"""Accuracy counts every sample once; the health of latents is what it says."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantizers import ProxConnect
+from suite.distributed import Layout
+from suite.engine.plain import PlainEngine
+from suite.evaluate import Health, top1
+
+
+class _Echo(PlainEngine):
+    """Answers with the images themselves: they are the logits."""
+
+    def __init__(self) -> None:
+        self.model = nn.Identity()
+
+    def logits(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_top1_is_the_share_of_right_answers_whatever_the_batches() -> None:
+    logits, labels = torch.eye(10), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 0, 0])
+    batches = list(zip(torch.split(logits, 3), torch.split(labels, 3), strict=True))
+    assert top1(_Echo(), batches, Layout()) == 0.7
+
+
+def test_accuracy_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        top1(_Echo(), [], Layout())
+
+
+def _optimizer(latents: list[float], quantizer: str, mu: float = 1.0) -> ProxConnect:
+    weight = nn.Parameter(torch.tensor(latents))
+    return ProxConnect(torch.optim.SGD([{"params": [weight], "quantizer": quantizer, "mu": mu}], lr=0.1))
+
+
+def test_health_is_measured_on_the_latents() -> None:
+    optimizer = _optimizer([0.5, -0.5, 2.0, -0.25], "bnn")
+    health = Health(optimizer)
+    first = health.measure()
+    assert first == {
+        "health/flip_rate": 0.0,
+        "health/latent_gap": pytest.approx((0.5 + 0.5 + 1.0 + 0.75) / 4),
+        "health/masked_share": 0.25,  # BinaryNet's B is 0 past 1
+    }
+    latent = optimizer.latent(optimizer.param_groups[0]["params"][0])
+    latent.copy_(torch.tensor([-0.5, -0.5, 2.0, 0.25]))
+    assert health.measure()["health/flip_rate"] == 0.5
+    assert health.measure()["health/flip_rate"] == 0.0
+
+
+def test_a_sharp_sign_swish_masks_all_but_what_lies_near_zero() -> None:
+    assert Health(_optimizer([0.5, -0.5, 0.001, 0.0], "bnn++", mu=100.0)).measure()["health/masked_share"] == 0.5
+    assert Health(_optimizer([0.5, -0.5, 0.001, 0.0], "bc")).measure()["health/masked_share"] == 0.0
+
+
+def test_full_precision_has_no_health_to_measure() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    assert Health(ProxConnect(torch.optim.SGD([{"params": [weight]}], lr=0.1))).measure() == {}
