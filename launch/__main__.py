@@ -151,7 +151,7 @@ def retry(
     data_dir: DataDir = DEFAULT_DATA,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Start failed and cancelled cells again, from their newest checkpoints."""
+    """Start failed and cancelled cells again, from their newest checkpoints, and the cells that wait for them."""
     from suite.rundir import RunDir
 
     _require_a_machine(local)
@@ -162,8 +162,9 @@ def retry(
         _fail("nothing to retry: no such cell has failed or was cancelled")
     for row in again:
         RunDir(grid_dir / row.cell.id).update(state="planned", attempt=0, cause=None, reason="")
-    cells = [row.cell for row in rows]
-    _run_locally(grid_dir, cells, cells, data_dir, max_parallel, tracking_uri)
+    ids = {row.cell.id for row in again}
+    wanted = [row.cell for row in rows if row.cell.id in ids or row.cell.parent in ids]
+    _run_locally(grid_dir, [row.cell for row in rows], wanted, data_dir, max_parallel, tracking_uri)
 
 
 @app.command()

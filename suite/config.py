@@ -16,20 +16,31 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-# The three validators import what they ask late: torch and timm cost seconds that --help must not.
-def _known_quantizer(name: str) -> str:
+RECORDED = "recorded"
+"""Validation context for a cell that was checked when it was made: its names are believed, and torch is not imported.
+
+What knows the names imports torch and timm, which cost seconds that `launch status` and --help must not.
+"""
+
+
+def _known_quantizer(name: str, info: ValidationInfo) -> str:
+    if info.context == RECORDED:
+        return name
     import quantizers
 
     return quantizers.get(name).name
 
 
-def _known_model(name: str) -> str:
+def _known_model(name: str, info: ValidationInfo) -> str:
+    if info.context == RECORDED:
+        return name
     import models
 
     if not models.is_known(name):
@@ -38,7 +49,9 @@ def _known_model(name: str) -> str:
     return name
 
 
-def _known_dataset(name: str) -> str:
+def _known_dataset(name: str, info: ValidationInfo) -> str:
+    if info.context == RECORDED:
+        return name
     from quantizers.catalog import unknown
     from suite.data import sources
 
@@ -149,8 +162,9 @@ class Cell(Frozen):
     quantization: Quantization
 
     @model_validator(mode="after")
-    def _mu_where_needed(self) -> "Cell":
-        _require_mu(self.quantizer, self.quantization)
+    def _mu_where_needed(self, info: ValidationInfo) -> "Cell":
+        if info.context != RECORDED:
+            _require_mu(self.quantizer, self.quantization)
         return self
 
     @property

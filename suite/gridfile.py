@@ -8,7 +8,9 @@ A file holds name, description, one block's keys and, optionally, `blocks`: a li
 those keys. Without `blocks` the file is the one block.
 """
 
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,60 +41,84 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     """
     path = _find(name_or_path)
     raw, lines = _parse(path)
-    settings = [_parse_override(text) for text in overrides or []]
-    faults: dict[str, None] = {}
-    partial_blocks = raw.pop("blocks", None)
+    settings = dict(_parse_override(text) for text in overrides or [])
+    faults = _Faults(path, lines, set(settings))
+    partial_blocks = raw.pop("blocks", [{}])
     head = {key: raw.pop(key) for key in ("name", "description") if key in raw}
-    if partial_blocks is not None and not (isinstance(partial_blocks, list) and partial_blocks):
-        raise GridError(f"{path}:{lines.get(('blocks',), 1)}: blocks: needs a list of one or more blocks")
+    if not (isinstance(partial_blocks, list) and partial_blocks):
+        raise GridError(f"{faults.place(('blocks',))}: blocks: needs a list of one or more blocks")
     blocks = []
-    for index, partial in enumerate([{}] if partial_blocks is None else partial_blocks):
+    for index, partial in enumerate(partial_blocks):
+        where: Location = ("blocks", index)
         if not isinstance(partial, dict):
-            faults[f"{path}:{lines[('blocks', index)]}: blocks: each entry is a mapping of keys to override"] = None
+            faults.add(f"{faults.place(where)}: blocks: each entry is a mapping of keys to override")
             continue
         merged = _merge(raw, partial)
-        for location, value in settings:
+        for location, value in settings.items():
             _put(merged, location, value)
         try:
             blocks.append(Block.model_validate(merged))
         except ValidationError as error:
-            where = _Where(path, lines, ("blocks", index), {location for location, _ in settings})
-            faults.update(dict.fromkeys(where.describe(fault, Block) for fault in error.errors()))
+            faults.add_all(error, Block, where)
     try:
         grid = Grid.model_validate({**head, "blocks": blocks})
         if not faults:
             grid.cells()
     except ValidationError as error:
-        where = _Where(path, lines, (), set())
-        faults.update(
-            dict.fromkeys(where.describe(fault, Grid) for fault in error.errors() if fault["loc"][0] != "blocks")
-        )
+        faults.add_all(error, Grid, ())
     except ValueError as error:
-        faults[f"{path}: {error}"] = None
+        faults.add(f"{path}: {error}")
     if faults:
         raise GridError("\n".join(faults))
     return grid
 
 
-class _Where:
-    """Turns pydantic's faults into `file:line: key: what` for one block of one file."""
+class _Faults(dict[str, None]):
+    """`file:line: key: what`, each once, in the order found: a fault of the shared keys is every block's."""
 
-    def __init__(self, path: Path, lines: dict[Location, int], block: Location, overridden: set[Location]) -> None:
-        self.path, self.lines, self.block, self.overridden = path, lines, block, overridden
+    def __init__(self, path: Path, lines: dict[Location, int], overridden: set[Location]) -> None:
+        super().__init__()
+        self.path, self.lines, self.overridden = path, lines, overridden
 
-    def describe(self, fault: Any, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
-        location: Location = tuple(part for part in fault["loc"] if part != "[key]")
-        key = f"{_key(location)}: " if location else ""  # a fault of the whole block names its key itself
-        return f"{self._place(location)}: {key}{_what(fault, location, model)}"
+    def add(self, line: str) -> None:
+        self[line] = None
 
-    def _place(self, location: Location) -> str:
+    def add_all(self, error: ValidationError, model: type[BaseModel], block: Location) -> None:
+        for fault in _root_causes(error.errors(), model):
+            location: Location = tuple(part for part in fault["loc"] if part != "[key]")
+            key = f"{_key(location)}: " if location else ""  # a fault of the whole block names its key itself
+            self.add(f"{self.place(location, block)}: {key}{_what(fault, location, model)}")
+
+    def place(self, location: Location, block: Location = ()) -> str:
+        """File and line of the key, or of the nearest one around it that the file has; `--set` for an override."""
         if location and any(location[: len(key)] == key[: len(location)] for key in self.overridden):
             return "--set"
-        for prefix in (self.block, ()):
+        for prefix in (block, ()):
             for length in range(len(location), 0, -1):
                 if (line := self.lines.get((*prefix, *location[:length]))) is not None:
                     return f"{self.path}:{line}"
         return f"{self.path}:1"
+
+
+def _root_causes(faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
+    """Without what only follows from another fault: one typo, one line.
+
+    A misspelt key is also a missing one, and a list whose one entry is wrong also too short.
+    """
+    misspelt = {
+        (*fault["loc"][:-1], near)
+        for fault in faults
+        if fault["type"] == "extra_forbidden"
+        for near in difflib.get_close_matches(str(fault["loc"][-1]), _fields(model, fault["loc"][:-1]), n=1)
+    }
+    lists = {fault["loc"][:-1] for fault in faults}
+    return [
+        fault
+        for fault in faults
+        if not (fault["type"] == "missing" and fault["loc"] in misspelt)
+        and not (fault["type"] == "too_short" and fault["loc"] in lists)
+        and fault["loc"] != ("blocks",)  # no block is left where each has faults of its own
+    ]
 
 
 def _unknown(kind: str, value: str, choices: list[str]) -> str:
@@ -105,7 +131,7 @@ def _key(location: Location) -> str:
     return ".".join(str(part) for part in location if isinstance(part, str))
 
 
-def _what(fault: Any, location: Location, model: type[BaseModel]) -> str:  # noqa: ANN401
+def _what(fault: Any, location: Location, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
     kind = fault["type"]
     if kind == "extra_forbidden":
         return _unknown("key", str(location[-1]), _fields(model, location[:-1]))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from suite.config import Cell
+from suite.config import RECORDED, Cell
 from suite.files import write_bytes, write_json
 
 StateName = Literal["planned", "queued", "running", "preempted", "done", "failed", "cancelled"]
@@ -85,7 +85,7 @@ class RunDir:
 
 @cache  # cell.yaml never changes, and a launcher asks for it twice a second
 def _read_cell(path: Path) -> Cell:
-    return Cell.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return Cell.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")), context=RECORDED)
 
 
 def run_dirs(grid_dir: Path) -> list[RunDir]:
