@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 from analysis.errors import UserError
 
@@ -82,17 +81,14 @@ def _draw(markdown: str) -> None:
     Console().print(Markdown(markdown))
 
 
-def main() -> int:
-    """Runs the command line; what the user got wrong is one line on stderr and exit status 2."""
+def main() -> None:
+    """Runs the command line; what the user got wrong is told on stderr, with exit status 2."""
     try:
-        return int(app(standalone_mode=False) or 0)
-    except TyperException as error:
-        message = error.format_message()
+        app()
     except (OSError, UserError) as error:
-        message = str(error)
-    sys.stderr.write(f"{message}\n")
-    return 2
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

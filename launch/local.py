@@ -96,15 +96,15 @@ def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator
 
 @contextmanager
 def _shown(name: str, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
-    """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell moves."""
+    """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell ends."""
     if not console.is_terminal:
         last = ""
 
         def show_line(rows: list[Standing]) -> None:
             nonlocal last
-            line = f"{name}: {summary(rows)}"
+            line = f"{name}: {summary([row for row in rows if row.is_settled]) or 'started'} of {len(rows)}"
             if line != last:
-                console.print(line)
+                console.print(line, highlight=False)
                 last = line
 
         yield show_line
