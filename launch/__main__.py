@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from suite.gridfile import GridError, bundled_names, load_grid
+from suite.errors import UserError
+from suite.gridfile import bundled_names, load_grid
 
 if TYPE_CHECKING:  # these import torch or rich, which --help must not wait for
     from launch.plan import Standing
@@ -202,14 +203,11 @@ def _run_locally(
     from rich.console import Console
 
     from launch.cluster import LocalCluster
-    from launch.local import LaunchError, launch
+    from launch.local import launch
     from suite.tracking import default_uri
 
     uri = tracking_uri or default_uri(grid_dir.parent)
-    try:
-        rows = launch(grid_dir, cells, wanted, LocalCluster(data_dir, max_parallel), uri, Console())
-    except LaunchError as error:
-        _fail(str(error))
+    rows = launch(grid_dir, cells, wanted, LocalCluster(data_dir, max_parallel), uri, Console())
     _show(grid_dir.name, rows)
     print(f"table:  python -m analysis tables {grid_dir.name} --root {grid_dir.parent}")
     print(f"browse: mlflow ui --backend-store-uri {uri}")
@@ -282,5 +280,5 @@ def _fail(message: str) -> NoReturn:
 if __name__ == "__main__":
     try:
         app()
-    except GridError as error:
+    except UserError as error:
         _fail(str(error))

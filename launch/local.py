@@ -1,6 +1,7 @@
 """A grid on this machine: keeps every slot busy until no cell can start, and shows how it goes."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launch.cluster import LocalCluster
-from launch.plan import Standing, ready
+from launch.plan import MAX_ATTEMPTS, Standing, ready
 from launch.status import matrix, standings, summary
 from suite.config import Cell
-from suite.data.sources import DataError, load
+from suite.data.sources import load
+from suite.errors import UserError
 from suite.locks import holder, locked
 from suite.rundir import RunDir, write_plan
 from suite.tracking import sync
@@ -23,8 +25,8 @@ POLL_SECONDS = 0.5
 SYNC_SECONDS = 20.0
 
 
-class LaunchError(Exception):
-    """A launch cannot start; one line that names the fix."""
+class LaunchError(UserError):
+    """A launch cannot start."""
 
 
 def launch(
@@ -33,13 +35,12 @@ def launch(
     """Makes `cells` the grid's plan, runs the `wanted` ones, and returns where those stand at the end.
 
     Raises:
-        LaunchError: a data set is missing, or another launcher is at work on the grid.
+        DataError: a data set is missing.
+        LaunchError: another launcher is at work on the grid.
     """
     for dataset in {cell.dataset for cell in wanted}:
-        try:
+        with console.status(f"looking at {dataset}"):
             load(dataset, cluster.data_dir)  # before any job: what is missing stops one command, not every cell
-        except DataError as error:
-            raise LaunchError(str(error)) from error
     lock = grid_dir / "launcher.lock"
     with locked(lock) as mine:
         if not mine:
@@ -56,12 +57,18 @@ def launch(
 def _run(
     grid_dir: Path, wanted: set[str], cluster: LocalCluster, show: Callable[[list[Standing]], None]
 ) -> list[Standing]:
+    submissions: Counter[str] = Counter()
     while True:
         rows = [row for row in standings(grid_dir, cluster.is_alive) if row.cell.id in wanted]
         num_free = cluster.max_parallel - sum(row.state.state in {"queued", "running"} for row in rows)
         startable = ready(rows)
         for cell in startable[: max(num_free, 0)]:
-            cluster.submit(RunDir(grid_dir / cell.id))
+            run = RunDir(grid_dir / cell.id)
+            if submissions[cell.id] == MAX_ATTEMPTS:
+                run.update(state="failed", cause="error", reason=f"its job ended {MAX_ATTEMPTS} times without a result")
+            else:
+                submissions[cell.id] += 1
+                cluster.submit(run)
         show(rows)
         if not startable and num_free == cluster.max_parallel:
             return rows

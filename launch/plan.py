@@ -24,10 +24,10 @@ class Standing:
         return self.state.state in {"done", "failed", "cancelled"}
 
 
-def truth(state: State, *, has_result: bool, is_held: bool, job_is_alive: bool) -> State:
-    """The state of a run: a result means done, and only what a living process holds is running or queued."""
-    if has_result:
-        return replace(state, state="done", cause=None)
+def truth(state: State, *, is_held: bool, job_is_alive: bool) -> State:
+    """The state of a run that is not done: only what a living process holds is running or queued."""
+    if state.state == "done":
+        return state
     if is_held:
         return replace(state, state="running")
     if state.state == "running" and not job_is_alive:

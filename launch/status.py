@@ -35,7 +35,6 @@ def standing(run: RunDir, cell: Cell, is_alive: Callable[[str], bool]) -> Standi
     state = run.state()
     true = truth(
         state,
-        has_result=run.result_path.exists(),
         is_held=holder(run.lock) is not None,
         job_is_alive=bool(state.job_id) and is_alive(state.job_id),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from suite.errors import UserError
 from suite.files import write_bytes
 
 NUM_KEPT = 2
@@ -19,7 +20,7 @@ _DIGEST_CHARS = 64
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """The file is not what was written."""
 
 

@@ -18,14 +18,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from suite.config import Block, Grid
+from suite.errors import UserError
 
 BUNDLED = Path(__file__).parent / "grids"
 SCHEMA = BUNDLED / "grid.schema.json"
 Location = tuple[str | int, ...]
 
 
-class GridError(Exception):
-    """A grid cannot be read; str() is one line per fault, ready to print."""
+class GridError(UserError):
+    """A grid cannot be read; one line per fault."""
 
 
 def bundled_names() -> list[str]:

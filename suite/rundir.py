@@ -57,10 +57,11 @@ class RunDir:
         return _read_cell(self.cell_path.resolve())
 
     def state(self) -> State:
-        """Where the run stands, as last written: a killed run still says running; its lock tells."""
+        """Where the run stands, as last written: a killed run still says running; its lock tells. A result is done."""
         if not self._state_path.exists():
             return State()
-        return State(**json.loads(self._state_path.read_text(encoding="utf-8")))
+        state = State(**json.loads(self._state_path.read_text(encoding="utf-8")))
+        return replace(state, state="done", cause=None) if self.result_path.exists() else state
 
     def update(self, **changes: Any) -> State:  # noqa: ANN401  (State's fields)
         """Rewrites state.json with some fields changed and a fresh heartbeat."""

@@ -24,6 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 from suite.config import Cell
+from suite.errors import UserError
 from suite.files import write_json
 from suite.journal import Journal
 from suite.locks import locked
@@ -32,6 +33,10 @@ from suite.rundir import Cause, RunDir
 HEARTBEAT_SECONDS = 10.0
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 log = logging.getLogger("suite.train")
+
+
+class CellError(UserError):
+    """A cell file cannot be read."""
 
 
 class PreemptedError(Exception):
@@ -165,17 +170,17 @@ def open_run(cell_path: Path) -> RunDir:
     """The run directory of a cell file: where it lies, if that is named by the cell's id, else runs/adhoc/<id>/.
 
     Raises:
-        ValueError: the file is missing or not a cell; one line.
+        CellError: the file is missing or not a cell.
     """
     try:
         cell = Cell.model_validate(yaml.safe_load(cell_path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ValueError(f"{cell_path}: {error.strerror}") from error
+        raise CellError(f"{cell_path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{cell_path}: not a cell: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise CellError(f"{cell_path}: not a cell: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{cell_path}: not YAML") from error
+        raise CellError(f"{cell_path}: not YAML") from error
     place = cell_path.resolve().parent
     return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
 
@@ -193,7 +198,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     try:
         run = open_run(cell)
-    except ValueError as error:
+    except CellError as error:
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
     signal.signal(signal.SIGTERM, _stop)

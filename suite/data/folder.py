@@ -3,7 +3,9 @@
 Augmentation of a sample depends on (seed, epoch, sample) and not on the number of workers or processes.
 """
 
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 
 import torch
 from torch import Tensor
@@ -54,11 +56,17 @@ class FolderLoader:
             batch_sampler=batches,
             num_workers=self.num_workers,
             pin_memory=self.layout.device.type == "cuda",
-            # fork would copy CUDA's and OpenMP's state into the workers.
-            multiprocessing_context="forkserver" if self.num_workers else None,
+            multiprocessing_context=_context() if self.num_workers else None,
         )
         for images, labels in loader:
             yield images.to(self.layout.device, non_blocking=True), labels.to(self.layout.device, non_blocking=True)
+
+
+def _context() -> BaseContext:
+    """Workers forked from a server that has this module imported; a plain fork would copy CUDA's and OpenMP's state."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Decoded(Dataset[tuple[Tensor, int]]):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from suite.errors import UserError
 from suite.seeds import stream
 
 SPLIT_SEED = stream(0, "split")
@@ -25,7 +26,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A data set is not where it should be; the message says where that is."""
 
 

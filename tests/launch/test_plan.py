@@ -50,25 +50,25 @@ def test_a_cell_whose_parent_failed_says_so(make_cell: Callable[..., Cell]) -> N
 
 
 @pytest.mark.parametrize(
-    ("written", "has_result", "is_held", "job_is_alive", "true"),
+    ("written", "is_held", "job_is_alive", "true"),
     [
-        (State(), False, False, False, "planned"),
-        (State(state="queued", job_id="1"), False, False, True, "queued"),
-        (State(state="queued", job_id="1"), False, False, False, "planned"),  # the launcher died before its job began
-        (State(state="queued", job_id="1"), False, True, True, "running"),
-        (State(state="running"), False, True, True, "running"),
-        (State(state="running"), False, False, True, "running"),  # the job is about to record how it ended
-        (State(state="running"), False, False, False, "preempted"),  # kill -9
-        (State(state="running", attempt=MAX_ATTEMPTS), False, False, False, "failed"),
-        (State(state="running"), True, False, False, "done"),  # killed between result.json and state.json
-        (State(state="failed", cause="nan"), False, False, False, "failed"),
-        (State(state="cancelled"), False, False, False, "cancelled"),
+        (State(), False, False, "planned"),
+        (State(state="queued", job_id="1"), False, True, "queued"),
+        (State(state="queued", job_id="1"), False, False, "planned"),  # the launcher died before its job began
+        (State(state="queued", job_id="1"), True, True, "running"),
+        (State(state="running"), True, True, "running"),
+        (State(state="running"), False, True, "running"),  # the job is about to record how it ended
+        (State(state="running"), False, False, "preempted"),  # kill -9
+        (State(state="running", attempt=MAX_ATTEMPTS), False, False, "failed"),
+        (State(state="done"), True, True, "done"),  # its process is about to end
+        (State(state="failed", cause="nan"), False, False, "failed"),
+        (State(state="cancelled"), False, False, "cancelled"),
     ],
 )
 def test_the_truth_is_what_lives_not_what_was_last_written(
-    written: State, has_result: bool, is_held: bool, job_is_alive: bool, true: StateName
+    written: State, is_held: bool, job_is_alive: bool, true: StateName
 ) -> None:
-    assert truth(written, has_result=has_result, is_held=is_held, job_is_alive=job_is_alive).state == true
+    assert truth(written, is_held=is_held, job_is_alive=job_is_alive).state == true
 
 
 @pytest.mark.parametrize(

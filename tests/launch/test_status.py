@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from launch.cluster import LocalCluster
+from launch.local import launch
 from launch.plan import Standing
 from launch.status import as_json, matrix, problems, standings, summary
 from suite.config import Cell
@@ -47,6 +48,29 @@ def test_standings_are_the_plans_in_its_order(make_run: Callable[..., RunDir]) -
     rows = standings(runs[0].path.parent, lambda _job_id: False)
     assert [row.cell.seed for row in rows] == [2, 0, 1]
     assert [row.state.state for row in rows] == ["planned", "preempted", "planned"]
+
+
+class _StillbornJobs(LocalCluster):
+    """Every job ends before its training begins."""
+
+    def submit(self, run: RunDir) -> str:
+        run.update(state="queued", job_id="7")
+        return "7"
+
+    def is_alive(self, job_id: str) -> bool:  # noqa: ARG002
+        return False
+
+
+def test_a_cell_whose_jobs_never_begin_fails_in_the_end(
+    make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.local.POLL_SECONDS", 0.0)
+    run = make_run()
+    cells = [run.cell()]
+    uri = "http://127.0.0.1:9"  # no store is needed, and none that is dead does harm
+    console = Console(file=io.StringIO())
+    (row,) = launch(run.path.parent, cells, cells, _StillbornJobs(tmp_path), uri, console)
+    assert (row.state.state, row.state.reason) == ("failed", "its job ended 3 times without a result")
 
 
 @pytest.mark.parametrize(("visible", "max_parallel"), [("0,1,2", 3), ("", None)])

@@ -170,6 +170,13 @@ def test_a_run_directory_gives_back_its_cell_and_state(make_run: Callable[..., R
     assert time.time() - state.heartbeat < 60
 
 
+def test_a_result_means_done_whatever_the_state_file_says(make_run: Callable[..., RunDir]) -> None:
+    run = make_run()
+    run.update(state="running")
+    write_json(run.result_path, {"top1_hard": 0.5})
+    assert run.state().state == "done"
+
+
 def test_a_plan_lists_the_cells_of_the_last_launch(make_run: Callable[..., RunDir]) -> None:
     first, second = make_run(seed=0), make_run(seed=1)
     grid_dir = first.path.parent

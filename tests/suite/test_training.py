@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from quantizers import QUANTIZERS
@@ -177,6 +178,14 @@ def test_an_average_is_evaluated_hard_and_leaves_training_alone(make_cell: Calla
     assert plain.weights_digest() != averaged.weights_digest()
 
 
+def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(make_cell: Callable[..., Cell]) -> None:
+    trainer = _trainer(make_cell(training__precision="bf16"))
+    images, labels = next(trainer.loaders.train.epoch(0))
+    _, logits = trainer.engine.train_step(images, labels)
+    assert logits.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in trainer.engine.model.parameters()} == {torch.float32}
+
+
 def test_norm_statistics_are_gathered_anew_where_the_recipe_says(make_cell: Callable[..., Cell]) -> None:
     means = []
     for again in (False, True):
@@ -232,6 +241,20 @@ def test_two_processes_train_as_one_does(make_run: Callable[..., RunDir]) -> Non
         assert two[epoch]["train/loss"] == pytest.approx(one[epoch]["train/loss"], rel=1e-4)
     assert _result(runs[1])["top1_hard"] == pytest.approx(_result(runs[0])["top1_hard"], abs=0.02)
     assert json.loads(runs[1].provenance_path.read_text(encoding="utf-8"))["num_processes"] == 2
+
+
+@pytest.mark.slow
+def test_an_image_folder_trains_from_its_files(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+    for part, num in (("train", 12), ("test", 4)):
+        for number, name in enumerate(("dark", "light")):
+            folder = tmp_path / "lamps" / part / name
+            folder.mkdir(parents=True)
+            for index in range(num):
+                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(folder / f"{index}.png")
+    run = make_run(dataset="folder/lamps", data__image_size=16, data__crop="random_resized", training__batch_size=4)
+    train(run, tmp_path)
+    assert _result(run)["num_train_images"] == 22
+    assert len(_losses(run)) == 2
 
 
 def test_a_result_says_how_many_parameters_are_binary(make_run: Callable[..., RunDir]) -> None:

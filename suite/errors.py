@@ -1,0 +1,5 @@
+"""What the user can put right: one line (or one line per fault) that names the fix, no traceback, exit status 2."""
+
+
+class UserError(Exception):
+    """Bad input of some kind; str() is ready to print."""
