@@ -69,7 +69,7 @@ def grid(
     Launching again goes on where the last launch stopped: done cells stay done, killed ones resume from their newest
     checkpoint, failed ones wait for [bold]retry[/].
 
-    [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet20[/]
+    [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
     """
     from launch.plan import select
 
@@ -95,7 +95,7 @@ def debug(
 ) -> None:
     """Train the first steps of one cell in this very process, recorded nowhere: breakpoints work.
 
-    [dim]python -m pdb -m launch debug digits --cell resnet20/bnn++/s0[/]
+    [dim]python -m pdb -m launch debug digits --cell resnet8/bnn++/s0[/]
     """
     from launch.debug import first_steps
     from launch.plan import matches

@@ -22,8 +22,8 @@ def top1(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], layout: Layou
     engine.model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=layout.device)
     for images, labels in batches:
-        correct = (engine.logits(images).argmax(1) == labels).sum()
-        counts += torch.stack([correct, torch.tensor(len(labels), device=layout.device)])
+        counts[0] += (engine.logits(images).argmax(1) == labels).sum()
+        counts[1] += len(labels)
     num_correct, num_samples = layout.sum(counts).tolist()
     if not num_samples:
         raise ValueError("accuracy of no samples")

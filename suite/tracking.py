@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite import journal
+from suite.config import Cell
 from suite.rundir import RunDir, State, read_plan, run_dirs
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def sync(grid_dir: Path, uri: str) -> int:
     name = grid_dir.name
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    stored = {run.data.tags["cell_id"]: run for run in _all_runs(client, experiment_id)}
+    stored = {run.data.tags.get("cell_id"): run for run in _all_runs(client, experiment_id)}
     current = set(read_plan(grid_dir))
     return sum(_sync_run(client, experiment_id, stored.get(run.path.name), run, current) for run in run_dirs(grid_dir))
 
@@ -62,12 +63,14 @@ def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["Run"]:
 
 
 def _sync_run(client: "MlflowClient", experiment_id: str, stored: "Run | None", run: RunDir, current: set[str]) -> bool:
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import Metric, Param, RunTag
 
     state = run.state()
     tags = _tags(run, state) | {"current": str(run.path.name in current).lower()}
     if stored is None:
-        stored = _create(client, experiment_id, run, tags)
+        stored = client.create_run(experiment_id, _first_record_ms(run), tags, run.cell().name)
+    if not stored.data.params:
+        client.log_batch(stored.info.run_id, params=[Param(key, str(value)) for key, value in _recipe(run.cell())])
     have = stored.data.tags
     start = int(have.get("journal_offset", "0"))
     records, end = journal.read(run.journal, start)
@@ -91,16 +94,17 @@ def _sync_run(client: "MlflowClient", experiment_id: str, stored: "Run | None", 
     return bool(changed) or stored.info.status != status
 
 
-def _create(client: "MlflowClient", experiment_id: str, run: RunDir, tags: dict[str, str]) -> "Run":
-    from mlflow.entities import Param
+def _first_record_ms(run: RunDir) -> int:
+    """When the run began, or now where it has not: MLflow fixes a run's start when it makes it."""
+    records, _ = journal.read(run.journal)
+    return int(1000 * (records[0].time if records else time.time()))
 
-    cell = run.cell()
-    stored = client.create_run(experiment_id, int(time.time() * 1000), tags, cell.name)
+
+def _recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
     recipe = cell.model_dump(mode="json", include={"data", "training", "quantization"})
     # One mu at most, the cell's own; its quantizer is a tag, and "bnn++" is no name for a parameter.
     recipe["quantization"]["sharpness"] = recipe["quantization"]["sharpness"].get(cell.quantizer)
-    client.log_batch(stored.info.run_id, params=[Param(key, str(value)) for key, value in _flatten(recipe)])
-    return stored
+    return _flatten(recipe)
 
 
 def _tags(run: RunDir, state: State) -> dict[str, str]:

@@ -83,8 +83,9 @@ class Trainer:
                 self.average.update()
             if not math.isfinite(value := loss.item()):
                 raise DivergedError(f"the loss is {value} at step {step} (epoch {self.epoch + 1})")
-            correct = (logits.argmax(1) == labels).sum()
-            totals += torch.stack([loss * len(labels), correct, torch.tensor(len(labels))]).to(totals)
+            totals[0] += loss * len(labels)
+            totals[1] += (logits.argmax(1) == labels).sum()
+            totals[2] += len(labels)
             on_step(step, value)
         loss_sum, num_correct, num_images = self.layout.sum(totals).tolist()
         seconds = time.perf_counter() - start

@@ -98,6 +98,21 @@ def test_a_sync_that_died_before_noting_its_progress_doubles_nothing(
     assert _history(run, uri, "train/loss") == [(1, 0.5)]
 
 
+def test_a_sync_that_died_after_making_a_run_completes_it(
+    run: RunDir, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: object, **_content: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", die)
+        with pytest.raises(KeyboardInterrupt):
+            sync(run.path.parent, uri)
+    sync(run.path.parent, uri)
+    (stored,) = _stored(run, uri)
+    assert stored.data.params["training.epochs"] == "2"
+
+
 def test_the_end_of_a_run_is_its_status(run: RunDir, uri: str) -> None:
     run.update(state="failed", cause="nan", reason="the loss is nan at step 7")
     sync(run.path.parent, uri)
