@@ -1,5 +1,6 @@
 """A cell that trains in a second, and a place to run it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from tiny_cells import tiny_cell, tiny_grid
 
 from suite.config import Cell
 from suite.rundir import RunDir
+
+# A developer's own settings must not lead a test to their runs.
+for variable in ("PROXBENCH_ROOT", "PROXBENCH_DATA", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(variable, None)
 
 
 @pytest.fixture

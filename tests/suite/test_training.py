@@ -50,7 +50,7 @@ def _result(run: RunDir) -> dict[str, Any]:
 def _run(run: RunDir, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     module = [*(torchrun if processes > 1 else []), "suite.train", str(run.cell_path), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # two processes, one GPU at most
     return subprocess.run([sys.executable, "-m", *module], env=environment, capture_output=True, text=True, check=False)
 
 
