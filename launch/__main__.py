@@ -47,6 +47,7 @@ MaxParallel = Annotated[
     int | None, typer.Option(min=1, help="Cells at a time; default: one per GPU, else one per core.")
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run on this machine, in parallel processes.")]
+EXIT_INTERRUPTED = 130  # the shells' number for Ctrl-C
 DEFAULT_ROOT, DEFAULT_DATA = Path("runs"), Path("data")
 
 
@@ -171,13 +172,13 @@ def retry(
 @app.command()
 def cancel(grid: GridName = None, only: Only = None, root: Root = DEFAULT_ROOT) -> None:
     """Stop cells that are not done; what they learnt up to their newest checkpoint is kept for a retry."""
-    from launch.job import cancel as cancel_run
+    from launch.job import stop
     from suite.rundir import RunDir
 
     grid_dir = _grid_dir(root, grid)
     rows = [row for row in _matching(_standings(grid_dir), only) if not row.is_settled]
     for row in reversed(rows):  # the waiting before the running, or they would start in between
-        cancel_run(RunDir(grid_dir / row.cell.id))
+        stop(RunDir(grid_dir / row.cell.id), "cancelled", "cancelled by hand")
     print(f"{len(rows)} cancelled")
 
 
@@ -207,7 +208,11 @@ def _run_locally(
     from suite.tracking import default_uri
 
     uri = tracking_uri or default_uri(grid_dir.parent)
-    rows = launch(grid_dir, cells, wanted, LocalCluster(data_dir, max_parallel), uri, Console())
+    try:
+        rows = launch(grid_dir, cells, wanted, LocalCluster(data_dir, max_parallel), uri, Console())
+    except KeyboardInterrupt:
+        print("stopped; the cells keep what they learnt up to their last epoch: launch again to go on", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     _show(grid_dir.name, rows)
     print(f"table:  python -m analysis tables {grid_dir.name} --root {grid_dir.parent}")
     print(f"browse: mlflow ui --backend-store-uri {uri}")

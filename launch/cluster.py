@@ -1,7 +1,10 @@
 """Where jobs run, through submitit: this machine's processes. The job is the same everywhere."""
 
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import submitit
@@ -30,7 +33,8 @@ class LocalCluster:
         gpus = {"gpus_per_node": 1, "visible_gpus": (slot,)} if self.num_gpus else {}
         executor.update_parameters(timeout_min=_TIMEOUT_MINUTES, stderr_to_stdout=True, **gpus)
         run.update(state="queued", job_id="", cause=None, reason="")
-        job = executor.submit(CellJob(run.path.resolve(), self.data_dir.resolve(), self.num_threads))
+        with _ctrl_c_ignored():
+            job = executor.submit(CellJob(run.path.resolve(), self.data_dir.resolve(), self.num_threads))
         self._jobs[job.job_id] = job
         run.update(job_id=job.job_id)
         return str(job.job_id)
@@ -40,6 +44,16 @@ class LocalCluster:
         if job_id in self._jobs:
             return not self._jobs[job_id].done()
         return is_alive(job_id)
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C: it is the launcher's, who stops them in order."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_alive(job_id: str) -> bool:

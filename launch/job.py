@@ -7,12 +7,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from launch.plan import MAX_ATTEMPTS
 from suite.locks import holder
 from suite.rundir import RunDir
 
-CANCEL_SECONDS = 20.0
+STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class CellJob:
     def __call__(self) -> None:
         """Trains the cell; leaves its state true whatever happens to the training process."""
         run = RunDir(self.run_path)
-        if run.state().state == "cancelled":
+        if run.state().state != "queued":  # stopped since it was submitted
             return
         environment = os.environ | {"OMP_NUM_THREADS": str(self.num_threads), "PYTHONUNBUFFERED": "1"}
         exit_code = subprocess.run(self._command(), env=environment, check=False).returncode
@@ -54,16 +55,16 @@ class CellJob:
         run.update(state="failed", cause="error", reason=reason)
 
 
-def cancel(run: RunDir) -> None:
-    """Stops the run, if it runs, and keeps it from being started again; its checkpoints stay.
+def stop(run: RunDir, state: Literal["cancelled", "preempted"], reason: str) -> None:
+    """Ends the run's training, if it trains, and its job, if that has not begun; checkpoints stay.
 
     Raises:
         TimeoutError: the training process does not end.
     """
-    deadline = time.monotonic() + CANCEL_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     while (process := holder(run.lock)) is not None:
         os.kill(process, signal.SIGTERM)
         if time.monotonic() > deadline:
             raise TimeoutError(f"{run.path}: process {process} does not stop; kill -9 {process} does no harm")
         time.sleep(0.2)
-    run.update(state="cancelled", reason="cancelled by hand")
+    run.update(state=state, reason=reason)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launch.cluster import LocalCluster
+from launch.job import stop
 from launch.plan import MAX_ATTEMPTS, Standing, ready
 from launch.status import matrix, standings, summary
 from suite.config import Cell
@@ -37,6 +38,7 @@ def launch(
     Raises:
         DataError: a data set is missing.
         LaunchError: another launcher is at work on the grid.
+        KeyboardInterrupt: as it came; the grid's jobs have been stopped, what they learnt is in their checkpoints.
     """
     for dataset in {cell.dataset for cell in wanted}:
         with console.status(f"looking at {dataset}"):
@@ -51,7 +53,13 @@ def launch(
             RunDir.create(grid_dir / cell.id, cell)
         write_plan(grid_dir, cells)
         with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
-            return _run(grid_dir, {cell.id for cell in wanted}, cluster, show)
+            try:
+                return _run(grid_dir, {cell.id for cell in wanted}, cluster, show)
+            except KeyboardInterrupt:
+                for row in standings(grid_dir, cluster.is_alive):
+                    if row.state.state in {"queued", "running"}:
+                        stop(RunDir(grid_dir / row.cell.id), "preempted", "the launcher was stopped by Ctrl-C")
+                raise
 
 
 def _run(

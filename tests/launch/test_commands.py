@@ -204,6 +204,26 @@ def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_g
 
 
 @pytest.mark.slow
+def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})
+    command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        run = _wait_for_epoch(root, 2)
+        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all processes in front
+        _, errors = launcher.communicate()
+    assert launcher.returncode == 130
+    assert errors == "stopped; the cells keep what they learnt up to their last epoch: launch again to go on\n"
+    assert holder(run.lock) is None
+    assert (run.state().state, run.state().epoch >= 2) == ("preempted", True)
+    assert launch("grid", path, "--local", "--root", root).returncode == 0
+    assert (run.state().state, run.state().attempt) == ("done", 2)
+
+
+@pytest.mark.slow
 def test_a_cancelled_cell_stops_and_a_killed_launcher_leaves_its_cells_running(
     write_grid: WriteGrid, tmp_path: Path
 ) -> None:
