@@ -194,7 +194,7 @@ def test_exception_in_a_step_leaves_the_model_holding_w(update: str) -> None:
 @pytest.mark.parametrize(
     ("group", "options", "error", "message"),
     [
-        ({"quantizer": "bnnpp"}, {}, ValueError, r"unknown quantizer 'bnnpp'; did you mean 'bnn'\? \(fp, bc, pc"),
+        ({"quantizer": "bnnpp"}, {}, ValueError, r"unknown quantizer 'bnnpp'; did you mean 'bnn\+\+'\? \(fp, bc, pc"),
         ({"quantizer": "bc"}, {"update": "pc+"}, ValueError, r"unknown update 'pc\+'; .*\(pc\+\+, pq, rpc\)"),
         ({"quantizer": "bc", "mu": -1.0}, {}, ValueError, "mu=-1.0"),
         ({"quantizer": "bc", "mu": float("nan")}, {}, ValueError, "mu=nan"),
