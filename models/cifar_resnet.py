@@ -5,7 +5,7 @@ with weights. Registered with timm: `timm.create_model("resnet20", num_classes=1
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 

@@ -12,7 +12,7 @@ The gain starts at mean |W| over each output channel, which minimises |W - g sig
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", "BinaryLinear", "BinaryConv2d")

@@ -14,10 +14,10 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -30,6 +30,9 @@ from suite.journal import Journal
 from suite.locks import locked
 from suite.rundir import Cause, RunDir
 
+if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+    from suite.trainer import Trainer
+
 HEARTBEAT_SECONDS = 10.0
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 log = logging.getLogger("suite.train")
@@ -41,6 +44,10 @@ class CellError(UserError):
 
 class PreemptedError(Exception):
     """The process was asked to stop."""
+
+
+class StopTrainingError(Exception):
+    """Enough steps were taken."""
 
 
 def train(run: RunDir, data_dir: Path, max_steps: int | None = None) -> None:
@@ -86,7 +93,7 @@ class _Record:
             self._last_beat = time.monotonic()
             self.run.update()
 
-    def epoch(self, trainer: Any, metrics: dict[str, float]) -> None:  # noqa: ANN401  (Trainer, imported late)
+    def epoch(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
         """Journal first, then the checkpoint: an epoch that is trained again is recorded again, never lost."""
         from suite import checkpoint
 
@@ -95,7 +102,7 @@ class _Record:
         self.run.update(epoch=trainer.epoch)
         log.info("epoch %d/%d %s", trainer.epoch, self.cell.training.epochs, _line(metrics))
 
-    def result(self, trainer: Any, results: dict[str, float]) -> None:  # noqa: ANN401
+    def result(self, trainer: "Trainer", results: dict[str, float]) -> None:
         """result.json: its presence means done, so it comes after all else."""
         parameters = dict(trainer.engine.model.named_parameters())
         num_binary = sum(parameters[name].numel() for name in trainer.split.binary)
@@ -124,23 +131,18 @@ def _line(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def _first_steps(trainer: Any, max_steps: int) -> None:  # noqa: ANN401
-    class Enough(Exception):  # noqa: N818  (not an error)
-        pass
-
+def _first_steps(trainer: "Trainer", max_steps: int) -> None:
     def on_step(step: int, loss: float) -> None:
         log.info("step %d  loss %.4f", step, loss)
         if step + 1 >= max_steps:
-            raise Enough
+            raise StopTrainingError
 
-    try:
+    with suppress(StopTrainingError):
         while trainer.epoch < trainer.cell.training.epochs:
             trainer.train_epoch(on_step)
-    except Enough:
-        pass
 
 
-def _resume(trainer: Any, run: RunDir) -> None:  # noqa: ANN401
+def _resume(trainer: "Trainer", run: RunDir) -> None:
     from suite import checkpoint
 
     state = checkpoint.load_newest(run.checkpoints, trainer.layout.device)

@@ -66,7 +66,8 @@ def test_creating_a_model_with_published_weights_touches_no_network(monkeypatch:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with torch.device("meta"):
-        models.create("resnet18.a1_in1k", num_classes=10, image_size=224)
+        model = models.create("resnet18.a1_in1k", num_classes=10, image_size=224)
+    assert model.get_parameter("fc.weight").shape == (10, 512)
 
 
 def test_importing_models_does_not_import_timm() -> None:
