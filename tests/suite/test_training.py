@@ -230,8 +230,7 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_bits(make_run: Callable[.
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(make_run: Callable[..., RunDir]) -> None:
-    # Evaluation mode's norms would hide it: without SyncBatchNorm each process normalises by its own half batch, so the
-    # model is the transformer, whose layer norm sees one sample at a time.
+    # The transformer, whose layer norm sees one sample at a time: a batch norm sees each process's half batch only.
     runs = [make_run(grid, model="vit_mini_patch2_8", training__batch_size=128) for grid in ("one", "two")]
     assert _run(runs[0]).returncode == 0
     answer = _run(runs[1], processes=2)
