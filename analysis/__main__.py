@@ -46,9 +46,13 @@ def tables(
         str | None,
         typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.  [default: sqlite:///ROOT/mlflow.db]"),
     ] = None,
+    completions: Annotated[
+        bool,
+        typer.Option("--completions", help="Compare each surrogate gradient with its completion: bnn+ with bnn++, ..."),
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
 ) -> None:
-    """Accuracy of every quantizer and model, with BNN++'s paired difference to it.
+    """Accuracy of every quantizer and model, with BNN++'s paired difference to it, or its completion's.
 
     Accuracy is measured with binary weights, as mean ± standard deviation over seeds. Seeds that are missing or failed
     are shown in their place, and what else is amiss stands above the table.
@@ -56,15 +60,18 @@ def tables(
     \b
     Examples:
       python -m analysis tables digits
+      python -m analysis tables zoo --completions
       python -m analysis tables digits --format latex --output digits.tex
       python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv
     """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis import comparison
     from analysis import tables as render
-    from analysis.comparison import comparison
     from analysis.runs import load
 
     results = load(tracking_uri or f"sqlite:///{root}/mlflow.db", grid)
-    text = getattr(render, f"to_{layout.value}")(comparison(results.frame, results.findings))
+    against = comparison.completions() if completions else comparison.BNN_PLUS_PLUS
+    table = comparison.comparison(results.frame, results.findings, against)
+    text = getattr(render, f"to_{layout.value}")(table)
     if output is not None:
         output.write_text(text, encoding="utf-8")
     elif layout is Format.markdown and sys.stdout.isatty():

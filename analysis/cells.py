@@ -125,9 +125,12 @@ def status_of(cells: pd.DataFrame) -> pd.Series:
 
 
 def _names(cells: pd.DataFrame) -> list[str]:
-    """Display names as suite.config.Cell's: `cifar10/resnet20/bnn++/s3`, other starts than scratch appended."""
-    rows = zip(*(cells[key] for key in ("dataset", "model", "quantizer", "seed", "init")), strict=True)
-    return [f"{'/'.join(map(str, row[:3]))}/s{row[3]}" + f"/{row[4]}" * (row[4] != "scratch") for row in rows]
+    """Display names as suite.config.Cell's: `cifar10/resnet20/bnn++/s3`, then a start not scratch and a task not bw."""
+    rows = zip(*(cells[key] for key in ("dataset", "model", "quantizer", "seed", "init", "task")), strict=True)
+    return [
+        f"{dataset}/{model}/{quantizer}/s{seed}" + f"/{init}" * (init != "scratch") + f"/{task}" * (task != "bw")
+        for dataset, model, quantizer, seed, init, task in rows
+    ]
 
 
 def shortened(items: Iterable[object], limit: int = 5) -> str:

@@ -1,6 +1,10 @@
-"""Frame of cells -> Table: for every data set, model and quantizer, accuracy and BNN++'s paired difference."""
+"""Frame of cells -> Table: for every data set, model and quantizer, accuracy and a reference's paired difference to it.
+
+The reference is BNN++, or for a published surrogate its completion.
+"""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +13,6 @@ import pandas as pd
 from analysis import cells
 from analysis.statistics import Difference, paired_difference, sample_sd
 
-REFERENCE = "bnn++"
 FULL_PRECISION = "fp"
 ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
 """The catalogue's order; other quantizers follow by name."""
@@ -20,10 +23,31 @@ Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
+class Against:
+    """What each quantizer is compared with, None if nothing; what people call it; which quantizers are shown at all."""
+
+    label: str
+    reference: Callable[[str], str | None]
+    shows: Callable[[str], bool]
+
+
+BNN_PLUS_PLUS = Against("BNN++", lambda quantizer: None if quantizer == "bnn++" else "bnn++", lambda _: True)
+
+
+def completions() -> Against:
+    """Each published surrogate gradient against its completion, the row that integrates it: bnn+ against bnn++."""
+    from quantizers import QUANTIZERS
+
+    pairs = {row.completes: row.name for row in QUANTIZERS.values() if row.completes is not None}
+    return Against("completion", pairs.get, {*pairs.keys(), *pairs.values()}.__contains__)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
 
-    `missing` counts the seeds without a measurement by reason, `failed: oom`; `difference` is REFERENCE minus this one.
+    `missing` counts the seeds without a measurement by reason, `failed: oom`; `difference` is
+    `reference` minus this one.
     """
 
     model: str
@@ -35,6 +59,7 @@ class Entry:
     top1_hard_mean: float | None
     top1_hard_sd: float | None
     top1_soft_mean: float | None
+    reference: str | None
     difference: Difference | None
 
 
@@ -54,13 +79,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """Blocks, and what a reader must know before them."""
+    """Blocks, what their quantizers are compared with, and what a reader must know before them."""
 
     blocks: tuple[Block, ...]
+    against: str
     findings: tuple[str, ...]
 
 
-def comparison(frame: pd.DataFrame, findings: tuple[str, ...] = ()) -> Table:
+def comparison(frame: pd.DataFrame, findings: tuple[str, ...] = (), against: Against = BNN_PLUS_PLUS) -> Table:
     """The comparison of all quantizers in a frame with columns `cells.SCHEMA`, one row per cell.
 
     Raises:
@@ -71,29 +97,34 @@ def comparison(frame: pd.DataFrame, findings: tuple[str, ...] = ()) -> Table:
         measured=(frame["state"] == "done") & frame["top1_hard"].notna(),
         reason=cells.status_of(frame).replace("done", "done without accuracy"),  # why not measured
     )
-    blocks = tuple(_block(judged, key, rows) for key, rows in _rows_by_block(judged).items())
-    return Table(blocks, findings)
+    judged = judged[judged["quantizer"].map(against.shows)]
+    references = {str(quantizer): against.reference(str(quantizer)) for quantizer in judged["quantizer"].unique()}
+    blocks = tuple(_block(judged, key, rows, references) for key, rows in _rows_by_block(judged).items())
+    return Table(blocks, against.label, findings)
 
 
 def _rows_by_block(frame: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     """Rows by (grid, data set, task, init), full precision beside the methods it is compared to.
 
-    Fine-tuned cells start from full-precision cells of another init. So a model's full-precision cells stand in every
-    block where it has methods, those of the same init if there are any; without methods, in their own init's.
+    A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
+    full-precision cells stand in every block where it has methods, those of the same init if there are any; without
+    methods, in the block of their own task and init.
     """
     parts: dict[Key, list[pd.DataFrame]] = {}
-    for (grid, dataset, task, _), rows in frame.groupby(["grid", "dataset", "task", "model"], sort=False):
+    for (grid, dataset, _), rows in frame.groupby(["grid", "dataset", "model"], sort=False):
         full_precision = rows[rows["quantizer"] == FULL_PRECISION]
         methods = rows[rows["quantizer"] != FULL_PRECISION]
-        for init in (full_precision if methods.empty else methods)["init"].unique():
+        settings = (full_precision if methods.empty else methods)[["task", "init"]].drop_duplicates()
+        for task, init in settings.itertuples(index=False):
             same_init = full_precision[full_precision["init"] == init]
             baseline = full_precision if same_init.empty else same_init
             key = (str(grid), str(dataset), str(task), str(init))
-            parts.setdefault(key, []).extend([baseline, methods[methods["init"] == init]])
+            own = methods[(methods["task"] == task) & (methods["init"] == init)]
+            parts.setdefault(key, []).extend([baseline, own])
     return {key: pd.concat(groups) for key, groups in parts.items()}
 
 
-def _block(frame: pd.DataFrame, key: Key, rows: pd.DataFrame) -> Block:
+def _block(frame: pd.DataFrame, key: Key, rows: pd.DataFrame, references: dict[str, str | None]) -> Block:
     grid, dataset, task, init = key
     models = tuple(sorted(rows["model"].unique(), key=cells.natural_key))
     quantizers = tuple(sorted(rows["quantizer"].unique(), key=_row_position))
@@ -109,7 +140,8 @@ def _block(frame: pd.DataFrame, key: Key, rows: pd.DataFrame) -> Block:
             model,
             quantizer,
             own.get((model, quantizer), nothing),
-            own.get((model, REFERENCE), nothing),
+            references[quantizer],
+            own.get((model, references[quantizer]), nothing),
             num_seeds[model],
         )
         for quantizer in quantizers
@@ -122,8 +154,10 @@ def _row_position(quantizer: str) -> tuple[int, str]:
     return (ROW_ORDER.index(quantizer) if quantizer in ROW_ORDER else len(ROW_ORDER), quantizer)
 
 
-def _entry(model: str, quantizer: str, own: pd.DataFrame, reference: pd.DataFrame, num_seeds: int) -> Entry:
-    """The entry of the cells `own`, beside REFERENCE's; the model has num_seeds seeds over all its quantizers."""
+def _entry(
+    model: str, quantizer: str, own: pd.DataFrame, reference: str | None, reference_cells: pd.DataFrame, num_seeds: int
+) -> Entry:
+    """The entry of the cells `own`, beside its reference's; the model has num_seeds seeds over all its quantizers."""
     measured = own[own["measured"]]
     conflict = _conflict(own)
     usable = len(measured) > 0 and conflict is None
@@ -138,7 +172,8 @@ def _entry(model: str, quantizer: str, own: pd.DataFrame, reference: pd.DataFram
         top1_hard_mean=float(measured["top1_hard"].mean()) if usable else None,
         top1_hard_sd=sample_sd(measured["top1_hard"]) if usable and len(measured) > 1 else None,
         top1_soft_mean=float(soft.mean()) if usable and len(soft) else None,
-        difference=_difference(reference, own) if usable and quantizer != REFERENCE else None,
+        reference=reference,
+        difference=_difference(reference_cells, own) if usable and reference is not None else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Table -> markdown, LaTeX, HTML for people (percent), CSV and JSON for programs (fractions). Rendering only.
 
-In the three for people a column holds, per model: accuracy with spread and n, BNN++ minus the row with its interval, p.
+In the three for people a column holds, per model: accuracy with spread and n, reference minus row with its interval, p.
 Findings stand above the table, what the numbers mean below it.
 """
 
@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.comparison import FULL_PRECISION, Block, Entry, Table
 from analysis.statistics import ALPHA, BCA_FROM, CONFIDENCE, Difference, is_underpowered, smallest_p
 
-ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "BNN++ − row, points (n)", "p"
+ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "{against} − row, points (n)", "p"
 NONE = "—"
 LATEX = str.maketrans(
     {
@@ -36,7 +36,7 @@ LATEX = str.maketrans(
 def to_markdown(table: Table) -> str:
     """Pipe tables, a heading per block."""
     parts = [_markdown_list("Findings", table.findings)] if table.findings else []
-    parts += [f"## {block.title}\n\n{_markdown_body(block)}" for block in table.blocks]
+    parts += [f"## {block.title}\n\n{_markdown_body(block, table.against)}" for block in table.blocks]
     return "\n\n".join([*parts, _markdown_list("Notes", notes(table))]) + "\n"
 
 
@@ -46,7 +46,7 @@ def to_latex(table: Table) -> str:
     warnings = "\n".join(rf"{{\footnotesize\textbf{{Finding:}} {_latex(finding)}\par}}" for finding in table.findings)
     environments = []
     for block in table.blocks:
-        body = _body(block).map(_latex).rename(index=_latex, columns=_latex)
+        body = _body(block, table.against).map(_latex).rename(index=_latex, columns=_latex)
         tabular = body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1]), multicol_align="c")
         lines = [
             r"\begin{table}",
@@ -64,7 +64,7 @@ def to_html(table: Table) -> str:
     """A page of its own that needs no other file; all text is escaped."""
     parts = [_html_list("Findings", table.findings)] if table.findings else []
     for block in table.blocks:
-        style = _body(block).style.set_caption(escape(block.title)).format(escape="html")
+        style = _body(block, table.against).style.set_caption(escape(block.title)).format(escape="html")
         styled = style.format_index(escape="html").format_index(escape="html", axis="columns")
         # Without ids, two renderings of one table are the same text.
         parts.append(styled.to_html(table_uuid="comparison", cell_ids=False, table_attributes='border="1"'))
@@ -110,7 +110,7 @@ def notes(table: Table) -> tuple[str, ...]:
         "Accuracy: top-1 on the test set, read once after the last epoch with every quantised weight exactly −1 or +1; "
         "mean ± sample standard deviation (ddof 1) over n seeds.": True,
         "fp is full precision: not a binary network.": any(entry.quantizer == FULL_PRECISION for entry in entries),
-        "BNN++ − row: mean of the differences paired by seed, in percentage points, with its "
+        f"{table.against} − row: mean of the differences paired by seed, in percentage points, with its "
         f"{CONFIDENCE:.0%} interval (Student's t{bca}) over n pairs.": bool(differences),
         "p: two-sided sign-flip test of the paired differences, not adjusted for the "
         f"{len(differences)} comparisons shown.": bool(differences),
@@ -123,10 +123,10 @@ def notes(table: Table) -> tuple[str, ...]:
     return tuple(note for note, applies in candidates.items() if applies)
 
 
-def _body(block: Block) -> pd.DataFrame:
+def _body(block: Block, against: str) -> pd.DataFrame:
     """The block as text: quantizers by (model, column)."""
     cells = {(entry.quantizer, entry.model): _texts(entry) for entry in block.entries}
-    columns = pd.MultiIndex.from_product([block.models, (ACCURACY, DIFFERENCE, P_VALUE)])
+    columns = pd.MultiIndex.from_product([block.models, (ACCURACY, DIFFERENCE.format(against=against), P_VALUE)])
     rows = [[text for model in block.models for text in cells[quantizer, model]] for quantizer in block.quantizers]
     return pd.DataFrame(rows, index=pd.Index(block.quantizers), columns=columns)
 
@@ -163,8 +163,8 @@ def _points(fraction: float) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
-def _markdown_body(block: Block) -> str:
-    body = _body(block)
+def _markdown_body(block: Block, against: str) -> str:
+    body = _body(block, against)
     header = ["quantizer", *(": ".join(column) for column in body.columns)]
     lines = [header, ["---"] * len(header), *body.reset_index().to_numpy().tolist()]
     return "\n".join("| " + " | ".join(_markdown(text) for text in line) + " |" for line in lines)

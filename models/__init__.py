@@ -3,20 +3,30 @@
     model = models.create("resnet20", num_classes=10, image_size=32)
     split = models.binarize(model)          # or models.full_precision(model), for the baseline
 
+    model = models.create("bireal_resnet20", num_classes=10, image_size=32)
+    split = models.binarize(model, "ends", models.InputQuantization("bnn"))     # binary activations, too
+
 timm costs three seconds to import: the catalogue's functions import it when they are first called.
 """
 
-from models.binarize import Split, binarize, full_precision
+from models.binarize import POLICIES, Split, binarize, full_precision, kept_by
 from models.catalog import create, full_precision_layers, input_size, is_known, names, suggest
+from models.inputs import InputQuantization, harden_inputs, set_input_mu, soften_inputs
 
 __all__ = [
+    "POLICIES",
+    "InputQuantization",
     "Split",
     "binarize",
     "create",
     "full_precision",
     "full_precision_layers",
+    "harden_inputs",
     "input_size",
     "is_known",
+    "kept_by",
     "names",
+    "set_input_mu",
+    "soften_inputs",
     "suggest",
 ]

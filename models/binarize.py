@@ -1,21 +1,55 @@
 """Which weights of a model are binary, and every parameter's place.
 
-The first layer, the classifier head, norms, biases and embeddings stay full precision; every other convolution and
-linear weight is binary (theory.md, section 6).
+The first layer, the classifier head, norms, biases and embeddings stay full precision, and what a named policy adds;
+every other convolution and linear weight is binary, and so are that layer's inputs where asked.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from models.catalog import full_precision_layers, metadata
-from models.layers import BinaryConv2d, BinaryLinear
-from models.wiring import layers_before_batch_norm
+from models.inputs import BinaryInput, InputQuantization
+from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
+from models.wiring import layers_before_batch_norm, layers_that_see_no_sign
+from quantizers.catalog import unknown
 
 Matrix = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def _nothing_more(_name: str, _layer: Matrix) -> bool:
+    """Keep the first layer and the classifier only."""
+    return False
+
+
+def _shortcuts(name: str, layer: Matrix) -> bool:
+    """Keep 1x1 convolutions on shortcuts, as Bi-Real Net does: there is one for each change of width or resolution."""
+    on_shortcut = not {"downsample", "shortcut"}.isdisjoint(name.split("."))
+    return on_shortcut and isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1}
+
+
+def _attention(name: str, layer: Matrix) -> bool:
+    """Keep a transformer's attention projections; what is binary is the MLP."""
+    return "attn" in name.split(".") and isinstance(layer, nn.Linear)
+
+
+POLICIES: dict[str, Callable[[str, Matrix], bool]] = {
+    "ends": _nothing_more,
+    "ends+shortcuts": _shortcuts,
+    "ends+attention": _attention,
+}
+"""What stays full precision: policy -> whether it keeps the layer (by its name and the layer), besides the first layer
+and the classifier, which all of them keep."""
+
+
+def kept_by(policy: str) -> Callable[[str, Matrix], bool]:
+    """What the policy of that name keeps. ValueError, with the nearest name and all the choices, if there is none."""
+    if policy in POLICIES:
+        return POLICIES[policy]
+    raise ValueError(unknown("full-precision policy", policy, POLICIES))
 
 
 @dataclass(frozen=True)
@@ -27,7 +61,8 @@ class Split:
     Attributes:
         binary: weights that are quantized, and hold latents w* after `binarize`.
         decay: full-precision weights of convolutions and linear layers.
-        no_decay: norms, biases, gains, tokens, position embeddings, and what `model.no_weight_decay()` names.
+        no_decay: norms, biases, gains, shifts, slopes, tokens, position embeddings, and what `model.no_weight_decay()`
+            names.
     """
 
     binary: tuple[str, ...]
@@ -48,23 +83,33 @@ class Split:
             raise ValueError(f"the groups are not a partition of the model's parameters; {'; '.join(found)}")
 
 
-def binarize(model: nn.Module) -> Split:
+def binarize(model: nn.Module, policy: str = "ends", inputs: InputQuantization | None = None) -> Split:
     """Make every eligible layer of `model` (one that `create` built) binary, in place; return the parameters' groups.
 
-    Eligible are all convolutions and linear layers except the first layer and the classifier. Where the layer's
-    output goes straight into a batch norm and nowhere else, the scale of its weight is immaterial and the layer stays
-    as it is; `layers_before_batch_norm` finds these by running the model once on one zero image. Any other layer
-    becomes a BinaryLinear or BinaryConv2d with a gain: right whether or not something normalises later. Then each
-    weight holds its latents, clip(w / (2 mean|w|), -1, 1).
+    Eligible are all convolutions and linear layers except those that the policy keeps: the first layer and the
+    classifier, and more by its name (`POLICIES`). Where the layer's output goes straight into a batch norm and nowhere
+    else, the scale of its weight is immaterial and it gets no gain; `layers_before_batch_norm` finds these by running
+    the model once on one zero image. Any other layer becomes a BinaryLinear or BinaryConv2d with a gain: right whether
+    or not something normalises later. Then each weight holds its latents, clip(w / (2 mean|w|), -1, 1).
 
-    Draws no random numbers. Raises ValueError, with the model unchanged, where no layer is eligible and where one
-    can't be binarized without changing what the model computes.
+    With `inputs`, every such layer also quantizes what it reads. A transformer's products of queries with keys and of
+    attention with values have no weights and stay real.
+
+    Draws no random numbers. Raises ValueError, with the model unchanged, where the policy is unknown, no layer is
+    eligible, one can't be binarized without changing what the model computes, or, with `inputs`, one reads numbers that
+    are never negative: found by running the model once on one image of fixed noise.
     """
-    layers = _eligible_layers(model)
+    layers = _eligible_layers(model, kept_by(policy))
     if not layers:
         raise ValueError(f"{type(model).__name__}: nothing to binarize between its first layer and its classifier")
     scale_free = layers_before_batch_norm(model, layers, _zero_image(model))
-    twins = {name: _with_gain(name, layer) for name, layer in layers.items() if name not in scale_free}
+    if inputs is not None:
+        _require_signs(model, layers)
+    twins = {
+        name: _twin(name, layer, with_gain=name not in scale_free, inputs=inputs)
+        for name, layer in layers.items()
+        if name not in scale_free or inputs is not None
+    }
     for name, twin in twins.items():
         model.set_submodule(name, twin)
     with torch.no_grad():
@@ -84,22 +129,39 @@ def latents(weight: Tensor) -> Tensor:
     return (weight / scale).clamp(-1, 1)
 
 
-def _with_gain(name: str, layer: Matrix) -> BinaryLinear | BinaryConv2d:
+def _twin(
+    name: str, layer: Matrix, *, with_gain: bool, inputs: InputQuantization | None
+) -> BinaryLinear | BinaryConv2d:
     """The layer's binary twin. By exact type: a subclass may do something of its own that the twin would lose."""
+    binary_input = None if inputs is None else BinaryInput(inputs)
     if type(layer) is nn.Linear:
-        return BinaryLinear.from_layer(layer)
-    if type(layer) is nn.Conv2d:
-        return BinaryConv2d.from_layer(layer)
-    raise ValueError(f"{name}: a {type(layer).__name__} with no batch norm behind it has no binary twin with a gain")
+        return BinaryLinear.from_layer(layer, with_gain=with_gain, inputs=binary_input)
+    # What a ClippedConv2d does of its own is to clip its inputs, and the twin takes their sign instead.
+    if type(layer) is nn.Conv2d or (type(layer) is ClippedConv2d and inputs is not None):
+        return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=binary_input)
+    lack = "binary inputs" if inputs is not None else "a gain"
+    where = "with no batch norm behind it " if with_gain else ""
+    raise ValueError(f"{name}: a {type(layer).__name__} {where}has no binary twin with {lack}")
 
 
-def _eligible_layers(model: nn.Module) -> dict[str, Matrix]:
-    """Every convolution and linear layer, by name, that is not inside a full-precision layer."""
-    exact = full_precision_layers(model)
+def _require_signs(model: nn.Module, layers: dict[str, Matrix]) -> None:
+    constant = layers_that_see_no_sign(model, layers, _noise_image(model))
+    if constant:
+        raise ValueError(
+            f"{constant[0]}: its inputs are never negative (behind a ReLU?), so their sign would be +1 everywhere; "
+            "for binary inputs take a bireal_* or reactnet_* model, which have no ReLU there"
+        )
+
+
+def _eligible_layers(model: nn.Module, keeps: Callable[[str, Matrix], bool]) -> dict[str, Matrix]:
+    """Every convolution and linear layer, by name, that is in no first layer or classifier and that no policy keeps."""
+    ends = full_precision_layers(model)
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, Matrix) and not any(f"{name}.".startswith(f"{root}.") for root in exact)
+        if isinstance(layer, Matrix)
+        and not any(f"{name}.".startswith(f"{root}.") for root in ends)
+        and not keeps(name, layer)
     }
 
 
@@ -108,6 +170,12 @@ def _zero_image(model: nn.Module) -> Tensor:
     parameter = next(model.parameters())
     channels, height, width = metadata(model)["input_size"]
     return parameter.new_zeros(1, channels, height, width)
+
+
+def _noise_image(model: nn.Module) -> Tensor:
+    """One image like the zero image, of standard normal noise, always the same: (1, C, H, W)."""
+    zeros = _zero_image(model)
+    return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros)
 
 
 def _split(model: nn.Module, binary: Collection[str]) -> Split:

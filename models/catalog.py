@@ -82,7 +82,7 @@ def _timm() -> ModuleType:
     """Timm with our models registered; it takes three seconds to import, so not before it is needed."""
     import timm
 
-    from models import cifar_resnet, small_vit  # noqa: F401 - importing them registers their models
+    from models import bireal, cifar_resnet, small_vit  # noqa: F401 - importing them registers their models
 
     module: ModuleType = timm
     return module

@@ -4,6 +4,8 @@ A 3x3 convolution, three stages of n blocks with 16, 32, 64 channels, average po
 with weights. Registered with timm: `timm.create_model("resnet20", num_classes=10)`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -44,47 +46,63 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
+Block = Callable[[int, int, int], nn.Module]
+"""(in_channels, out_channels, stride) -> block."""
+
+
 class CifarResNet(nn.Module):
     """The network of 6 * num_blocks + 2 layers, for images of any size: (B, in_chans, H, W) -> (B, num_classes).
 
-    Weights start as in He et al., Delving Deep into Rectifiers (2015): normal, variance 2 / fan-in.
+    `block` makes a stage's blocks from their numbers of channels, in and out, and their stride. Weights start as in He
+    et al., Delving Deep into Rectifiers (2015): normal, variance 2 / fan-in.
     """
 
-    def __init__(self, num_blocks: int, num_classes: int = 10, in_chans: int = 3, global_pool: str = "avg") -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        block: Block = BasicBlock,
+    ) -> None:
         if global_pool != "avg":  # timm passes the value of the default_cfg on
             raise ValueError(f"global_pool: {global_pool!r}; a CIFAR ResNet has 'avg' only")
         super().__init__()
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, num_blocks, stride=1)
-        self.layer2 = _stage(16, 32, num_blocks, stride=2)
-        self.layer3 = _stage(32, 64, num_blocks, stride=2)
+        self.layer1 = stage(block, 16, 16, num_blocks, stride=1)
+        self.layer2 = stage(block, 16, 32, num_blocks, stride=2)
+        self.layer3 = stage(block, 32, 64, num_blocks, stride=2)
         self.fc = nn.Linear(64, num_classes)
-        self.apply(_he_init)
+        self.apply(he_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> logits (B, num_classes)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
         logits: Tensor = self.fc(torch.mean(x, dim=(2, 3)))
         return logits
 
+    def stem(self, x: Tensor) -> Tensor:
+        """relu(bn(conv(x))): (B, in_chans, H, W) -> (B, 16, H, W)."""
+        return F.relu(self.bn1(self.conv1(x)))
 
-def _stage(in_channels: int, out_channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+
+def stage(block: Block, in_channels: int, out_channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
     """`num_blocks` blocks, the first of which changes the channels and the resolution."""
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
+    first = block(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
 
 
-def _he_init(module: nn.Module) -> None:
+def he_init(module: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-in and no bias, if the module is a convolution or linear."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-_CIFAR_CFG = {
+CIFAR_CFG = {
     "num_classes": 10,
     "input_size": (3, 32, 32),
     "first_conv": "conv1",
@@ -92,7 +110,7 @@ _CIFAR_CFG = {
     "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images
     "std": (0.2470, 0.2435, 0.2616),
 }
-default_cfgs = generate_default_cfgs(dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), _CIFAR_CFG))
+default_cfgs = generate_default_cfgs(dict.fromkeys(("resnet8", "resnet20", "resnet32", "resnet56"), CIFAR_CFG))
 
 
 def _build(name: str, num_blocks: int, *, pretrained: bool, **kwargs: object) -> CifarResNet:

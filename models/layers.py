@@ -1,12 +1,15 @@
-"""Layers whose weights are scalars in {-1, +1} times one trainable gain per output channel.
+"""Layers whose weights are scalars in {-1, +1}, with what the scalars lack: a gain, and perhaps binary inputs.
 
-    y = g * (W x) + b          g: (C_out,)
+    y = g * (W q(x)) + b          g: (C_out,) trainable, q(x) = F(x; mu)
 
-Nothing here quantizes: `weight` is the parameter that ProxConnect holds w = F(w*) in. Both layers compute g * W first,
+Nothing here quantizes weights: `weight` is the parameter that ProxConnect holds w = F(w*) in. Without a gain (where a
+batch norm follows, the scale is immaterial) g = 1; without quantized inputs q(x) = x. Both layers compute g * W first,
 which is the same by linearity, keeps no activation W x for the gain's gradient, and stays in autocast's dtype.
 
 The gain starts at mean |W| over each output channel, which minimises |W - g sign(W)|^2 (Rastegari et al., XNOR-Net,
 2016).
+
+Zero padding pads the binary inputs with 0, which is neither of their values: so does the literature's training code.
 """
 
 from typing import TypeVar
@@ -15,34 +18,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.inputs import BinaryInput
+
 Layer = TypeVar("Layer", "BinaryLinear", "BinaryConv2d")
 
 
 class BinaryLinear(nn.Linear):
-    """y = g * (W x) + b. g: (out_features,)."""
+    """y = g * (W q(x)) + b. g: (out_features,) or None."""
 
-    gain: nn.Parameter
+    gain: nn.Parameter | None
+    inputs: BinaryInput | None
 
     @classmethod
-    def from_layer(cls, layer: nn.Linear) -> "BinaryLinear":
-        """The same weight and bias parameters, not copies, with a gain from the full-precision weight's mean abs."""
+    def from_layer(
+        cls, layer: nn.Linear, *, with_gain: bool = True, inputs: BinaryInput | None = None
+    ) -> "BinaryLinear":
+        """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
         # The meta device: no memory, no initialisation, no random numbers drawn for weights that are replaced anyway.
         new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        return _adopt(new, layer)
+        return _adopt(new, layer, with_gain=with_gain, inputs=inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return F.linear(x, self.gain[:, None] * self.weight, self.bias)
+        x = x if self.inputs is None else self.inputs(x)
+        weight = self.weight if self.gain is None else self.gain[:, None] * self.weight
+        return F.linear(x, weight, self.bias)
 
 
 class BinaryConv2d(nn.Conv2d):
-    """y = g * (W conv x) + b, any nn.Conv2d. g: (out_channels,)."""
+    """y = g * (W conv q(x)) + b, any nn.Conv2d. g: (out_channels,) or None."""
 
-    gain: nn.Parameter
+    gain: nn.Parameter | None
+    inputs: BinaryInput | None
 
     @classmethod
-    def from_layer(cls, layer: nn.Conv2d) -> "BinaryConv2d":
-        """The same weight and bias parameters, not copies, with a gain from the full-precision weight's mean abs."""
+    def from_layer(
+        cls, layer: nn.Conv2d, *, with_gain: bool = True, inputs: BinaryInput | None = None
+    ) -> "BinaryConv2d":
+        """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
         new = cls(
             layer.in_channels,
             layer.out_channels,
@@ -55,12 +68,26 @@ class BinaryConv2d(nn.Conv2d):
             padding_mode=layer.padding_mode,
             device="meta",
         )
-        return _adopt(new, layer)
+        return _adopt(new, layer, with_gain=with_gain, inputs=inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        y: Tensor = self._conv_forward(x, self.gain[:, None, None, None] * self.weight, self.bias)
+        x = x if self.inputs is None else self.inputs(x)
+        weight = self.weight if self.gain is None else self.gain[:, None, None, None] * self.weight
+        y: Tensor = self._conv_forward(x, weight, self.bias)
         return y
+
+
+class ClippedConv2d(nn.Conv2d):
+    """y = W conv H(x) + b with H the hard tanh: a convolution that stands where a sign will be.
+
+    Bi-Real Net's blocks have no nonlinearity but the sign of each convolution's inputs; with real inputs the clip is
+    that nonlinearity. `models.binarize` with binary inputs puts a BinaryConv2d in its place: sign for clip.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        return super().forward(F.hardtanh(x))
 
 
 def channel_mean_abs(weight: Tensor) -> Tensor:
@@ -68,10 +95,11 @@ def channel_mean_abs(weight: Tensor) -> Tensor:
     return weight.abs().flatten(1).mean(dim=1)
 
 
-def _adopt(new: Layer, layer: nn.Linear | nn.Conv2d) -> Layer:
+def _adopt(new: Layer, layer: nn.Linear | nn.Conv2d, *, with_gain: bool, inputs: BinaryInput | None) -> Layer:
     """`new` with the parameters and mode of `layer`."""
     for name, parameter in layer.named_parameters(recurse=False):
         setattr(new, name, parameter)
     with torch.no_grad():
-        new.gain = nn.Parameter(channel_mean_abs(layer.weight))
+        new.register_parameter("gain", nn.Parameter(channel_mean_abs(layer.weight)) if with_gain else None)
+    new.inputs = inputs
     return new.train(layer.training)

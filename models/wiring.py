@@ -6,12 +6,14 @@ that is standardised before use.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 Function = Callable[..., Any]
 
@@ -28,14 +30,8 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
     watch = _Watch({id(layer.weight): name for name, layer in layers.items()})
     returned: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _layer, _args, y: returned.append(y)) for layer in layers.values()]
-    was_training = model.training
-    try:
-        with torch.no_grad(), watch:
-            model.eval()(x)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with _observed(model, hooks), watch:
+        model(x)
 
     returned_ids = {id(y) for y in returned}
     for name in layers:
@@ -46,6 +42,41 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
     return frozenset(
         name for name in layers if all(watch.consumers[id(y)] == [F.batch_norm] for y in watch.products[name])
     )
+
+
+def layers_that_see_no_sign(model: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> tuple[str, ...]:
+    """Names of the layers whose inputs hold no negative number when the model sees x, in the order of `layers`.
+
+    The sign of such an input is +1 everywhere: a ReLU stands before the layer. x: (B, C, H, W), best of noise. The
+    model is run as `layers_before_batch_norm` runs it, and must have values (not be on the meta device).
+    """
+    signed: set[str] = set()
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if bool((inputs[0] < 0).any()):
+                signed.add(name)
+
+        return look
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    with _observed(model, hooks):
+        model(x)
+    return tuple(name for name in layers if name not in signed)
+
+
+@contextmanager
+def _observed(model: nn.Module, hooks: list[RemovableHandle]) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and without gradients; afterwards in the mode it had, without hooks."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
 
 
 class _Watch(TorchFunctionMode):

@@ -9,11 +9,13 @@ sharpness = SharpnessSchedule(optimizer, Linear(2.0, 50.0), num_steps)
 
 from quantizers.catalog import QUANTIZERS, Quantizer, get
 from quantizers.proxconnect import ProxConnect
-from quantizers.sharpness import Constant, Exponential, Linear, SharpnessSchedule
+from quantizers.shapes import Constant, Cosine, Exponential, Linear
+from quantizers.sharpness import SharpnessSchedule
 
 __all__ = [
     "QUANTIZERS",
     "Constant",
+    "Cosine",
     "Exponential",
     "Linear",
     "ProxConnect",

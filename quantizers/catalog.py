@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantizers import maps
+from quantizers.shapes import Constant, Cosine, Exponential, Linear, Shape
 
 Map = Callable[[Tensor, float], Tensor]
 """(w*, mu) -> a tensor of the shape, dtype and device of w*, elementwise."""
@@ -22,7 +23,9 @@ class Quantizer:
     """A forward-backward pair: w = F(w*; mu) is what the network computes with, B(w*; mu) multiplies its gradient.
 
     `prox` and `transform` are P and T with F = T o P and B = T' o P, or None where no such pair exists. `binary` says
-    what is deployed: sign(w*), or for full precision F(w*).
+    what is deployed: sign(w*), or for full precision F(w*). `usual_mu` is how mu moves over training in the row's
+    paper, or by our choice where the comment says so; None where F and B ignore mu. `completes` names the row of which
+    this one keeps B and takes for F its integral, so that the pair becomes principled.
     """
 
     name: str
@@ -32,7 +35,30 @@ class Quantizer:
     transform: Map | None
     citation: str
     binary: bool = True
-    uses_mu: bool = False
+    usual_mu: Shape | None = None
+    completes: str | None = None
+
+    @property
+    def uses_mu(self) -> bool:
+        """Whether F or B depends on mu."""
+        return self.usual_mu is not None
+
+
+def _completion(name: str, of: str, forward: Map, backward: Map, usual_mu: Shape, citation: str = "") -> Quantizer:
+    """The row that keeps B of the row `of` and takes F(w*) = integral of B from 0 to w*: P = id, T = F."""
+    return Quantizer(
+        name=name,
+        forward=forward,
+        backward=backward,
+        prox=maps.identity,
+        transform=forward,
+        citation=citation or f"ours: the completion of {of}, as bnn++ is that of bnn+",
+        usual_mu=usual_mu,
+        completes=of,
+    )
+
+
+_GROWING = Exponential(1.0, 500.0)  # ours: F ends as a sign
 
 
 _ROWS = (
@@ -60,7 +86,15 @@ _ROWS = (
         prox=maps.piecewise_linear,
         transform=maps.identity,
         citation="Dockhorn et al.: Demystifying and Generalizing BinaryConnect, NeurIPS 2021 (arXiv 2110.13220)",
-        uses_mu=True,
+        usual_mu=Linear(0.0, 1.0),
+    ),
+    Quantizer(
+        name="hardtanh",
+        forward=maps.clip,
+        backward=maps.ones,
+        prox=maps.clip,
+        transform=maps.identity,
+        citation="ProxConnect with the projection onto [-1, 1], which is pc held at rho = 0 (Dockhorn et al., 2021)",
     ),
     Quantizer(
         name="bnn",
@@ -70,6 +104,7 @@ _ROWS = (
         transform=maps.clip,
         citation="Courbariaux et al.: BinaryNet, 2016",
     ),
+    _completion("clip++", "bnn", maps.sharp_clip, maps.sharp_clip_derivative, _GROWING),
     Quantizer(
         name="bnn+",
         forward=maps.hard_sign,
@@ -77,18 +112,77 @@ _ROWS = (
         prox=None,
         transform=None,
         citation="Darabi et al.: BNN+, 2018 (arXiv 1812.11800)",
-        uses_mu=True,
+        usual_mu=Constant(5.0),
+    ),
+    _completion(
+        "bnn++",
+        "bnn+",
+        maps.sign_swish,
+        maps.sign_swish_derivative,
+        Exponential(2.0, 500.0),  # ours
+        "Lu, Yu, Li, Partovi Nia: Understanding Neural Network Binarization with Forward and Backward "
+        "Proximal Quantizers, NeurIPS 2023 (arXiv 2402.17710)",
     ),
     Quantizer(
-        name="bnn++",
-        forward=maps.sign_swish,
-        backward=maps.sign_swish_derivative,
-        prox=maps.identity,
-        transform=maps.sign_swish,
-        citation="Lu, Yu, Li, Partovi Nia: Understanding Neural Network Binarization with Forward and Backward "
-        "Proximal Quantizers, NeurIPS 2023 (arXiv 2402.17710)",
-        uses_mu=True,
+        name="bireal",
+        forward=maps.hard_sign,
+        backward=maps.approx_sign_derivative,
+        prox=None,
+        transform=None,
+        citation="Liu et al.: Bi-Real Net, ECCV 2018 (arXiv 1808.00278), whose ApproxSign is for activations",
+        usual_mu=Constant(1.0),
     ),
+    _completion("bireal++", "bireal", maps.approx_sign, maps.approx_sign_derivative, _GROWING),
+    Quantizer(
+        name="ede",
+        forward=maps.hard_sign,
+        backward=maps.decaying_tanh_derivative,
+        prox=None,
+        transform=None,
+        citation="Qin et al.: Forward and Backward Information Retention for Accurate Binary Neural Networks (IR-Net), "
+        "CVPR 2020 (arXiv 1909.10788)",
+        usual_mu=Exponential(0.1, 10.0),
+    ),
+    _completion("ede++", "ede", maps.decaying_tanh, maps.decaying_tanh_derivative, Exponential(0.1, 500.0)),
+    Quantizer(
+        name="reste",
+        forward=maps.hard_sign,
+        backward=maps.power_derivative,
+        prox=None,
+        transform=None,
+        citation="Wu et al.: Estimator Meets Equilibrium Perspective (ReSTE), ICCV 2023 (arXiv 2308.06689); cut-offs "
+        "and schedule as in its code, github.com/DravenALG/ReSTE",
+        usual_mu=Cosine(1.0, 3.0),
+    ),
+    _completion("reste++", "reste", maps.power, maps.power_derivative, Exponential(1.0, 100.0)),
+    Quantizer(
+        name="tanh",
+        forward=maps.hard_sign,
+        backward=maps.tanh_derivative,
+        prox=None,
+        transform=None,
+        citation="the slope of tanh for that of sign, widely used; IR-Net's estimator from t = 1 on",
+        usual_mu=Constant(2.0),  # ours
+    ),
+    _completion(
+        "tanh++",
+        "tanh",
+        maps.tanh,
+        maps.tanh_derivative,
+        _GROWING,
+        "Lahoud et al.: Self-Binarizing Networks, 2019 (arXiv 1902.00730), who sharpen a smooth F during training",
+    ),
+    Quantizer(
+        name="dsq",
+        forward=maps.hard_sign,
+        backward=maps.bounded_tanh_derivative,
+        prox=None,
+        transform=None,
+        citation="Gong et al.: Differentiable Soft Quantization, ICCV 2019 (arXiv 1908.05033), for one bit on [-1, 1]; "
+        "it learns the sharpness, here it is mu",
+        usual_mu=Constant(1.0),  # ours
+    ),
+    _completion("dsq++", "dsq", maps.bounded_tanh, maps.bounded_tanh_derivative, _GROWING),
 )
 
 QUANTIZERS: dict[str, Quantizer] = {row.name: row for row in _ROWS}

@@ -1,10 +1,10 @@
 """What a parameter group says about quantization: {"params": [...], "quantizer": "bnn++", "mu": 2.0}."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from quantizers.catalog import get
+from quantizers.shapes import require_sharpness
 
 
 def is_quantized(group: Mapping[str, Any]) -> bool:
@@ -24,9 +24,3 @@ def require_trainable(group: Mapping[str, Any]) -> None:
     for p in group["params"]:
         if not p.is_floating_point():
             raise TypeError(f"a quantized parameter has a real floating dtype, not {p.dtype}")
-
-
-def require_sharpness(mu: float) -> None:
-    """ValueError unless mu is finite and not negative."""
-    if not (math.isfinite(mu) and mu >= 0):
-        raise ValueError(f"mu={mu}: a sharpness is finite and not negative")

@@ -83,10 +83,129 @@ def sign_swish_derivative(w_star: Tensor, mu: float) -> Tensor:
     return _narrowed(slope * _representable(mu, w.dtype), w_star.dtype)
 
 
+def sharp_clip(w_star: Tensor, mu: float) -> Tensor:
+    """H(mu w*) = min(max(mu w*, -1), 1): the integral of the clipped identity's gradient at sharpness mu."""
+    w = _widened(w_star)
+    return clip(w.clamp(-torch.finfo(w.dtype).max, torch.finfo(w.dtype).max) * _representable(mu, w.dtype), mu).to(
+        w_star.dtype
+    )
+
+
+def sharp_clip_derivative(w_star: Tensor, mu: float) -> Tensor:
+    """B(w*) = mu where |mu w*| <= 1, else 0: at mu = 1 BinaryNet's B."""
+    w = _widened(w_star)
+    return _narrowed((_modulus(w, mu) <= 1).to(w.dtype) * _representable(mu, w.dtype), w_star.dtype)
+
+
+def approx_sign(w_star: Tensor, mu: float) -> Tensor:
+    """a(mu w*) with a(x) = x (2 - |x|) where |x| < 1, else sign(x): the integral of Bi-Real Net's polynomial."""
+    w = _widened(w_star)
+    x = _modulus(w, mu).clamp(max=1)
+    return torch.copysign(x * (2 - x), w).to(w_star.dtype)
+
+
+def approx_sign_derivative(w_star: Tensor, mu: float) -> Tensor:
+    """B(w*) = mu a'(mu w*) with a'(x) = 2 - 2 |x| where |x| < 1, else 0; mu = 1 is Bi-Real Net's (Liu et al., 2018)."""
+    w = _widened(w_star)
+    x = _modulus(w, mu).clamp(max=1)
+    return _narrowed((1 - x) * _representable(2 * mu, w.dtype), w_star.dtype)
+
+
+def tanh(w_star: Tensor, mu: float) -> Tensor:
+    """F(w*) = hyperbolic tangent of mu w*."""
+    w = _widened(w_star)
+    return torch.copysign(torch.tanh(_modulus(w, mu)), w).to(w_star.dtype)
+
+
+def tanh_derivative(w_star: Tensor, mu: float) -> Tensor:
+    """B(w*) = mu / cosh(mu w*)^2."""
+    w = _widened(w_star)
+    return _narrowed(_sech_squared(w, mu) * _representable(mu, w.dtype), w_star.dtype)
+
+
+def decaying_tanh(w_star: Tensor, t: float) -> Tensor:
+    """g(w*) = k tanh(t w*) with k = max(1 / t, 1): of slope 1 at 0 up to t = 1, tanh(t w*) from there; t = 0 gives w*.
+
+    Its derivative is IR-Net's error decay estimator (Qin et al., CVPR 2020).
+    """
+    if t >= 1:
+        return tanh(w_star, t)
+    w = _widened(w_star)
+    w = w.clamp(-torch.finfo(w.dtype).max, torch.finfo(w.dtype).max)
+    x = w * t
+    # w tanh(x) / x and not tanh(x) / t: t may be 0, and x too small to carry the digits of w.
+    ratio = torch.where(x == 0, 1.0, torch.tanh(x) / torch.where(x == 0, 1.0, x))
+    return _narrowed(w * ratio, w_star.dtype)
+
+
+def decaying_tanh_derivative(w_star: Tensor, t: float) -> Tensor:
+    """g'(w*) = k t / cosh(t w*)^2 = max(1, t) / cosh(t w*)^2."""
+    w = _widened(w_star)
+    return _narrowed(_sech_squared(w, t) * _representable(max(t, 1.0), w.dtype), w_star.dtype)
+
+
+def bounded_tanh(w_star: Tensor, k: float) -> Tensor:
+    """tanh(k w*) / tanh(k) where |w*| <= 1, else sign(w*): DSQ's curve for one bit on [-1, 1] (Gong et al., ICCV 2019).
+
+    k = 0 is the hard tanh.
+    """
+    w = _widened(w_star)
+    inside = decaying_tanh(w, k) / _tanh_at_one(w, k)
+    return torch.where(w.abs() > 1, hard_sign(w, k), inside).to(w_star.dtype)
+
+
+def bounded_tanh_derivative(w_star: Tensor, k: float) -> Tensor:
+    """B(w*) = k / (tanh(k) cosh(k w*)^2) where |w*| <= 1, else 0; k = 0 gives BinaryNet's B."""
+    w = _widened(w_star)
+    slope = _sech_squared(w, k) * _representable(max(k, 1.0), w.dtype) / _tanh_at_one(w, k)
+    return _narrowed(torch.where(w.abs() > 1, 0, slope), w_star.dtype)
+
+
+POWER_LINEAR_BELOW = 0.1
+POWER_FLAT_ABOVE = 1.5
+
+
+def power(w_star: Tensor, mu: float) -> Tensor:
+    """sign(w*) min(|w*|, 1.5)^(1/o) with o = max(mu, 1), and linear through 0 where |w*| <= 0.1.
+
+    The integral of the gradient of ReSTE (Wu et al., ICCV 2023), which is cut off beyond 1.5 and replaced within 0.1,
+    where the power's slope has no bound, by the slope from 0 to 0.1. o = 1 is w* up to 1.5.
+    """
+    w = _widened(w_star)
+    p = 1 / max(mu, 1.0)
+    a = w.abs()
+    middle = (a > POWER_LINEAR_BELOW) & (a <= POWER_FLAT_ABOVE)
+    # The inner where keeps autograd from the power's infinite slope at 0, which 0 times would be NaN.
+    curve = torch.where(middle, a, POWER_FLAT_ABOVE).pow(p)
+    line = a * POWER_LINEAR_BELOW ** (p - 1)
+    return torch.copysign(torch.where(a > POWER_LINEAR_BELOW, curve, line), w).to(w_star.dtype)
+
+
+def power_derivative(w_star: Tensor, mu: float) -> Tensor:
+    """B(w*) = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) within, 0 beyond; o = max(mu, 1) (ReSTE)."""
+    w = _widened(w_star)
+    p = 1 / max(mu, 1.0)
+    a = w.abs()
+    slope = p * a.clamp(min=POWER_LINEAR_BELOW, max=POWER_FLAT_ABOVE).pow(p - 1)
+    slope = torch.where(a > POWER_LINEAR_BELOW, slope, POWER_LINEAR_BELOW ** (p - 1))
+    return torch.where(a > POWER_FLAT_ABOVE, 0, slope).to(w_star.dtype)
+
+
 def _modulus(w: Tensor, mu: float) -> Tensor:
     """|mu w|, cut at 1000, where exp(-|mu w|) has long been 0 in every dtype: neither 0 inf nor inf 0 ever arises."""
     largest = torch.finfo(w.dtype).max
     return w.abs().clamp(max=largest).mul(_representable(mu, w.dtype)).clamp(max=1000)
+
+
+def _sech_squared(w: Tensor, mu: float) -> Tensor:
+    """1 / cosh(mu w)^2, by an exponential that cannot overflow."""
+    e = torch.exp(-2 * _modulus(w, mu))
+    return 4 * e / (1 + e).square()
+
+
+def _tanh_at_one(w: Tensor, t: float) -> Tensor:
+    """`decaying_tanh` of 1, in the dtype and on the device of w. Shape ()."""
+    return decaying_tanh(w.new_ones(()), t)
 
 
 def _representable(mu: float, dtype: torch.dtype) -> float:

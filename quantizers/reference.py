@@ -3,6 +3,7 @@
 Nothing here knows of torch.optim, of `proxconnect` or of `maps`. It is meant to be checked against the papers by eye.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,82 @@ def sign_swish_derivative(w: Tensor, mu: float) -> Tensor:
     return mu * (2 - mu * w * torch.tanh(mu * w / 2)) / (1 + torch.cosh(mu * w))
 
 
+def approx_sign(w: Tensor, mu: float) -> Tensor:
+    """a(mu w): a(x) = 2x + x^2 on [-1, 0), 2x - x^2 on [0, 1), sign elsewhere (Bi-Real Net)."""
+    x = mu * w
+    inside = torch.where(x < 0, 2 * x + x * x, 2 * x - x * x)
+    return torch.where(x.abs() < 1, inside, sign(x, mu))
+
+
+def approx_sign_derivative(w: Tensor, mu: float) -> Tensor:
+    """B = mu a'(mu w): a'(x) = 2 + 2x on [-1, 0), 2 - 2x on [0, 1), 0 elsewhere."""
+    x = mu * w
+    inside = torch.where(x < 0, 2 + 2 * x, 2 - 2 * x)
+    return mu * torch.where(x.abs() < 1, inside, 0.0)
+
+
+def tanh(w: Tensor, mu: float) -> Tensor:
+    """F = hyperbolic tangent of mu w."""
+    return torch.tanh(mu * w)
+
+
+def tanh_derivative(w: Tensor, mu: float) -> Tensor:
+    """B = mu (1 - tanh(mu w)^2), as 1 / cosh^2 so that it does not cancel."""
+    return mu / torch.cosh(mu * w) ** 2
+
+
+def decaying_tanh(w: Tensor, mu: float) -> Tensor:
+    """F = k tanh(t w), t = mu, k = max(1 / t, 1); at t = 0 its limit w (IR-Net)."""
+    return w if mu == 0 else max(1 / mu, 1.0) * torch.tanh(mu * w)
+
+
+def decaying_tanh_derivative(w: Tensor, mu: float) -> Tensor:
+    """B = k t (1 - tanh(t w)^2); at t = 0 its limit 1."""
+    return torch.ones_like(w) if mu == 0 else max(1 / mu, 1.0) * mu / torch.cosh(mu * w) ** 2
+
+
+def bounded_tanh(w: Tensor, mu: float) -> Tensor:
+    """tanh(k w) / tanh(k) on [-1, 1], k = mu, sign beyond; at k = 0 its limit H (DSQ, one bit)."""
+    if mu == 0:
+        return hard_tanh(w, mu)
+    return torch.where(w.abs() <= 1, torch.tanh(mu * w) / math.tanh(mu), sign(w, mu))
+
+
+def bounded_tanh_derivative(w: Tensor, mu: float) -> Tensor:
+    """B = k (1 - tanh(k w)^2) / tanh(k) on [-1, 1], 0 beyond; at k = 0 its limit H'."""
+    if mu == 0:
+        return _inside(w, mu)
+    return _inside(w, mu) * mu / torch.cosh(mu * w) ** 2 / math.tanh(mu)
+
+
+def power(w: Tensor, mu: float) -> Tensor:
+    """sign(w) |w|^(1/o), o = max(mu, 1); linear on [-0.1, 0.1], constant from 1.5 on (ReSTE)."""
+    o = max(mu, 1.0)
+    m, t = 0.1, 1.5
+    near = w * m ** (1 / o) / m
+    far = sign(w, mu) * torch.clamp(w.abs(), max=t) ** (1 / o)
+    return torch.where(w.abs() <= m, near, far)
+
+
+def power_derivative(w: Tensor, mu: float) -> Tensor:
+    """(1/o) |w|^((1 - o)/o); 0.1^(1/o) / 0.1 on [-0.1, 0.1], 0 beyond 1.5."""
+    o = max(mu, 1.0)
+    m, t = 0.1, 1.5
+    near = torch.full_like(w, m ** (1 / o) / m)
+    between = torch.where(w.abs() <= t, w.abs() ** ((1 - o) / o) / o, 0.0)
+    return torch.where(w.abs() <= m, near, between)
+
+
+def sharp_clip(w: Tensor, mu: float) -> Tensor:
+    """H(mu w)."""
+    return hard_tanh(mu * w, mu)
+
+
+def sharp_clip_derivative(w: Tensor, mu: float) -> Tensor:
+    """B = mu where |mu w| <= 1, 0 elsewhere."""
+    return mu * _inside(mu * w, mu)
+
+
 def _one(w: Tensor, _mu: float) -> Tensor:
     return torch.full_like(w, 1.0)
 
@@ -61,9 +138,21 @@ PAIRS: dict[str, tuple[Map, Map]] = {
     "fp": (lambda w, _mu: w, _one),
     "bc": (sign, _one),
     "pc": (piecewise_linear, _one),
+    "hardtanh": (hard_tanh, _one),
     "bnn": (sign, _inside),
+    "clip++": (sharp_clip, sharp_clip_derivative),
     "bnn+": (sign, sign_swish_derivative),
     "bnn++": (sign_swish, sign_swish_derivative),
+    "bireal": (sign, approx_sign_derivative),
+    "bireal++": (approx_sign, approx_sign_derivative),
+    "ede": (sign, decaying_tanh_derivative),
+    "ede++": (decaying_tanh, decaying_tanh_derivative),
+    "reste": (sign, power_derivative),
+    "reste++": (power, power_derivative),
+    "tanh": (sign, tanh_derivative),
+    "tanh++": (tanh, tanh_derivative),
+    "dsq": (sign, bounded_tanh_derivative),
+    "dsq++": (bounded_tanh, bounded_tanh_derivative),
 }
 """name -> (F, B)."""
 
@@ -108,15 +197,19 @@ def adamw(
     return move
 
 
-# The iterations. All take the latents w*, the name of each one's pair (F, B), the mu of each step and a base optimizer,
-# and return the latents after len(mus) steps.
+# The iterations. All take the latents w*, the name of each one's pair (F, B), the mu of each step, a base optimizer and
+# its state of each tensor (at first {}; updated in place), and return the latents after len(mus) steps.
 
 
 def pc_plus_plus(
-    w_star: list[Tensor], gradient: Gradient, quantizers: Sequence[str], mus: Sequence[float], move: Move
+    w_star: list[Tensor],
+    gradient: Gradient,
+    quantizers: Sequence[str],
+    mus: Sequence[float],
+    move: Move,
+    states: list[dict[str, Any]],
 ) -> list[Tensor]:
     """w_t = F(w*_t; mu_t);  w*_{t+1} = base(w*_t, B(w*_t; mu_t) . grad l(w_t))."""
-    states: list[dict[str, Any]] = [{} for _ in w_star]
     for mu in mus:
         w = _forward(w_star, quantizers, mu)
         b = _backward(w_star, quantizers, mu)
@@ -126,10 +219,14 @@ def pc_plus_plus(
 
 
 def prox_quant(
-    w_star: list[Tensor], gradient: Gradient, quantizers: Sequence[str], mus: Sequence[float], move: Move
+    w_star: list[Tensor],
+    gradient: Gradient,
+    quantizers: Sequence[str],
+    mus: Sequence[float],
+    move: Move,
+    states: list[dict[str, Any]],
 ) -> list[Tensor]:
     """w_t = F(w*_t; mu_t);  w*_{t+1} = base(w_t, B(w*_t; mu_t) . grad l(w_t))."""
-    states: list[dict[str, Any]] = [{} for _ in w_star]
     for mu in mus:
         w = _forward(w_star, quantizers, mu)
         b = _backward(w_star, quantizers, mu)
@@ -139,10 +236,14 @@ def prox_quant(
 
 
 def reverse_prox_connect(
-    w_star: list[Tensor], gradient: Gradient, quantizers: Sequence[str], mus: Sequence[float], move: Move
+    w_star: list[Tensor],
+    gradient: Gradient,
+    quantizers: Sequence[str],
+    mus: Sequence[float],
+    move: Move,
+    states: list[dict[str, Any]],
 ) -> list[Tensor]:
     """w_t = F(w*_t; mu_t);  w*_{t+1} = base(w_t, B(w*_t; mu_t) . grad l(w*_t))."""
-    states: list[dict[str, Any]] = [{} for _ in w_star]
     for mu in mus:
         w = _forward(w_star, quantizers, mu)
         b = _backward(w_star, quantizers, mu)

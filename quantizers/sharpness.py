@@ -1,65 +1,9 @@
-"""Sharpness schedules: mu as a pure function of training progress, and the scheduler that sets it in an optimizer."""
+"""The scheduler that moves an optimizer's mu along a shape."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from quantizers.groups import require_sharpness
 from quantizers.proxconnect import ProxConnect
-
-Shape = Callable[[float], float]
-"""Progress in [0, 1] -> mu >= 0."""
-
-
-@dataclass(frozen=True)
-class Constant:
-    """mu(p) = mu. ValueError if mu is negative or not finite."""
-
-    mu: float
-
-    def __post_init__(self) -> None:
-        require_sharpness(self.mu)
-
-    def __call__(self, progress: float) -> float:
-        """The mu at `progress` in [0, 1]; ValueError outside."""
-        _require_progress(progress)
-        return self.mu
-
-
-@dataclass(frozen=True)
-class Linear:
-    """mu(p) = (1 - p) start + p end, exact at both ends. ValueError if an end is negative or not finite."""
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        require_sharpness(self.start)
-        require_sharpness(self.end)
-
-    def __call__(self, progress: float) -> float:
-        """The mu at `progress` in [0, 1]; ValueError outside."""
-        _require_progress(progress)
-        return (1 - progress) * self.start + progress * self.end
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """mu(p) = start^(1 - p) end^p, exact at both ends. ValueError unless both ends are positive and finite."""
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        require_sharpness(self.start)
-        require_sharpness(self.end)
-        if 0 in (self.start, self.end):
-            raise ValueError(f"an exponential never touches 0: start={self.start}, end={self.end}; use Linear")
-
-    def __call__(self, progress: float) -> float:
-        """The mu at `progress` in [0, 1]; ValueError outside."""
-        _require_progress(progress)
-        return float(self.start ** (1 - progress) * self.end**progress)
+from quantizers.shapes import Shape
 
 
 class SharpnessSchedule:
@@ -108,8 +52,3 @@ class SharpnessSchedule:
         if not wanted:
             raise ValueError(f"no parameter group to move: quantizer={self.quantizer!r}, the groups have {names}")
         return [group for group in self.optimizer.param_groups if group.get("quantizer") in wanted]
-
-
-def _require_progress(progress: float) -> None:
-    if not 0 <= progress <= 1:
-        raise ValueError(f"progress={progress} is outside [0, 1]")

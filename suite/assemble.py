@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from quantizers import Constant, Exponential, Linear, ProxConnect, SharpnessSchedule
+from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
+from quantizers.shapes import Shape
 from suite.config import Cell, Sharpness, Training
 from suite.data.memory import MemoryLoader, Normalization
 from suite.data.sources import DataError, Files, Pixels, Source, hold_out
@@ -92,8 +93,11 @@ def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | 
     model = models.create(cell.model, len(source.classes), size, source.in_chans)
     if parent_weights is not None:
         model.load_state_dict(parent_weights)
-    split = models.full_precision(model) if cell.quantizer == "fp" else models.binarize(model)
-    return model, split
+    if cell.quantizer == "fp":
+        return model, models.full_precision(model)
+    inputs = cell.quantization.inputs
+    quantized = None if inputs is None else models.InputQuantization(inputs.quantizer)
+    return model, models.binarize(model, cell.quantization.full_precision, quantized)
 
 
 def build_optimizer(cell: Cell, model: nn.Module, split: models.Split) -> ProxConnect:
@@ -121,11 +125,19 @@ def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> Sharp
     return None if sharpness is None else SharpnessSchedule(optimizer, _shape(sharpness), num_steps)
 
 
-def _shape(sharpness: Sharpness) -> Constant | Linear | Exponential:
-    if sharpness.end is None:
-        return Constant(sharpness.start)
-    shape = Linear if sharpness.shape == "linear" else Exponential
-    return shape(sharpness.start, sharpness.end)
+def build_input_mu(cell: Cell) -> Shape | None:
+    """The mu of the inputs of binary layers, by progress; None where they are real or their quantizer has no mu."""
+    inputs = cell.quantization.inputs
+    return None if inputs is None or inputs.sharpness is None else _shape(inputs.sharpness)
+
+
+_SHAPES: dict[str, Callable[[float, float], Shape]] = {"linear": Linear, "exponential": Exponential, "cosine": Cosine}
+
+
+def _shape(sharpness: Sharpness) -> Shape:
+    return (
+        Constant(sharpness.start) if sharpness.end is None else _SHAPES[sharpness.shape](sharpness.start, sharpness.end)
+    )
 
 
 def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoch: int) -> Any:  # noqa: ANN401  (timm)

@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,7 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+if TYPE_CHECKING:
+    from quantizers.shapes import Shape
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Task = Literal["bw", "bwa"]
 
 
 RECORDED = "recorded"
@@ -60,9 +64,18 @@ def _known_dataset(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def _known_policy(name: str, info: ValidationInfo) -> str:
+    if info.context != RECORDED:
+        import models
+
+        models.kept_by(name)
+    return name
+
+
 QuantizerName = Annotated[str, AfterValidator(_known_quantizer)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
 
 class Frozen(BaseModel):
@@ -113,7 +126,7 @@ class Training(Frozen):
 class Sharpness(Frozen):
     """Schedule of mu over training, a pure function of progress in [0, 1]."""
 
-    shape: Literal["constant", "linear", "exponential"] = "constant"
+    shape: Literal["constant", "linear", "exponential", "cosine"] = "constant"
     start: NonNegativeFloat
     end: NonNegativeFloat | None = Field(None, description="value at the last step; not for constant")
 
@@ -126,8 +139,28 @@ class Sharpness(Frozen):
         return self
 
 
+class Inputs(Frozen):
+    """How the inputs of binary layers become binary."""
+
+    quantizer: QuantizerName = "bnn"
+    sharpness: Sharpness | None = Field(None, description="its mu, if it reads one; bnn and bc do not")
+
+    @model_validator(mode="after")
+    def _binary_and_with_mu_where_needed(self, info: ValidationInfo) -> "Inputs":
+        if info.context == RECORDED:
+            return self
+        import quantizers
+
+        row = quantizers.get(self.quantizer)
+        if not row.binary:
+            raise ValueError(f"{row.name} leaves inputs real, which is task: bw; for task: bwa take bnn, say")
+        if row.usual_mu is not None and self.sharpness is None:
+            raise ValueError(f"{row.name} needs its mu, for instance sharpness: {_written(row.usual_mu)}")
+        return self
+
+
 class Quantization(Frozen):
-    """How weights become binary."""
+    """How weights become binary, and which; for task: bwa also how inputs do."""
 
     update: Literal["pc++", "pq", "rpc"] = "pc++"
     sharpness: dict[QuantizerName, Sharpness] = Field(
@@ -136,16 +169,32 @@ class Quantization(Frozen):
     clip_latents: bool = Field(
         default=False, description="clip w* to [-1, 1] after each step, as BinaryConnect and BinaryNet do"
     )
+    full_precision: PolicyName = Field(
+        "ends",
+        description="layers that stay exact: ends = the first and the classifier; ends+shortcuts = 1x1 convolutions on "
+        "shortcuts, too; ends+attention = attention's projections, too",
+    )
+    inputs: Inputs | None = Field(None, description="for task: bwa only; default: bnn, sign with B = 1 on [-1, 1]")
 
 
 def _require_mu(quantizer: str, quantization: Quantization) -> None:
     import quantizers
 
-    if quantizers.get(quantizer).uses_mu and quantizer not in quantization.sharpness:
+    usual_mu = quantizers.get(quantizer).usual_mu
+    if usual_mu is not None and quantizer not in quantization.sharpness:
         raise ValueError(
-            f"quantization.sharpness: {quantizer} needs its mu, for instance "
-            f"{quantizer}: {{shape: linear, start: 0.0, end: 1.0}}"
+            f"quantization.sharpness: {quantizer} needs its mu, for instance {quantizer}: {_written(usual_mu)}"
         )
+
+
+def _written(shape: "Shape") -> str:
+    """The shape as a grid file has it, `{shape: linear, start: 0.0, end: 1.0}`."""
+    from quantizers import Constant
+
+    if isinstance(shape, Constant):
+        return f"{{start: {shape.mu}}}"
+    values = "".join(f", {name}: {value}" for name, value in vars(shape).items())
+    return f"{{shape: {type(shape).__name__.lower()}{values}}}"
 
 
 class Cell(Frozen):
@@ -155,6 +204,7 @@ class Cell(Frozen):
     model: ModelName
     quantizer: QuantizerName
     seed: NonNegativeInt
+    task: Task = "bw"
     init: Literal["scratch", "finetune"] = "scratch"
     parent: str | None = Field(None, description="id of the full-precision cell that a finetune cell starts from")
     data: Data
@@ -167,22 +217,41 @@ class Cell(Frozen):
             _require_mu(self.quantizer, self.quantization)
         return self
 
+    @model_validator(mode="after")
+    def _inputs_where_the_task_has_them(self) -> "Cell":
+        if self.quantizer == "fp" and self.task == "bwa":
+            raise ValueError("task: a full-precision cell has no binary inputs; its task is bw")
+        if (self.task == "bwa") != (self.quantization.inputs is not None):
+            raise ValueError("quantization.inputs: a cell has them if its task is bwa, and only then")
+        return self
+
     @property
     def id(self) -> str:
         """First 12 hex digits of SHA-256 over the canonical JSON of the cell, without what cannot change its result."""
-        return _digest(self.model_dump(mode="json", exclude={"training": {"engine"}}))
+        return _digest(self._identity())
 
     @property
     def recipe_id(self) -> str:
         """The same digest without the seed: equal for the cells whose spread is the spread over seeds."""
-        exclude: dict[str, Any] = {"seed": True, "parent": True, "training": {"engine"}}
-        return _digest(self.model_dump(mode="json", exclude=exclude))
+        identity = self._identity()
+        del identity["seed"], identity["parent"]
+        return _digest(identity)
+
+    def _identity(self) -> dict[str, Any]:
+        identity = self.model_dump(mode="json", exclude={"training": {"engine"}})
+        # These keys came later; without them, cells that they change nothing about keep the id they had.
+        if self.task == "bw":
+            del identity["task"], identity["quantization"]["inputs"]
+        if self.quantization.full_precision == "ends":
+            del identity["quantization"]["full_precision"]
+        return identity
 
     @property
     def name(self) -> str:
-        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch are appended."""
+        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch and other tasks than bw are appended."""
         start = "" if self.init == "scratch" else f"/{self.init}"
-        return f"{self.dataset}/{self.model}/{self.quantizer}/s{self.seed}{start}"
+        task = "" if self.task == "bw" else f"/{self.task}"
+        return f"{self.dataset}/{self.model}/{self.quantizer}/s{self.seed}{start}{task}"
 
 
 class Block(Frozen):
@@ -192,6 +261,7 @@ class Block(Frozen):
     models: tuple[ModelName, ...] = Field(min_length=1)
     quantizers: tuple[QuantizerName, ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
     init: Literal["scratch", "finetune"] = Field(
         "scratch", description="finetune: from the full-precision cell of the same model and seed, which runs first"
     )
@@ -213,6 +283,7 @@ class Block(Frozen):
                 model=model,
                 quantizer=quantizer,
                 seed=seed,
+                task="bw" if quantizer == "fp" else self.task,
                 init=self.init,
                 data=self.data,
                 training=self.training,
@@ -228,7 +299,8 @@ class Block(Frozen):
         if quantizer == "fp":
             return Quantization()
         own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
-        return self.quantization.model_copy(update={"sharpness": own})
+        inputs = None if self.task == "bw" else self.quantization.inputs or Inputs()
+        return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
 
 
 class Grid(Frozen):

@@ -12,7 +12,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -155,9 +155,11 @@ def _expected(text: str) -> list[str]:
 def _fields(model: type[BaseModel], location: Location) -> list[str]:
     for part in location:
         annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        types = (annotation, *get_args(annotation))  # Data, or Inputs | None with Inputs and None
+        sections = [each for each in types if isinstance(each, type) and issubclass(each, BaseModel)]
+        if len(sections) != 1:
             return sorted(model.model_fields)
-        model = annotation
+        (model,) = sections
     extra = ["name", "description", "blocks"] if model is Block else []
     return [*model.model_fields, *extra]
 

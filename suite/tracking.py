@@ -118,7 +118,7 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "quantizer": cell.quantizer,
         "seed": str(cell.seed),
         "init": cell.init,
-        "task": "bw",
+        "task": cell.task,
         "recipe_id": cell.recipe_id,
         "state": state.state,
         "cause": state.cause or "",

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import models
 from suite import checkpoint
 from suite.assemble import (
     Loader,
     build_criterion,
+    build_input_mu,
     build_loaders,
     build_lr_schedule,
     build_model,
@@ -40,13 +42,16 @@ class Trainer:
     def __init__(self, cell: Cell, layout: Layout, data_dir: Path, parent_weights: dict[str, Tensor] | None) -> None:
         self.cell, self.layout = cell, layout
         source = sources.load(cell.dataset, data_dir)
-        self.data_checksum = source.checksum
+        self.data_checksum, self.classes = source.checksum, source.classes
+        self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout)
         model, self.split = build_model(cell, source, parent_weights)
         model.to(layout.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(cell, model, self.split)
         steps_per_epoch = len(self.loaders.train)
-        self.sharpness = build_sharpness(cell, self.optimizer, cell.training.epochs * steps_per_epoch)
+        self.num_steps = cell.training.epochs * steps_per_epoch
+        self.sharpness = build_sharpness(cell, self.optimizer, self.num_steps)
+        self.input_mu = build_input_mu(cell)
         self.lr_schedule = build_lr_schedule(cell.training, self.optimizer, steps_per_epoch)
         self.health = Health(self.optimizer)
         decay = cell.training.ema_decay
@@ -61,6 +66,7 @@ class Trainer:
             clip_grad_norm=cell.training.clip_grad_norm,
         )
         self.epoch = 0
+        self._sharpen_inputs(0)
 
     def train_epoch(self, on_step: Callable[[int, float], None]) -> dict[str, float]:
         """One epoch; its metrics, accuracy on validation data measured with hardened weights.
@@ -76,6 +82,7 @@ class Trainer:
         first = self.epoch * len(self.loaders.train)
         for step, (images, labels) in enumerate(self.loaders.train.epoch(self.epoch), first):
             self.lr_schedule.step_update(step)
+            self._sharpen_inputs(step)
             if self.sharpness is not None:
                 self.sharpness.step()
             loss, logits = self.engine.train_step(images, labels)
@@ -90,6 +97,7 @@ class Trainer:
         loss_sum, num_correct, num_images = self.layout.sum(totals).tolist()
         seconds = time.perf_counter() - start
         self.epoch += 1
+        self._sharpen_inputs(self.epoch * len(self.loaders.train))
         metrics = {"train/loss": loss_sum / num_images, "train/top1": num_correct / num_images}
         if self.loaders.validation is not None:
             metrics["val/top1"] = self._validate(self.loaders.validation)
@@ -100,14 +108,23 @@ class Trainer:
         return metrics
 
     def test(self) -> dict[str, float]:
-        """Accuracy on the test set: soft, with w = F(w*), then hard, with sign(w*). Leaves the model hardened."""
+        """Accuracy on the test set: soft, with w = F(w*), then hard, with sign(w*). Leaves the network deployed."""
+        with self.average.in_place() if self.average is not None else nullcontext():
+            soft = self._top1(self.loaders.test)
+        self.deploy()
+        return {"test/top1_soft": soft, "test/top1_hard": self._top1(self.loaders.test)}
+
+    def deploy(self) -> None:
+        """Turns the trained network into the tested one: averages where kept, sign(w*), norms measured anew if asked.
+
+        A function of the state that a checkpoint holds. Training does not go on from here.
+        """
         if self.average is not None:
             self.average.swap()
-        soft = self._top1(self.loaders.test)
         self.optimizer.harden()
+        models.harden_inputs(self.engine.model)
         if self.cell.training.reestimate_norm:
             self._reestimate_norm()
-        return {"test/top1_soft": soft, "test/top1_hard": self._top1(self.loaders.test)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training goes on from."""
@@ -129,6 +146,7 @@ class Trainer:
         if state["cell"] != self.cell.id:
             raise checkpoint.CheckpointError(f"the checkpoint is of cell {state['cell']}, this is {self.cell.id}")
         self.epoch = state["epoch"]
+        self._sharpen_inputs(self.epoch * len(self.loaders.train))
         self.engine.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.sharpness is not None:
@@ -138,22 +156,23 @@ class Trainer:
         self.health = Health(self.optimizer)
 
     def weights_digest(self) -> str:
-        """SHA-256 over the model's parameters and statistics as they are: equal digests, equal networks."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.engine.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(
-                value.cpu().contiguous().view(torch.uint8).numpy() if value.ndim else repr(value.item()).encode()
-            )
-        return digest.hexdigest()
+        """The digest of the network as it is: what result.json has of the tested one."""
+        return weights_digest(self.engine.model)
 
     def _validate(self, validation: Loader) -> float:
         """Accuracy with hardened weights; training goes on as if nothing had happened."""
         with self.average.in_place() if self.average is not None else nullcontext():
             self.optimizer.harden()
+            models.harden_inputs(self.engine.model)
             accuracy = self._top1(validation)
+            models.soften_inputs(self.engine.model)
             self.optimizer.soften()
         return accuracy
+
+    def _sharpen_inputs(self, step: int) -> None:
+        """Gives binary inputs the mu of the forward pass of `step`, counted over all epochs: what w has there, too."""
+        if self.input_mu is not None:
+            models.set_input_mu(self.engine.model, self.input_mu(step / self.num_steps))
 
     def _top1(self, loader: Loader) -> float:
         return top1(self.engine, loader.evaluation(), self.layout)
@@ -162,7 +181,20 @@ class Trainer:
         """Batch-norm statistics of the hardened network over one epoch of training data; process 0's share counts."""
         model = self.engine.model
         device = self.layout.device
+        # Dropout is on while statistics are gathered: its own stream, so that a resumed run deploys the same network.
+        torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.layout.rank))
         torch.optim.swa_utils.update_bn((images for images, _ in self.loaders.train.epoch(self.epoch)), model, device)
         if self.layout.world_size > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the model's parameters and statistics: equal digests, equal networks."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        # Flat before it is seen as bytes: a 1x1 convolution in channels-last order calls itself contiguous and is not.
+        flat = value.cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy() if value.ndim else repr(value.item()).encode())
+    return digest.hexdigest()

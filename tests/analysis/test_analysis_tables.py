@@ -1,5 +1,6 @@
 """Golden files are compared whole; `python tests/analysis/test_analysis_tables.py` rewrites them."""
 
+import dataclasses
 import io
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 from analysis_samples import cells_of, example, frame_of
 
 from analysis.cells import findings
-from analysis.comparison import Entry, Table, comparison
+from analysis.comparison import Entry, Table, comparison, completions
 from analysis.tables import to_csv, to_html, to_json, to_latex, to_markdown
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -103,6 +104,45 @@ def test_each_init_has_its_block_and_full_precision_stands_in_both() -> None:
     ]
 
 
+def test_full_precision_stands_beside_the_methods_of_every_task_of_its_model() -> None:
+    table = comparison(
+        frame_of(
+            cells_of("fp", [0.9, 0.8]),
+            cells_of("bc", [0.7, 0.6]),
+            cells_of("bc", [0.5, 0.4], task="bwa"),
+            cells_of("bnn++", [0.6, 0.7], task="bwa", init="finetune"),
+            cells_of("fp", [0.5], model="vit"),
+        )
+    )
+    assert [(block.title, block.quantizers, block.models) for block in table.blocks] == [
+        ("digits, task bw, init scratch", ("fp", "bc"), ("resnet20", "vit")),
+        ("digits, task bwa, init scratch", ("fp", "bc"), ("resnet20",)),
+        ("digits, task bwa, init finetune", ("fp", "bnn++"), ("resnet20",)),
+    ]
+    means = {entry.top1_hard_mean for block in table.blocks for entry in block.entries if entry.quantizer == "fp"}
+    assert sorted(mean for mean in means if mean is not None) == pytest.approx([0.5, 0.85])
+
+
+def test_a_surrogate_is_compared_with_its_own_completion_and_nothing_else_is_shown() -> None:
+    frame = frame_of(
+        cells_of("bc", [0.90, 0.91]),
+        cells_of("ede", [0.80, 0.82]),
+        cells_of("ede++", [0.83, 0.83]),
+        cells_of("bnn", [0.70, 0.70]),
+        cells_of("clip++", [0.75, "failed: nan"]),
+    )
+    table = comparison(frame, against=completions())
+    (block,) = table.blocks
+    assert block.quantizers == ("bnn", "clip++", "ede", "ede++")
+    differences = {entry.quantizer: (entry.reference, entry.difference) for entry in block.entries}
+    assert {name: reference for name, (reference, _) in differences.items()} == (
+        {"bnn": "clip++", "clip++": None, "ede": "ede++", "ede++": None}
+    )
+    means = [difference.mean for _, difference in differences.values() if difference]
+    assert means == pytest.approx([0.05, 0.02])
+    assert "completion − row, points (n)" in to_markdown(table)
+
+
 def test_grids_are_never_mixed() -> None:
     table = comparison(frame_of(cells_of("bc", [0.7]), cells_of("bc", [0.9], grid="other")))
     assert [block.title for block in table.blocks] == ["digits, grid digits", "digits, grid other"]
@@ -110,7 +150,7 @@ def test_grids_are_never_mixed() -> None:
 
 @pytest.mark.parametrize("render", ALL)
 def test_every_finding_stands_above_the_numbers(render: Callable[[Table], str]) -> None:
-    table = Table(example_table().blocks, findings=("the cat slept", "the dog did not"))
+    table = dataclasses.replace(example_table(), findings=("the cat slept", "the dog did not"))
     text = render(table)
     assert text.index("the cat slept") < text.index("the dog did not") < text.index("bnn++")
 

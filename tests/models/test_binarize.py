@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import models
 from models.binarize import latents
+from models.inputs import BinaryInput
 from models.layers import BinaryConv2d, BinaryLinear
 
 SMALL = {"resnet20": (32, 3), "vit_mini_patch4_32": (32, 3), "vit_mini_patch2_8": (8, 1), "efficientnet_b0": (32, 3)}
@@ -209,3 +210,60 @@ def test_latents_of_zero_weights_are_zero() -> None:
 def test_a_split_that_is_no_partition_is_refused(binary: tuple[str, ...], decay: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         models.Split(binary, decay, (), model=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("policy", models.POLICIES)
+def test_every_policy_partitions_and_keeps_the_ends(policy: str) -> None:
+    for name in ("resnet18", "vit_mini_patch2_8"):
+        model = on_meta(name)
+        split = models.binarize(model, policy)
+        assert {f"{layer}.weight" for layer in models.full_precision_layers(model)} <= set(split.decay)
+
+
+def test_shortcuts_of_a_resnet_can_stay_exact() -> None:
+    split = models.binarize(on_meta("resnet18"), "ends+shortcuts")
+    downsampling = [f"layer{stage}.0.downsample.0.weight" for stage in (2, 3, 4)]
+    assert list(split.decay) == ["conv1.weight", *downsampling, "fc.weight"]
+    assert len(split.binary) == 16
+
+
+def test_attention_of_a_transformer_can_stay_exact() -> None:
+    model = on_meta("vit_mini_patch2_8")
+    split = models.binarize(model, "ends+attention")
+    assert split.binary == tuple(f"blocks.{i}.mlp.{layer}.weight" for i in range(2) for layer in ("fc1", "fc2"))
+    assert type(model.get_submodule("blocks.0.attn.qkv")) is nn.Linear
+
+
+def test_an_unknown_policy_is_corrected() -> None:
+    with pytest.raises(ValueError, match=r"unknown full-precision policy 'end'; did you mean 'ends'\? \(ends, ends\+s"):
+        models.binarize(on_meta("resnet20"), "end")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+def test_binary_inputs_behind_a_relu_are_refused_and_nothing_is_changed(name: str) -> None:
+    model = models.create(name, num_classes=10, image_size=32)
+    before, random_state = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"^layer1\.0\.conv1: .* never negative .* bireal_\* or reactnet_\* model"):
+        models.binarize(model, inputs=models.InputQuantization())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_binary_inputs_of_a_transformer_are_those_of_its_linear_layers() -> None:
+    model = create("vit_mini_patch2_8")
+    models.binarize(model, inputs=models.InputQuantization("bnn"))
+    quantized = {name for name, layer in model.named_modules() if isinstance(layer, BinaryInput)}
+    assert quantized == {
+        f"blocks.{i}.{layer}.inputs" for i in range(2) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+
+
+def test_a_special_convolution_takes_no_binary_inputs() -> None:
+    class Special(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), Special(2, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    model.pretrained_cfg = {"first_conv": "0", "classifier": "4", "input_size": (1, 2, 2)}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="1: a Special has no binary twin with binary inputs"):
+        models.binarize(model, inputs=models.InputQuantization())

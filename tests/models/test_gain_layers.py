@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, channel_mean_abs
 
 LAYERS = [
@@ -18,6 +19,11 @@ def with_gain(layer: nn.Linear | nn.Conv2d) -> BinaryLinear | BinaryConv2d:
     return BinaryLinear.from_layer(layer) if isinstance(layer, nn.Linear) else BinaryConv2d.from_layer(layer)
 
 
+def gain_of(layer: BinaryLinear | BinaryConv2d) -> nn.Parameter:
+    assert layer.gain is not None
+    return layer.gain
+
+
 def example_input(layer: nn.Linear | nn.Conv2d) -> Tensor:
     return torch.randn(5, 7, 3) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 9, 9)
 
@@ -30,10 +36,10 @@ def per_channel(vector: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
 @every_layer
 def test_output_is_gain_times_product_plus_bias(layer: nn.Linear | nn.Conv2d) -> None:
     x, new = example_input(layer), with_gain(layer)
-    nn.init.normal_(new.gain)
+    nn.init.normal_(gain_of(new))
     bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
     product = layer(x) - per_channel(bias, layer)
-    torch.testing.assert_close(new(x), per_channel(new.gain, layer) * product + per_channel(bias, layer))
+    torch.testing.assert_close(new(x), per_channel(gain_of(new), layer) * product + per_channel(bias, layer))
 
 
 @every_layer
@@ -49,7 +55,7 @@ def test_weight_and_bias_are_the_same_parameters_and_no_random_number_is_drawn(l
 @every_layer
 def test_signs_times_the_first_gain_are_the_best_binary_weights(layer: nn.Linear | nn.Conv2d) -> None:
     weight = layer.weight.detach().flatten(1)
-    gain = with_gain(layer).gain.detach()[:, None]
+    gain = gain_of(with_gain(layer)).detach()[:, None]
     assert torch.allclose(gain, weight.abs().mean(dim=1, keepdim=True))
 
     def error(g: Tensor) -> Tensor:
@@ -78,6 +84,37 @@ def test_every_parameter_gets_a_gradient(layer: nn.Linear | nn.Conv2d) -> None:
     new.zero_grad()
     new(example_input(layer)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in new.parameters())
+
+
+@every_layer
+def test_without_gain_and_inputs_it_is_the_layer_itself(layer: nn.Linear | nn.Conv2d) -> None:
+    x = example_input(layer)
+    new: BinaryLinear | BinaryConv2d
+    if isinstance(layer, nn.Linear):
+        new = BinaryLinear.from_layer(layer, with_gain=False)
+    else:
+        new = BinaryConv2d.from_layer(layer, with_gain=False)
+    assert new.state_dict().keys() == layer.state_dict().keys()
+    assert torch.equal(new(x), layer(x))
+
+
+@every_layer
+def test_binary_inputs_are_what_is_multiplied(layer: nn.Linear | nn.Conv2d) -> None:
+    x, inputs = example_input(layer), BinaryInput(InputQuantization())
+    new: BinaryLinear | BinaryConv2d
+    if isinstance(layer, nn.Linear):
+        new = BinaryLinear.from_layer(layer, with_gain=False, inputs=inputs)
+    else:
+        new = BinaryConv2d.from_layer(layer, with_gain=False, inputs=inputs)
+    assert torch.equal(new(x), layer(torch.where(x >= 0, 1.0, -1.0)))
+
+
+def test_zero_padding_pads_binary_inputs_with_zeros() -> None:
+    layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.ones_(layer.weight)
+    new = BinaryConv2d.from_layer(layer, with_gain=False, inputs=BinaryInput(InputQuantization()))
+    corner, edge, middle = new(torch.ones(1, 1, 3, 3))[0, 0].flatten()[[0, 1, 4]].tolist()
+    assert (corner, edge, middle) == (4.0, 6.0, 9.0)
 
 
 def test_channel_mean_abs_averages_over_everything_but_the_first_axis() -> None:

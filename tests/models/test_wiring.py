@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.wiring import layers_before_batch_norm
+from models.wiring import layers_before_batch_norm, layers_that_see_no_sign
 
 
 class Net(nn.Module):
@@ -93,3 +93,24 @@ def test_the_model_comes_back_as_it_was() -> None:
     assert net.norm.training
     assert not net.conv._forward_hooks
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("rule", "constant"),
+    [
+        (lambda net, x: net.norm(net.conv(x)), False),
+        (lambda net, x: net.norm(net.conv(F.gelu(x))), False),
+        (lambda net, x: net.norm(net.conv(F.relu(x))), True),
+        (lambda net, x: net.norm(net.conv(F.relu(x))) + net.conv(x), False),
+        (lambda net, x: net.norm(net.conv(torch.sigmoid(x))), True),
+    ],
+    ids=["real", "behind a GELU", "behind a ReLU", "called twice, once behind a ReLU", "behind a sigmoid"],
+)
+def test_a_layer_sees_signs_unless_its_inputs_are_never_negative(
+    rule: Callable[[Net, Tensor], Tensor], *, constant: bool
+) -> None:
+    net = Net(rule)
+    noise = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert layers_that_see_no_sign(net, {"conv": net.conv}, noise) == (("conv",) if constant else ())
+    assert net.training
+    assert not net.conv._forward_pre_hooks

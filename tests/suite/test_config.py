@@ -1,11 +1,15 @@
 """Cells are identified by what changes their result, and by nothing else."""
 
+import re
 from collections.abc import Callable
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from suite.config import Block, Cell, Grid, Sharpness
+from quantizers import QUANTIZERS
+from suite.assemble import _shape
+from suite.config import Block, Cell, Grid, Inputs, Sharpness
 from suite.seeds import stream
 
 
@@ -26,6 +30,8 @@ def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell])
         {"training__learning_rate": 0.0031},
         {"quantization__clip_latents": True},
         {"quantization__update": "pq"},
+        {"quantization__full_precision": "ends+shortcuts"},
+        {"task": "bwa", "quantization__inputs": {"quantizer": "bnn"}},
     ],
 )
 def test_id_changes_with_what_changes_the_result(make_cell: Callable[..., Cell], change: dict[str, object]) -> None:
@@ -44,11 +50,31 @@ def test_recipe_id_is_shared_by_the_seeds_only(make_cell: Callable[..., Cell]) -
 def test_name_says_data_set_model_quantizer_seed_and_start(make_cell: Callable[..., Cell]) -> None:
     assert make_cell(seed=3).name == "digits/resnet8/bnn++/s3"
     assert make_cell(init="finetune").name == "digits/resnet8/bnn++/s0/finetune"
+    assert _bwa(make_cell, init="finetune").name == "digits/resnet8/bnn++/s0/finetune/bwa"
 
 
 def test_a_cell_is_frozen(make_cell: Callable[..., Cell]) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_cell().__setattr__("seed", 1)
+
+
+def _bwa(make_cell: Callable[..., Cell], quantizer: str = "bnn", **changes: object) -> Cell:
+    inputs = {"quantizer": quantizer, "sharpness": None if quantizer == "bnn" else {"start": 1.0}}
+    return make_cell(task="bwa", quantization__inputs=inputs, **changes)
+
+
+def test_cells_of_either_task_and_of_each_quantizer_of_inputs_are_different(make_cell: Callable[..., Cell]) -> None:
+    cells = [make_cell(), _bwa(make_cell), _bwa(make_cell, "bireal")]
+    assert len({cell.id for cell in cells}) == len({cell.recipe_id for cell in cells}) == 3
+
+
+def test_a_cell_has_inputs_exactly_where_its_task_has(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match="a cell has them if its task is bwa, and only then"):
+        make_cell(task="bwa")
+    with pytest.raises(ValidationError, match="a cell has them if its task is bwa, and only then"):
+        make_cell(quantization__inputs={"quantizer": "bnn"})
+    with pytest.raises(ValidationError, match="a full-precision cell has no binary inputs"):
+        Cell.model_validate(_bwa(make_cell).model_dump() | {"quantizer": "fp"})
 
 
 def _block(cell: Cell, **changes: object) -> Block:
@@ -108,3 +134,52 @@ def test_streams_of_one_seed_are_unrelated_and_fixed() -> None:
     }
     assert len(streams) == 200
     assert all(0 <= value < 2**63 for value in streams)
+
+
+def test_full_precision_shares_its_cells_between_tasks_and_policies(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell()
+    kept = cell.quantization.model_copy(update={"full_precision": "ends+shortcuts"})
+    blocks = tuple(_block(cell, task=task, quantization=q) for task in ("bw", "bwa") for q in (cell.quantization, kept))
+    cells = Grid(name="g", blocks=blocks).cells()
+    assert len([cell for cell in cells if cell.quantizer == "fp"]) == 2  # seeds
+    assert len([cell for cell in cells if cell.quantizer == "bc"]) == 8
+    assert {(cell.quantizer == "fp", cell.task) for cell in cells} == {(True, "bw"), (False, "bw"), (False, "bwa")}
+
+
+def test_inputs_are_part_of_bwa_cells_only(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell()
+    given = cell.quantization.model_copy(update={"inputs": Inputs(quantizer="bc")})
+    assert _block(cell, quantization=given).cells() == _block(cell).cells()
+    cells = _block(cell, quantization=given, task="bwa", quantizers=["bc"]).cells()
+    assert [cell.quantization.inputs for cell in cells] == [Inputs(quantizer="bc")] * 2
+    cells = _block(cell, task="bwa", quantizers=["bc"]).cells()
+    assert [cell.quantization.inputs for cell in cells] == [Inputs(quantizer="bnn")] * 2
+
+
+def test_a_binary_activations_cell_can_start_from_the_full_precision_cell(make_cell: Callable[..., Cell]) -> None:
+    blocks = (_block(make_cell()), _block(make_cell(), task="bwa", init="finetune", quantizers=["bc"]))
+    cells = {cell.name: cell for cell in Grid(name="g", blocks=blocks).cells()}
+    assert cells["digits/resnet8/bc/s1/finetune/bwa"].parent == cells["digits/resnet8/fp/s1"].id
+
+
+@pytest.mark.parametrize("name", [name for name, row in QUANTIZERS.items() if row.uses_mu])
+def test_a_missing_mu_is_answered_with_one_that_works(make_cell: Callable[..., Cell], name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{re.escape(name)} needs its mu, for instance ") as refused:
+        make_cell(quantizer=name, quantization__sharpness={})
+    suggested = str(refused.value).partition("for instance ")[2].partition(" [type")[0]
+    sharpness = yaml.safe_load(f"{{{suggested}}}")
+    cell = make_cell(quantizer=name, quantization__sharpness=sharpness)
+    assert _shape(cell.quantization.sharpness[name]) == QUANTIZERS[name].usual_mu
+    with pytest.raises(ValidationError, match=f"{re.escape(name)} needs its mu, for instance sharpness: ") as refused:
+        make_cell(task="bwa", quantization__inputs={"quantizer": name})
+    assert suggested.partition(": ")[2] in str(refused.value)
+
+
+def test_inputs_that_stay_real_are_refused() -> None:
+    with pytest.raises(ValidationError, match="fp leaves inputs real, which is task: bw"):
+        Inputs(quantizer="fp")
+
+
+def test_an_unknown_policy_is_corrected(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match=r"unknown full-precision policy 'ends\+shortcut'; did you mean"):
+        make_cell(quantization__full_precision="ends+shortcut")

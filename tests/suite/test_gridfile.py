@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quantizers import QUANTIZERS
 from suite.gridfile import SCHEMA, GridError, bundled_names, load_grid, schema
 
 
@@ -34,9 +35,8 @@ def test_three_typos_make_three_lines(tmp_path: Path) -> None:
     text = GOOD.replace("[fp, bc]", "[fp, bnnpp]").replace("epochs:", "epoch:").replace("digits", "digit")
     lines = _errors(path, text)
     assert lines[0].startswith(f"{path}:2: dataset: unknown data set 'digit'; did you mean 'digits'? (digits, fashion-")
-    assert lines[1] == (
-        f"{path}:4: quantizers: unknown quantizer 'bnnpp'; did you mean 'bnn++'? (fp, bc, pc, bnn, bnn+, bnn++)"
-    )
+    choices = ", ".join(QUANTIZERS)
+    assert lines[1] == f"{path}:4: quantizers: unknown quantizer 'bnnpp'; did you mean 'bnn++'? ({choices})"
     assert lines[2].startswith(f"{path}:7: training.epoch: unknown key 'epoch'; did you mean 'epochs'? (epochs, ")
     assert len(lines) == 3, "a misspelt required key is missing, too, which goes without saying"
 
@@ -56,6 +56,19 @@ def test_three_typos_make_three_lines(tmp_path: Path) -> None:
         (("name: mine", "name: my grid"), ":1: name: string should match pattern"),
         (("seeds: [0]", "dataset: digits"), ":5: dataset: given twice, first in line 2"),
         (("seeds: [0]", "seeds: [0"), ": not YAML: "),
+        (("seeds: [0]", "seeds: [0]\ntask: bwaa"), ":6: task: unknown value 'bwaa'; did you mean 'bwa'? (bw, bwa)"),
+        (
+            ("seeds: [0]", "seeds: [0]\nquantization: {full_precision: end}"),
+            ":6: quantization.full_precision: unknown full-precision policy 'end'; did you mean 'ends'? (ends, ends+",
+        ),
+        (
+            ("seeds: [0]", "seeds: [0]\nquantization:\n  inputs: {quantizer: ede}"),
+            ":7: quantization.inputs: ede needs its mu, for instance sharpness: {shape: exponential, start: 0.1, ",
+        ),
+        (
+            ("seeds: [0]", "seeds: [0]\nquantization:\n  inputs: {quantiser: ede}"),
+            ":7: quantization.inputs.quantiser: unknown key 'quantiser'; did you mean 'quantizer'? (quantizer, sharp",
+        ),
         (("seeds: [0]", "seeds: [0]\nblocks: 3"), ":6: blocks: needs a list of one or more blocks"),
         (("seeds: [0]", "seeds: [0]\nblocks: [3]"), ":6: blocks: each entry is a mapping"),
         (("seeds: [0]", "seeds: [0]\nblocks:\n  - {training: {epoch: 2}}"), ":7: training.epoch: unknown key 'epoch'"),
@@ -74,7 +87,7 @@ def test_an_annealed_sharpness_without_its_end_is_refused(tmp_path: Path) -> Non
 
 def test_a_quantizer_that_reads_mu_must_be_given_one(tmp_path: Path) -> None:
     (line,) = _errors(tmp_path / "grid.yaml", GOOD.replace("[fp, bc]", "[fp, bnn++]"))
-    assert "grid.yaml:1: quantization.sharpness: bnn++ needs its mu, for instance bnn++: {shape: linear" in line
+    assert "grid.yaml:1: quantization.sharpness: bnn++ needs its mu, for instance bnn++: {shape: exponential, " in line
 
 
 def test_an_unknown_grid_lists_the_bundled_ones() -> None:

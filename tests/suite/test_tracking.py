@@ -149,3 +149,14 @@ def test_a_dead_server_costs_seconds_and_an_error(run: RunDir) -> None:
     with pytest.raises(Exception, match="Max retries exceeded"):
         sync(run.path.parent, "http://127.0.0.1:9")
     assert time.monotonic() - start < 30
+
+
+def test_the_task_is_a_tag_and_the_quantizer_of_inputs_a_parameter(
+    make_run: Callable[..., RunDir], tmp_path: Path, uri: str
+) -> None:
+    run = make_run(tmp_path.name, task="bwa", quantization__inputs={"quantizer": "bnn"})
+    sync(run.path.parent, uri)
+    (stored,) = _stored(run, uri)
+    assert (stored.info.run_name, stored.data.tags["task"]) == ("digits/resnet8/bnn++/s0/bwa", "bwa")
+    assert stored.data.params["quantization.inputs.quantizer"] == "bnn"
+    assert stored.data.params["quantization.full_precision"] == "ends"

@@ -1,0 +1,95 @@
+"""Binary activations: the inputs of a binary layer as a forward-backward pair.
+
+    x_b = F(x; mu)          grad x = B(x; mu) . grad x_b
+
+F and B are those of any binary row of `quantizers.QUANTIZERS`; "bnn", sign with B = 1 on [-1, 1], is BinaryNet's
+(Courbariaux et al., 2016). Where F is not yet sign (a ++ row at finite mu), inputs are binary once hardened.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import quantizers
+from quantizers import maps
+from quantizers.shapes import require_sharpness
+
+
+@dataclass(frozen=True)
+class InputQuantization:
+    """How the inputs of a model's binary layers are quantized: a row's name and its mu, which may move later.
+
+    ValueError: the row is unknown or not binary, or mu is negative or not finite.
+    """
+
+    quantizer: str = "bnn"
+    mu: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not quantizers.get(self.quantizer).binary:
+            raise ValueError(f"{self.quantizer!r} leaves inputs real; for binary inputs take bnn, say")
+        require_sharpness(self.mu)
+
+
+class BinaryInput(nn.Module):
+    """x -> F(x; mu), or sign(x) exactly while `hard`; no parameters. Any shape; keeps dtype and memory format.
+
+    mu is a Python number and no part of the state: like a learning rate, it is a function of the training step.
+    """
+
+    def __init__(self, quantization: InputQuantization) -> None:
+        super().__init__()
+        self.quantizer, self.mu, self.hard = quantization.quantizer, quantization.mu, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F(x; mu), whose gradient is multiplied by B(x; mu)."""
+        return quantize(x, self.quantizer, self.mu, hard=self.hard)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows of it."""
+        return f"{self.quantizer}, mu={self.mu:g}{', hard' * self.hard}"
+
+
+def quantize(x: Tensor, quantizer: str, mu: float, *, hard: bool = False) -> Tensor:
+    """F(x; mu) of the row called `quantizer`, or sign(x) if `hard`; backward: grad . B(x; mu). Keeps x for backward."""
+    y: Tensor = _Quantize.apply(x, quantizer, mu, hard)
+    return y
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantizer: str, mu: float, hard: bool) -> Tensor:  # noqa: ANN401  (torch's)
+        ctx.save_for_backward(x)
+        ctx.quantizer, ctx.mu = quantizer, mu
+        return maps.hard_sign(x, mu) if hard else quantizers.get(quantizer).forward(x, mu)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        return grad * quantizers.get(ctx.quantizer).backward(x, ctx.mu), None, None, None
+
+
+def set_input_mu(model: nn.Module, mu: float) -> None:
+    """Give every binary input of the model the sharpness mu. ValueError if it is negative or not finite."""
+    require_sharpness(mu)
+    for inputs in _binary_inputs(model):
+        inputs.mu = mu
+
+
+def harden_inputs(model: nn.Module) -> None:
+    """Every binary layer sees sign(x) from now on: what is deployed."""
+    for inputs in _binary_inputs(model):
+        inputs.hard = True
+
+
+def soften_inputs(model: nn.Module) -> None:
+    """Every binary layer sees F(x; mu) again: what training goes on with."""
+    for inputs in _binary_inputs(model):
+        inputs.hard = False
+
+
+def _binary_inputs(model: nn.Module) -> Iterator[BinaryInput]:
+    return (module for module in model.modules() if isinstance(module, BinaryInput))
