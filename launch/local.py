@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from launch.cluster import LocalCluster
 from launch.job import stop
 from launch.plan import MAX_ATTEMPTS, Standing, ready
-from launch.status import matrix, standings, summary
+from launch.status import matrix, standing, standings, summary
 from suite.config import Cell
 from suite.data.sources import load
 from suite.errors import UserError
@@ -37,12 +37,10 @@ def launch(
 
     Raises:
         DataError: a data set is missing.
-        LaunchError: another launcher is at work on the grid.
+        LaunchError: a model cannot have binary inputs, or another launcher is at work on the grid.
         KeyboardInterrupt: as it came; the grid's jobs have been stopped, what they learnt is in their checkpoints.
     """
-    for dataset in {cell.dataset for cell in wanted}:
-        with console.status(f"looking at {dataset}"):
-            load(dataset, cluster.data_dir)  # before any job: what is missing stops one command, not every cell
+    _preflight(wanted, cluster.data_dir, console)
     lock = grid_dir / "launcher.lock"
     with locked(lock) as mine:
         if not mine:
@@ -54,7 +52,7 @@ def launch(
         write_plan(grid_dir, cells)
         with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
             try:
-                return _run(grid_dir, {cell.id for cell in wanted}, cluster, show)
+                return _run(grid_dir, wanted, cluster, show)
             except KeyboardInterrupt:
                 for row in standings(grid_dir, cluster.is_alive):
                     if row.state.state in {"queued", "running"}:
@@ -62,16 +60,36 @@ def launch(
                 raise
 
 
+def _preflight(wanted: list[Cell], data_dir: Path, console: Console) -> None:
+    """Finds before any job what would stop every cell: a missing data set, a model whose inputs have no sign."""
+    sources = {}
+    for dataset in {cell.dataset for cell in wanted}:
+        with console.status(f"looking at {dataset}"):
+            sources[dataset] = load(dataset, data_dir)
+    for cell in {(cell.dataset, cell.model): cell for cell in wanted if cell.task == "bwa"}.values():
+        with console.status(f"looking at {cell.model}"):
+            from suite.assemble import build_model
+
+            try:
+                build_model(cell, sources[cell.dataset], None)
+            except ValueError as error:
+                raise LaunchError(f"{cell.name}: {error}") from error
+
+
 def _run(
-    grid_dir: Path, wanted: set[str], cluster: LocalCluster, show: Callable[[list[Standing]], None]
+    grid_dir: Path, wanted: list[Cell], cluster: LocalCluster, show: Callable[[list[Standing]], None]
 ) -> list[Standing]:
     submissions: Counter[str] = Counter()
+    runs = {cell.id: RunDir(grid_dir / cell.id) for cell in wanted}
+    done: dict[str, Standing] = {}
     while True:
-        rows = [row for row in standings(grid_dir, cluster.is_alive) if row.cell.id in wanted]
+        start = time.monotonic()
+        rows = [done.get(cell.id) or standing(runs[cell.id], cell, cluster.is_alive) for cell in wanted]
+        done = {row.cell.id: row for row in rows if row.state.state == "done"}  # for good: not looked at again
         num_free = cluster.max_parallel - sum(row.state.state in {"queued", "running"} for row in rows)
         startable = ready(rows)
         for cell in startable[: max(num_free, 0)]:
-            run = RunDir(grid_dir / cell.id)
+            run = runs[cell.id]
             if submissions[cell.id] == MAX_ATTEMPTS:
                 run.update(state="failed", cause="error", reason=f"its job ended {MAX_ATTEMPTS} times without a result")
             else:
@@ -80,7 +98,8 @@ def _run(
         show(rows)
         if not startable and num_free == cluster.max_parallel:
             return rows
-        time.sleep(POLL_SECONDS)
+        # A twentieth of the time for looking at thousands of files: the cells need the processor more.
+        time.sleep(max(POLL_SECONDS, 20 * (time.monotonic() - start)))
 
 
 @contextmanager

@@ -51,8 +51,9 @@ def matrix(rows: Sequence[Standing], title: str) -> Table:
         table.add_column(f"s{seed}", justify="right")
     lines: dict[tuple[str, str], dict[int, Standing]] = {}
     for row in rows:
-        start = "" if row.cell.init == "scratch" else f" ({row.cell.init})"
-        lines.setdefault((row.cell.model + start, row.cell.quantizer), {})[row.cell.seed] = row
+        setting = [row.cell.init] * (row.cell.init != "scratch") + [row.cell.task] * (row.cell.task != "bw")
+        model = row.cell.model + f" ({', '.join(setting)})" * bool(setting)
+        lines.setdefault((model, row.cell.quantizer), {})[row.cell.seed] = row
     last_model = ""
     for (model, quantizer), by_seed in lines.items():
         cells = [_cell_text(by_seed[seed]) if seed in by_seed else Text("") for seed in seeds]

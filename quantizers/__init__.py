@@ -8,12 +8,15 @@ sharpness = SharpnessSchedule(optimizer, Linear(2.0, 50.0), num_steps)
 """
 
 from quantizers.catalog import QUANTIZERS, Quantizer, get
+from quantizers.certificates import Certificate, certify
 from quantizers.proxconnect import ProxConnect
 from quantizers.shapes import Constant, Cosine, Exponential, Linear
 from quantizers.sharpness import SharpnessSchedule
+from quantizers.synthesis import complete, synthesize
 
 __all__ = [
     "QUANTIZERS",
+    "Certificate",
     "Constant",
     "Cosine",
     "Exponential",
@@ -21,5 +24,8 @@ __all__ = [
     "ProxConnect",
     "Quantizer",
     "SharpnessSchedule",
+    "certify",
+    "complete",
     "get",
+    "synthesize",
 ]

@@ -96,6 +96,10 @@ def test_package_exports_what_it_says() -> None:
             "Linear",
             "Exponential",
             "Cosine",
+            "synthesize",
+            "complete",
+            "certify",
+            "Certificate",
         )
     }
     assert all(hasattr(quantizers, name) for name in quantizers.__all__)

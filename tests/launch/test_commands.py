@@ -86,6 +86,16 @@ def test_missing_data_stops_the_launch_before_any_cell(write_grid: WriteGrid, tm
     assert not list(tmp_path.glob("runs/tiny/*/cell.yaml"))
 
 
+def test_a_model_whose_inputs_have_no_sign_stops_the_launch_before_any_cell(
+    write_grid: WriteGrid, tmp_path: Path
+) -> None:
+    answer = launch("grid", write_grid(task="bwa"), "--local", "--root", tmp_path / "runs")
+    assert answer.returncode == 2
+    assert "digits/resnet8/bnn++/s0/bwa: layer1.0.conv1: its inputs are never negative" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_debug_takes_the_first_steps_in_this_process(write_grid: WriteGrid, tmp_path: Path) -> None:
     answer = launch("debug", write_grid(), "--max-steps", "3")
     assert answer.returncode == 0, answer.stderr

@@ -36,6 +36,16 @@ def test_a_matrix_has_a_line_per_quantizer_and_a_column_per_seed(make_cell: Call
     assert problems(rows) == [f"digits/resnet8/bc/s0 ({rows[2].cell.id}) failed: oom: out of memory"]
 
 
+def test_a_matrix_tells_tasks_apart(make_cell: Callable[..., Cell]) -> None:
+    binary_inputs = make_cell(task="bwa", quantization__inputs={})
+    rows = [Standing(make_cell(), State(state="done")), Standing(binary_inputs, State(state="failed", cause="nan"))]
+    lines = [line.split() for line in _text(rows).splitlines() if "bnn++" in line]
+    assert lines == [
+        ["│", "resnet8", "│", "bnn++", "│", "done", "│"],
+        ["│", "resnet8", "(bwa)", "│", "bnn++", "│", "nan", "│"],
+    ]
+
+
 def test_json_has_the_fields_of_the_state_file(make_cell: Callable[..., Cell]) -> None:
     (row,) = as_json([Standing(make_cell(), State(state="queued", job_id="7"))])
     assert (row["name"], row["state"], row["job_id"]) == ("digits/resnet8/bnn++/s0", "queued", "7")
