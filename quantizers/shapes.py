@@ -24,8 +24,8 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """mu(p) = (1 - p) start + p end, exact at both ends. ValueError if an end is negative or not finite."""
+class _Rise:
+    """mu at the start and the end of training. ValueError if one is negative or not finite."""
 
     start: float
     end: float
@@ -33,6 +33,11 @@ class Linear:
     def __post_init__(self) -> None:
         require_sharpness(self.start)
         require_sharpness(self.end)
+
+
+@dataclass(frozen=True)
+class Linear(_Rise):
+    """mu(p) = (1 - p) start + p end, exact at both ends. ValueError if an end is negative or not finite."""
 
     def __call__(self, progress: float) -> float:
         """The mu at `progress` in [0, 1]; ValueError outside."""
@@ -41,15 +46,11 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(_Rise):
     """mu(p) = start^(1 - p) end^p, exact at both ends. ValueError unless both ends are positive and finite."""
 
-    start: float
-    end: float
-
     def __post_init__(self) -> None:
-        require_sharpness(self.start)
-        require_sharpness(self.end)
+        super().__post_init__()
         if 0 in (self.start, self.end):
             raise ValueError(f"an exponential never touches 0: start={self.start}, end={self.end}; use Linear")
 
@@ -60,15 +61,8 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """mu(p) = c start + (1 - c) end with c = cos(pi p / 2): flat at first. ValueError as for Linear."""
-
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        require_sharpness(self.start)
-        require_sharpness(self.end)
+class Cosine(_Rise):
+    """mu(p) = c start + (1 - c) end with c = cos(pi p / 2), flat at first, exact at both ends. ValueError as Linear."""
 
     def __call__(self, progress: float) -> float:
         """The mu at `progress` in [0, 1]; ValueError outside."""

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tanh_network import TanhNetwork
 from torch.optim import SGD
 
-from quantizers import Constant, Exponential, Linear, ProxConnect, SharpnessSchedule, get
+from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule, get
 
-Shape = Constant | Linear | Exponential
-SHAPES: list[Shape] = [Constant(5.0), Linear(2.0, 50.0), Exponential(2.0, 50.0)]
+Shape = Constant | Linear | Exponential | Cosine
+SHAPES: list[Shape] = [Constant(5.0), Linear(2.0, 50.0), Exponential(2.0, 50.0), Cosine(2.0, 50.0)]
 
 
 def optimizer_of(*quantizers: str | None) -> ProxConnect:
@@ -32,6 +32,7 @@ def mus(optimizer: ProxConnect) -> list[float | None]:
         (Linear(2.0, 50.0), (2.0, 26.0, 50.0)),
         (Linear(1.0, 0.0), (1.0, 0.5, 0.0)),
         (Exponential(2.0, 50.0), (2.0, 10.0, 50.0)),
+        (Cosine(1.0, 3.0), (1.0, 3.0 - 2**0.5, 3.0)),
     ],
 )
 def test_shape_at_start_middle_and_end(shape: Shape, expected: tuple[float, ...]) -> None:
