@@ -54,11 +54,14 @@ class ProxConnect(Optimizer):
     times in a step (LBFGS) has each point it reaches taken for w*.
 
     clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
+    defer: leave the groups alone until adopt(), for an engine that is to put shards in the parameters' place first.
     Raises ValueError for an unknown update or quantizer or an impossible mu, TypeError for a parameter that is not of
     a real floating dtype.
     """
 
-    def __init__(self, base: Optimizer, update: str = "pc++", *, clip_latents: bool = False) -> None:
+    def __init__(
+        self, base: Optimizer, update: str = "pc++", *, clip_latents: bool = False, defer: bool = False
+    ) -> None:
         if update not in UPDATES:
             raise ValueError(unknown("update", update, UPDATES))
         for group in base.param_groups:
@@ -66,14 +69,46 @@ class ProxConnect(Optimizer):
         self.base, self.update, self.clip_latents = base, update, clip_latents
         self.hardened = False
         self._latents: dict[Tensor, Tensor] = {}
-        self._share_base()
+        self._written_mu: dict[Tensor, float] = {}
         super().__setstate__({})  # Optimizer's own way to make its hooks without making groups
-        for group in base.param_groups:
-            self._adopt(group)
+        if defer:
+            return
+        self.adopt()
         if base.state:
             # Adagrad makes its state at birth, under the parameters: hand it over to their latents.
             self._load_base(base.state_dict())
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Take what the groups' quantized parameters hold for their w*, and write w; ends what `defer` began.
+
+        Under ZeRO these are flat shards: the maps are elementwise, and padding with zeros stays where it is. step() may
+        then be called for some of the shards at a time, in groups emptied of the others.
+        """
+        for group in self.param_groups:
+            self._adopt(group)
         self.quantize()
+
+    # The base's own, looked up each time: ZeRO replaces the list of groups while it steps through them.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]  # noqa: ANN401  (torch's defaultdict)
+        """The base optimizer's state, keyed by latents where there are any."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's defaults."""
+        return self.base.defaults
 
     # Stepping
 
@@ -154,10 +189,12 @@ class ProxConnect(Optimizer):
                 latent.clamp_(-1, 1)
 
     @torch.no_grad()
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+    def clip_grad_norm_(self, max_norm: float, sum_over_shards: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Scale all gradients so that the norm of what the base sees (B . grad where quantized) is at most max_norm.
 
         Returns that norm before scaling. The raw gradients are scaled, in place: B . (c grad) = c (B . grad).
+
+        sum_over_shards: the sum of a number over the processes, where each has its own shards of the parameters.
         """
         self._hand_gradients()
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -165,6 +202,8 @@ class ProxConnect(Optimizer):
         norm = torch.nn.utils.get_total_norm(
             [g.to(torch.promote_types(g.dtype, torch.float32)) for g in seen if g is not None]
         )
+        if sum_over_shards is not None:
+            norm = sum_over_shards(norm.square()).sqrt()
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         for latent in self._latents.values():
             latent.grad = None
@@ -177,7 +216,7 @@ class ProxConnect(Optimizer):
         """Write w = F(w*; mu) into the model with the groups' present mu. A hardened model is soft again."""
         for group in self.param_groups:
             if is_quantized(group):
-                group["written_mu"] = group["mu"]
+                self._note_mu(group, group["mu"])
         self.soften()
 
     @torch.no_grad()
@@ -194,13 +233,24 @@ class ProxConnect(Optimizer):
             p.copy_(latent if self.update == "rpc" else quantizer.forward(latent, mu))
         self.hardened = False
 
+    def restore(self) -> None:
+        """Write w = F(w*; written_mu), after latents and groups were filled in place with those of a saved state."""
+        self._trust_groups()
+        self.soften()
+
     def latent(self, parameter: Tensor) -> Tensor:
         """The latents w* of a quantized parameter: the live tensor. ValueError if the parameter is not quantized."""
         if parameter not in self._latents:
+            if any(parameter is p for group in self.param_groups if is_quantized(group) for p in group["params"]):
+                raise ValueError("latents are deferred: call adopt() once the groups hold what is to be trained")
             raise ValueError(
                 f"a parameter of shape {tuple(parameter.shape)} has no latents: its group names no quantizer"
             )
         return self._latents[parameter]
+
+    def trained(self, parameter: Tensor) -> Tensor:
+        """What the base optimizer moves, and keys its state by: the latents, or the parameter that has none."""
+        return self._latents.get(parameter, parameter)
 
     # Groups and state
 
@@ -260,17 +310,26 @@ class ProxConnect(Optimizer):
         # With the latents in the groups: the base casts its state to the dtype of what it finds there.
         with self._in_groups(self._latents):
             self.base.load_state_dict(state)
-        self._share_base()
+        self._trust_groups()
 
-    def _share_base(self) -> None:
-        self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
+    def _trust_groups(self) -> None:
+        for group in self.param_groups:
+            if is_quantized(group):
+                self._note_mu(group, group["written_mu"])
 
     def _adopt(self, group: dict[str, Any]) -> None:
         if not is_quantized(group):
             return
-        group["written_mu"] = group.setdefault("mu", 1.0)
         for p in group["params"]:
-            self._latents[p] = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            if p not in self._latents:
+                self._latents[p] = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        self._note_mu(group, group.setdefault("mu", 1.0))
+
+    def _note_mu(self, group: dict[str, Any], mu: float) -> None:
+        """The group's parameters hold, or are about to hold, w = F(w*; mu)."""
+        group["written_mu"] = mu
+        # Also one by one: the parameters that the group lists now may be some of its shards, the others keep theirs.
+        self._written_mu.update(dict.fromkeys(group["params"], mu))
 
     def _entries(self) -> Iterator[_Entry]:
         """The quantized parameters, in the order of the groups."""
@@ -278,7 +337,7 @@ class ProxConnect(Optimizer):
             if is_quantized(group):
                 quantizer = get(group["quantizer"])
                 for p in group["params"]:
-                    yield _Entry(p, self.latent(p), quantizer, group["written_mu"])
+                    yield _Entry(p, self.latent(p), quantizer, self._written_mu[p])
 
     @contextmanager
     def _in_groups(self, stand_ins: Mapping[Tensor, Tensor]) -> Iterator[None]:
@@ -298,12 +357,11 @@ class ProxConnect(Optimizer):
                 tensors[:] = originals
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("base", "update", "clip_latents", "hardened", "_latents")
+        own = ("base", "update", "clip_latents", "hardened", "_latents", "_written_mu")
         return {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._share_base()
         super().__setstate__({})
 
 

@@ -15,6 +15,8 @@ from suite.config import Cell, Sharpness, Training
 from suite.data.memory import MemoryLoader, Normalization
 from suite.data.sources import DataError, Files, Pixels, Source, hold_out
 from suite.distributed import Layout
+from suite.engine import Engine, EngineError
+from suite.engine.plain import PlainEngine
 from suite.seeds import stream
 
 
@@ -24,8 +26,8 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Optimizer steps of one training epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each global batch of an epoch, augmented."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each global batch of an epoch, augmented, from batch `start` on."""
 
     def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of all samples, each once over all processes, as they are."""
@@ -100,8 +102,50 @@ def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | 
     return model, models.binarize(model, cell.quantization.full_precision, quantized)
 
 
-def build_optimizer(cell: Cell, model: nn.Module, split: models.Split) -> ProxConnect:
-    """The base optimizer of the recipe inside ProxConnect; for fp nothing is quantized and the base works alone."""
+def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layout) -> Engine:
+    """The engine that the cell's `execution` names around the model, moved to the layout's device.
+
+    `engine.optimizer` is what schedules move. Collective, as all of an engine's methods are.
+
+    Raises:
+        EngineError: the recipe's batch, precision or averaging do not go with how the cell is to run.
+    """
+    execution, share = cell.execution, cell.training.batch_size // layout.world_size
+    size = execution.micro_batch_size or share
+    if size < share and share % size:
+        raise EngineError(
+            f"execution.micro_batch_size {size} does not divide the {share} images of a step and process: "
+            f"take {max(part for part in range(1, size) if share % part == 0)}"
+        )
+    model.to(layout.device)
+    parts = (build_criterion(cell.training), layout, cell.training, execution)
+    if execution.engine == "plain":
+        model.to(memory_format=torch.channels_last)
+        return PlainEngine(model, build_optimizer(cell, model, split), *parts)
+    _require_for_deepspeed(cell.training, execution.zero_stage)
+    try:
+        from suite.engine.deepspeed import DeepSpeedEngine
+    except ModuleNotFoundError as error:
+        if error.name != "deepspeed":
+            raise
+        raise EngineError("execution.engine: deepspeed is not installed: pip install proxbench[deepspeed]") from error
+    return DeepSpeedEngine(model, build_optimizer(cell, model, split, defer=True), *parts)
+
+
+def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
+    if training.precision == "fp16":
+        raise EngineError("training.precision: fp16 is for execution.engine: plain; deepspeed runs float32 and bf16")
+    if training.ema_decay is not None:
+        raise EngineError("training.ema_decay: deepspeed has the latents in shards; take execution.engine: plain")
+    if training.reestimate_norm and zero_stage == 3:  # noqa: PLR2004  (ZeRO's number)
+        raise EngineError("training.reestimate_norm: not at execution.zero_stage 3; take 2, or engine: plain")
+
+
+def build_optimizer(cell: Cell, model: nn.Module, split: models.Split, *, defer: bool = False) -> ProxConnect:
+    """The base optimizer of the recipe inside ProxConnect; for fp nothing is quantized and the base works alone.
+
+    defer: the parameters hold w* until the engine has put its shards in their place (`ProxConnect.adopt`).
+    """
     parameters = dict(model.named_parameters())
     training = cell.training
     groups: list[dict[str, Any]] = [
@@ -110,13 +154,17 @@ def build_optimizer(cell: Cell, model: nn.Module, split: models.Split) -> ProxCo
     ]
     if split.binary:
         binary = [parameters[name] for name in split.binary]
-        groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer})
+        sharpness = cell.quantization.sharpness.get(cell.quantizer)
+        # The schedule's first value: w is written once, before an engine spreads it over processes.
+        mu = {} if sharpness is None else {"mu": sharpness.start}
+        groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer, **mu})
     base: torch.optim.Optimizer
     if training.optimizer == "sgd":
         base = torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.nesterov)
     else:
         base = torch.optim.AdamW(groups, training.learning_rate)
-    return ProxConnect(base, cell.quantization.update, clip_latents=cell.quantization.clip_latents)
+    quantization = cell.quantization
+    return ProxConnect(base, quantization.update, clip_latents=quantization.clip_latents, defer=defer)
 
 
 def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> SharpnessSchedule | None:

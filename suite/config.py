@@ -113,14 +113,54 @@ class Training(Frozen):
     decay_epochs: tuple[PositiveInt, ...] = Field((), description="schedule: step multiplies by decay_rate at each")
     decay_rate: PositiveFloat = 0.1
     label_smoothing: Fraction = 0.0
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast; weights stay float32")
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
+    )
     clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of what the base optimizer sees")
     ema_decay: Fraction | None = Field(None, description="average of the latents that is evaluated instead of the last")
     reestimate_norm: bool = Field(
         default=False,
         description="after hardening, gather batch-norm statistics anew on training data, for every method",
     )
-    engine: Literal["plain"] = Field("plain", description="not part of a cell's id: it does not change the result")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_its_former_key(cls, raw: Any) -> Any:  # noqa: ANN401  (whatever the file has)
+        # Recorded before there was `execution`, when there was one engine.
+        if isinstance(raw, dict) and raw.get("engine") == "plain":
+            return {key: value for key, value in raw.items() if key != "engine"}
+        return raw
+
+
+class Execution(Frozen):
+    """How a run uses the hardware; no part of a cell's id, for the result is the same up to rounding."""
+
+    engine: Literal["plain", "deepspeed"] = Field("plain", description="plain: one process or DDP; deepspeed: ZeRO")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="deepspeed only; what is spread over the processes: 0 nothing, 1 latents and optimizer state, "
+        "2 gradients, too, 3 parameters, too",
+    )
+    offload: bool = Field(default=False, description="deepspeed only: latents and optimizer state in the CPU's memory")
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="most images per forward pass and process; the recipe's batch is made up by accumulating gradients",
+    )
+    compile: bool = Field(default=False, description="plain only: torch.compile")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="deepspeed only: laid over the configuration that it is given"
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_the_engine_only(self) -> "Execution":
+        others = {"plain": ("zero_stage", "offload", "deepspeed"), "deepspeed": ("compile",)}[self.engine]
+        for key in others:
+            if getattr(self, key):
+                engine = "deepspeed" if self.engine == "plain" else "plain"
+                raise ValueError(f"{key}: only with engine: {engine}, here it is {self.engine}")
+        if self.offload and not self.zero_stage:
+            raise ValueError("offload: zero_stage 0 has nothing to offload; take 1, 2 or 3")
+        return self
 
 
 class Sharpness(Frozen):
@@ -210,6 +250,7 @@ class Cell(Frozen):
     data: Data
     training: Training
     quantization: Quantization
+    execution: Execution = Execution()
 
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Cell":
@@ -238,7 +279,7 @@ class Cell(Frozen):
         return _digest(identity)
 
     def _identity(self) -> dict[str, Any]:
-        identity = self.model_dump(mode="json", exclude={"training": {"engine"}})
+        identity = self.model_dump(mode="json", exclude={"execution"})
         # These keys came later; without them, cells that they change nothing about keep the id they had.
         if self.task == "bw":
             del identity["task"], identity["quantization"]["inputs"]
@@ -268,6 +309,7 @@ class Block(Frozen):
     data: Data = Data()
     training: Training
     quantization: Quantization = Quantization()
+    execution: Execution = Execution()
 
     @model_validator(mode="after")
     def _mu_where_needed(self) -> "Block":
@@ -288,6 +330,7 @@ class Block(Frozen):
                 data=self.data,
                 training=self.training,
                 quantization=self._quantization_of(quantizer),
+                execution=self.execution,
             )
             for model in self.models
             for quantizer in self.quantizers

@@ -1,9 +1,10 @@
 """Where a process stands: rank, world size and device, from torchrun's environment or alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -23,15 +24,54 @@ class Layout:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes."""
+        """Sum over the processes, in place."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
+    def agree(self, *values: int) -> list[int]:
+        """The largest of each value over the processes."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int32, device=self.device)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return [int(value) for value in tensor.tolist()]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Every process's values [...] as [world_size, ...], on each of them."""
+        if self.world_size == 1:
+            return values[None].clone()
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        distributed.all_gather(parts, values)
+        return torch.stack(parts)
+
+    def broadcast(self, values: Iterable[Tensor]) -> None:
+        """Gives every process the main one's values, in place."""
+        if self.world_size > 1:
+            for value in values:
+                distributed.broadcast(value, 0)
+
+    def tell(self, text: str) -> str:
+        """The main process's text."""
+        if self.world_size == 1:
+            return text
+        texts = [text]
+        distributed.broadcast_object_list(texts, 0)
+        return texts[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
 
 @contextmanager
-def joined() -> Iterator[Layout]:
-    """Joins torchrun's process group, if there is one, and leaves it at the end. NCCL on GPUs, gloo elsewhere."""
+def joined(timeout_seconds: float = 600.0) -> Iterator[Layout]:
+    """Joins torchrun's process group, if there is one, and leaves it at the end. NCCL on GPUs, gloo elsewhere.
+
+    A process that waits for another one longer than the timeout raises. After an exception the group is not left in
+    order: that would wait for processes that are gone.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -42,8 +82,7 @@ def joined() -> Iterator[Layout]:
     if world_size == 1:
         yield Layout(device=device)
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Layout(distributed.get_rank(), world_size, device)
-    finally:
-        distributed.destroy_process_group()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    yield Layout(distributed.get_rank(), world_size, device)
+    distributed.destroy_process_group()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from suite.config import Cell
+from suite.config import Cell, Execution
 from suite.errors import UserError
 from suite.packed import ExportError, Origin, Sizes, load_packed, measure, reason, write
 from suite.rundir import RunDir
@@ -77,15 +77,18 @@ def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Tra
     from suite import checkpoint
     from suite.trainer import Trainer
 
-    state = checkpoint.load_newest(run.checkpoints, layout.device)
-    if state is None:
+    found = checkpoint.load_newest(run.checkpoints, cell.id, layout.device)
+    if found is None:
         raise ExportError(f"{run.checkpoints}: no checkpoint")
+    state = found[1]
     if state["epoch"] != cell.training.epochs:
         raise ExportError(
             f"{run.checkpoints}: the newest whole checkpoint is of epoch {state['epoch']}, "
             f"the tested network of epoch {cell.training.epochs}"
         )
-    trainer = Trainer(cell, layout, data_dir, None)  # of a parent's weights nothing is left after training
+    # However it was trained, one process has it now; and of a parent's weights nothing is left after training.
+    alone = cell.model_copy(update={"execution": Execution()})
+    trainer = Trainer(alone, layout, data_dir, None)
     trainer.load_state_dict(state)
     trainer.deploy()
     return trainer

@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = ".tmp"
 
-def write_bytes(path: Path, content: bytes) -> None:
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Writes beside the file, flushes to the disk, renames over it, flushes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -23,6 +25,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def clean(folder: Path) -> None:
+    """Removes what writers that were killed left half-written. Nobody else may be writing there."""
+    for temporary in folder.glob(f".*{_TEMPORARY}"):
+        temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON holds)

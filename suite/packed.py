@@ -82,7 +82,7 @@ def write(path: Path, model: "nn.Module", split: "Split", origin: Origin) -> Non
         in_chans=in_chans,
         image_size=image_size,
         binary={name: _described(state[name]) for name in split.binary},
-        weights_sha256=weights_digest(model),
+        weights_sha256=weights_digest(model.state_dict()),
     )
     text = json.dumps(header.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     tensors = state | {name: _packed(name, state[name]) for name in split.binary}
@@ -141,7 +141,7 @@ def load_packed(path: Path) -> "nn.Module":
         if (value.shape, value.dtype) != (expected[name].shape, expected[name].dtype):
             raise ExportError(f"{path}: {name} is {_shape_of(value)}, its model has {_shape_of(expected[name])}")
     model.load_state_dict(state)
-    if weights_digest(model) != header.weights_sha256:
+    if weights_digest(model.state_dict()) != header.weights_sha256:
         raise ExportError(f"{path}: damaged: the network in it has another weights_sha256 than its header says")
     # The layout it was tested in: another one may sum in another order.
     return model.to(memory_format=torch.channels_last).eval()

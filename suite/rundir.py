@@ -1,6 +1,6 @@
 """The run directory ROOT/<grid>/<cell id>/: the only truth about a run; tables and MLflow are made from it.
 
-cell.yaml  state.json  journal.jsonl  checkpoints/  result.json  provenance.json  logs/  lock
+cell.yaml  state.json  journal.jsonl  checkpoints/  result.json  provenance.json  processes/  logs/  lock
 """
 
 import json
@@ -41,6 +41,7 @@ class RunDir:
         self.journal, self.checkpoints, self.logs = path / "journal.jsonl", path / "checkpoints", path / "logs"
         self.result_path, self.provenance_path = path / "result.json", path / "provenance.json"
         self.cell_path, self._state_path = path / "cell.yaml", path / "state.json"
+        self.processes = path / "processes"  # heartbeats and last words of this attempt's processes
         self.lock = path / "lock"  # held, as suite.locks has it, by the process that trains
 
     @classmethod

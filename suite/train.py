@@ -5,19 +5,21 @@
     python -m suite.train CELL.yaml --max-steps 20             the first steps only, recorded nowhere
 
 Where CELL.yaml lies in a run directory, the run happens there and goes on from its newest checkpoint; otherwise in
-runs/adhoc/<cell id>/. Exit status: 0 done, 1 failed (state.json says why), 2 bad input, 3 another process has the run.
+runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (state.json
+says which, and why), 2 bad input, 3 another process has the run.
 """
 
 import logging
 import os
 import signal
 import sys
-import time
 import traceback
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -25,16 +27,19 @@ from pydantic import ValidationError
 
 from suite.config import Cell
 from suite.errors import UserError
-from suite.files import write_json
-from suite.journal import Journal
+from suite.faults import Heartbeat, PreemptedError
+from suite.files import clean, write_json
 from suite.locks import locked
-from suite.rundir import Cause, RunDir
+from suite.recording import Checkpoints, Record
+from suite.rundir import RunDir
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+    from suite.distributed import Layout
     from suite.trainer import Trainer
 
-HEARTBEAT_SECONDS = 10.0
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""What a scheduler sends before it takes the machine back."""
 log = logging.getLogger("suite.train")
 
 
@@ -42,93 +47,88 @@ class CellError(UserError):
     """A cell file cannot be read."""
 
 
-class PreemptedError(Exception):
-    """The process was asked to stop."""
+class ResumeError(UserError):
+    """There is something to go on from, and that was not wanted."""
 
 
 class StopTrainingError(Exception):
     """Enough steps were taken."""
 
 
-def train(run: RunDir, data_dir: Path, max_steps: int | None = None) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What changes no number: when checkpoints are saved, and how long a process waits for the others."""
+
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float = 10.0
+    timeout_seconds: float = 600.0
+
+
+def train(run: RunDir, data_dir: Path, max_steps: int | None = None, options: Options = Options()) -> None:
     """Trains the run's cell to its end in this process (one rank of torchrun's, or alone); rank 0 keeps the record.
 
     With `max_steps`, stops after so many steps and writes nothing.
     """
     from suite.distributed import joined
-    from suite.provenance import collect
+    from suite.faults import told
     from suite.trainer import Trainer
 
     cell = run.cell()
-    with joined() as layout, ExitStack() as stack:
-        trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell))
+    with joined(options.timeout_seconds) as layout:
         if max_steps is not None:
-            _first_steps(trainer, max_steps)
+            _first_steps(Trainer(cell, layout, data_dir, _parent_weights(run, cell)), max_steps)
             return
-        _resume(trainer, run)
-        record = _Record(run, cell) if layout.is_main else None
+        with told(run, cell, layout) as heartbeat:
+            _train(run, cell, layout, data_dir, heartbeat, options)
+
+
+def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat: Heartbeat, options: Options) -> None:
+    from suite.provenance import collect
+    from suite.trainer import Trainer
+
+    trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell))
+    _resume(trainer, run)
+    checkpoints = Checkpoints(run, trainer, options.checkpoint_steps, options.checkpoint_minutes)
+    with ExitStack() as stack:
+        record = Record(run, trainer) if layout.is_main else None
         if record is not None:
             stack.callback(record.close)
             write_json(run.provenance_path, collect(layout, trainer.data_checksum))
-        while trainer.epoch < cell.training.epochs:
-            metrics = trainer.train_epoch(record.step if record is not None else lambda _step, _loss: None)
+
+        def on_step(number: int, _loss: float) -> None:
+            heartbeat.beat(number)
             if record is not None:
-                record.epoch(trainer, metrics)
-        results = trainer.test()
+                record.step()
+            if checkpoints.step(number):
+                raise PreemptedError(signals[0] if signals else "a signal to another process")
+
+        with _asked_by_signals(trainer) as signals:
+            while trainer.epoch < cell.training.epochs:
+                metrics = trainer.train_epoch(on_step)
+                if record is not None:
+                    record.epoch(metrics)
+                checkpoints.save()
+        results, digest = trainer.test(), trainer.weights_digest()
         if record is not None:
-            record.result(trainer, results)
+            record.result(results, digest)
 
 
-class _Record:
-    """Everything rank 0 writes while a run goes on."""
+@contextmanager
+def _asked_by_signals(trainer: "Trainer") -> Iterator[list[str]]:
+    """Inside, a signal to stop waits for the step under way, which all processes finish; names of those that came.
 
-    def __init__(self, run: RunDir, cell: Cell) -> None:
-        self.run, self.cell = run, cell
-        self.journal = Journal(run.journal, run.state().attempt)
-        self._last_beat = time.monotonic()
+    After an exception, too: torchrun sends SIGTERM to those that are left, which still have to say why they end.
+    """
+    names: list[str] = []
 
-    def step(self, _step: int, _loss: float) -> None:
-        """A sign of life every ten seconds."""
-        if time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
-            self._last_beat = time.monotonic()
-            self.run.update()
+    def ask(number: int, _frame: FrameType | None) -> None:
+        names.append(signal.Signals(number).name)
+        trainer.wishes.stop = True
 
-    def epoch(self, trainer: "Trainer", metrics: dict[str, float]) -> None:
-        """Journal first, then the checkpoint: an epoch that is trained again is recorded again, never lost."""
-        from suite import checkpoint
-
-        self.journal.append(trainer.epoch, metrics)
-        checkpoint.save(self.run.checkpoints, trainer.epoch, trainer.state_dict())
-        self.run.update(epoch=trainer.epoch)
-        log.info("epoch %d/%d %s", trainer.epoch, self.cell.training.epochs, _line(metrics))
-
-    def result(self, trainer: "Trainer", results: dict[str, float]) -> None:
-        """result.json: its presence means done, so it comes after all else."""
-        parameters = dict(trainer.engine.model.named_parameters())
-        num_binary = sum(parameters[name].numel() for name in trainer.split.binary)
-        self.journal.append(trainer.epoch, results)
-        write_json(
-            self.run.result_path,
-            {
-                "cell": self.cell.id,
-                "name": self.cell.name,
-                "top1_hard": results["test/top1_hard"],
-                "top1_soft": results["test/top1_soft"],
-                "num_train_images": trainer.loaders.num_train_images,
-                "num_binary_parameters": num_binary,
-                "num_full_precision_parameters": sum(p.numel() for p in parameters.values()) - num_binary,
-                "weights_sha256": trainer.weights_digest(),
-            },
-        )
-        self.run.update(state="done", epoch=trainer.epoch)
-        log.info("done %s", _line(results))
-
-    def close(self) -> None:
-        self.journal.close()
-
-
-def _line(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    yield names
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _first_steps(trainer: "Trainer", max_steps: int) -> None:
@@ -145,10 +145,16 @@ def _first_steps(trainer: "Trainer", max_steps: int) -> None:
 def _resume(trainer: "Trainer", run: RunDir) -> None:
     from suite import checkpoint
 
-    state = checkpoint.load_newest(run.checkpoints, trainer.layout.device)
-    if state is not None:
-        trainer.load_state_dict(state)
-        log.info("going on from epoch %d", trainer.epoch)
+    layout, cell_id = trainer.layout, trainer.cell.id
+    found = checkpoint.load_newest(run.checkpoints, cell_id, layout.device) if layout.is_main else None
+    # Of one process's choosing: where a file can be read by some only, the others would go on from another step.
+    name = layout.tell(found[0].name if found is not None else "")
+    if not name:
+        return
+    state = found[1] if found is not None else checkpoint.load(run.checkpoints / name, cell_id, layout.device)
+    trainer.load_state_dict(state)
+    if layout.is_main:
+        log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
 
 
 def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
@@ -159,12 +165,12 @@ def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
     if cell.parent is None:
         return None
     parent = RunDir(run.path.parent / cell.parent)
-    state = checkpoint.load_newest(parent.checkpoints, torch.device("cpu")) if parent.result() else None
-    if state is None:
+    found = checkpoint.load_newest(parent.checkpoints, cell.parent, torch.device("cpu")) if parent.result() else None
+    if found is None:
         raise checkpoint.CheckpointError(
             f"{parent.path}: the full-precision cell that this one starts from is not done"
         )
-    weights: dict[str, Any] = state["model"]
+    weights: dict[str, Any] = found[1]["engine"]["model"]
     return weights
 
 
@@ -195,59 +201,91 @@ def main(
         "data"
     ),
     max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
+    resume: Annotated[
+        Literal["auto", "never"],
+        typer.Option(help="auto: go on from the newest whole checkpoint; never: refuse to, where there is one."),
+    ] = "auto",
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(min=1, help="Save every so many steps, besides each epoch's end.")
+    ] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save when the last time is so long ago.")] = 10.0,
+    timeout_seconds: Annotated[
+        float, typer.Option(min=1, help="How long a process waits for the others before the run fails as hung.")
+    ] = 600.0,
 ) -> None:
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    is_main = int(os.environ.get("RANK", "0")) == 0
     try:
         run = open_run(cell)
-    except CellError as error:
-        print(error, file=sys.stderr)
+        if resume == "never" and max_steps is None:
+            _require_fresh(run)
+    except UserError as error:
+        if is_main:
+            print(error, file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
-    signal.signal(signal.SIGTERM, _stop)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
     if max_steps is not None:
         train(run, data_dir, max_steps)
         return
-    if int(os.environ.get("RANK", "0")) != 0:
-        train(run, data_dir)
+    options = Options(checkpoint_steps, checkpoint_minutes, timeout_seconds)
+    if not is_main:
+        _train_and_record_the_end(run, data_dir, options, is_main=False)
         return
     with locked(run.lock) as mine:
         if not mine:
             print(f"{run.path}: another process has this run", file=sys.stderr)
             raise SystemExit(EXIT_BUSY)
-        _train_and_record_the_end(run, data_dir)
+        _train_and_record_the_end(run, data_dir, options, is_main=True)
 
 
-def _train_and_record_the_end(run: RunDir, data_dir: Path) -> None:
+def _require_fresh(run: RunDir) -> None:
+    """ResumeError where the run has learnt something. No flag throws that away: a folder is deleted by hand."""
+    if run.result_path.exists() or any(run.checkpoints.glob("*.pt")):
+        raise ResumeError(f"--resume never: {run.path} has checkpoints or a result; delete it to train from the start")
+
+
+def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, is_main: bool) -> None:
     """However training ends, state.json says so; done is written with the result."""
+    from suite import faults
+
     if run.result() is not None:
         return
-    num_epochs = run.cell().training.epochs
-    run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="", num_epochs=num_epochs)
+    if is_main:
+        _begin(run)
     try:
-        train(run, data_dir)
+        train(run, data_dir, options=options)
     except (PreemptedError, KeyboardInterrupt) as stop:
-        run.update(
-            state="preempted", reason=f"stopped by {'SIGTERM' if isinstance(stop, PreemptedError) else 'Ctrl-C'}"
-        )
+        if is_main and run.state().state == "running":  # not where another process failed, and torchrun stopped this
+            run.update(state="preempted", reason=f"stopped by {stop or 'Ctrl-C'}")
         raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
-        traceback.print_exc()
-        run.update(state="failed", cause=_cause(error), reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        if isinstance(error, UserError) or faults.kind_of(error) != "own":
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        # The processes have told why, unless they could not even find each other, or the disk is full.
+        if is_main and run.state().state == "running":
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            with suppress(OSError):
+                run.update(state="failed", cause="error", reason=reason)
         raise SystemExit(EXIT_FAILED) from error
 
 
-def _cause(error: Exception) -> Cause:
-    import torch
+def _begin(run: RunDir) -> None:
+    """Clears up after earlier attempts and starts this one. The lock is held: nobody else writes here."""
+    from suite import faults
 
-    from suite.trainer import DivergedError
+    for folder in (run.path, run.checkpoints):
+        clean(folder)
+    faults.clear(run.processes)
+    num_epochs = run.cell().training.epochs
+    run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="", num_epochs=num_epochs)
 
-    if isinstance(error, DivergedError):
-        return "nan"
-    return "oom" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
 
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise PreemptedError
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise PreemptedError(signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A cell that trains in a second, and a place to run it."""
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from suite.rundir import RunDir
 # A developer's own settings must not lead a test to their runs.
 for variable in ("PROXBENCH_ROOT", "PROXBENCH_DATA", "MLFLOW_TRACKING_URI"):
     os.environ.pop(variable, None)
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """suite.train takes them over for the rest of its process, which here is pytest's."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

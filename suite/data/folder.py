@@ -35,11 +35,11 @@ class FolderLoader:
         """Optimizer steps of one training epoch."""
         return len(self.train.data.labels) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each global batch of epoch number `epoch` (from 0)."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         order = torch.randperm(len(self.train.data.labels), generator=generator)
-        batches = torch.split(order[: len(self) * self.batch_size], self.batch_size)
+        batches = torch.split(order[: len(self) * self.batch_size], self.batch_size)[start:]
         shares = [batch.chunk(self.layout.world_size)[self.layout.rank] for batch in batches]
         yield from self._load(self.train, [[(epoch, i) for i in share.tolist()] for share in shares])
 

@@ -61,13 +61,13 @@ class MemoryLoader:
         """Optimizer steps of one training epoch."""
         return len(self.labels) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each global batch of epoch number `epoch` (from 0)."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
         order = torch.randperm(len(self.labels), generator=self._generator("order", epoch))
         generator = self._generator("augmentation", epoch)
         shifts = torch.randint(0, 2 * self.crop_padding + 1, (len(order), 2), generator=generator)
         flips = torch.rand(len(order), generator=generator) < 0.5  # noqa: PLR2004  (a fair coin)
-        for batch in torch.split(order[: len(self) * self.batch_size], self.batch_size):
+        for batch in torch.split(order[: len(self) * self.batch_size], self.batch_size)[start:]:
             mine = batch.chunk(self.layout.world_size)[self.layout.rank]
             images = self.images[mine.to(self.images.device)]
             if self.crop_padding:

@@ -130,11 +130,9 @@ def test_a_resumed_trainer_goes_on_to_the_bit(make_bwa: MakeCell, tmp_path: Path
     cell = make_bwa(quantization__inputs=inputs, training__ema_decay=0.9, training__reestimate_norm=True)
     straight = _trainer(cell)
     _epoch(straight)
-    checkpoint.save(tmp_path, 1, straight.state_dict())
+    path = checkpoint.save(tmp_path, straight.state_dict())
     resumed = _trainer(cell)
-    state = checkpoint.load_newest(tmp_path, torch.device("cpu"))
-    assert state is not None
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(checkpoint.load(path, cell.id, torch.device("cpu")))
     assert _input_mus(resumed) == _input_mus(straight)
     assert _epoch(resumed) == _epoch(straight)
     assert resumed.test() == straight.test()

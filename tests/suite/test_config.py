@@ -38,8 +38,33 @@ def test_id_changes_with_what_changes_the_result(make_cell: Callable[..., Cell],
     assert make_cell(**change).id != make_cell().id
 
 
-def test_id_does_not_depend_on_the_engine_or_on_how_numbers_are_written(make_cell: Callable[..., Cell]) -> None:
-    assert make_cell(training__engine="plain", training__learning_rate="3e-3").id == make_cell().id
+def test_id_does_not_depend_on_how_a_cell_runs_or_on_how_numbers_are_written(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell(training__learning_rate="3e-3").id == make_cell().id
+    spread = make_cell(execution={"engine": "deepspeed", "zero_stage": 3, "micro_batch_size": 32})
+    assert spread.id == make_cell().id
+    assert spread.recipe_id == make_cell().recipe_id
+
+
+def test_cells_recorded_before_there_was_execution_are_still_read(make_cell: Callable[..., Cell]) -> None:
+    assert make_cell(training__engine="plain") == make_cell()
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        ({"zero_stage": 2}, "zero_stage: only with engine: deepspeed, here it is plain"),
+        ({"offload": True}, "offload: only with engine: deepspeed, here it is plain"),
+        ({"deepspeed": {"a": 1}}, "deepspeed: only with engine: deepspeed, here it is plain"),
+        ({"engine": "deepspeed", "compile": True}, "compile: only with engine: plain, here it is deepspeed"),
+        ({"engine": "deepspeed", "offload": True}, "zero_stage 0 has nothing to offload; take 1, 2 or 3"),
+        ({"engine": "deepspeed", "zero_stage": 4}, "Input should be 0, 1, 2 or 3"),
+    ],
+)
+def test_a_key_of_the_other_engine_is_refused(
+    make_cell: Callable[..., Cell], execution: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_cell(execution=execution)
 
 
 def test_recipe_id_is_shared_by_the_seeds_only(make_cell: Callable[..., Cell]) -> None:

@@ -1,11 +1,13 @@
 """Accuracy counts every sample once; the health of latents is what it says."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizers import ProxConnect
 from suite.distributed import Layout
+from suite.engine import Latent
 from suite.engine.plain import PlainEngine
 from suite.evaluate import Health, top1
 
@@ -31,31 +33,39 @@ def test_accuracy_of_nothing_is_refused() -> None:
         top1(_Echo(), [], Layout())
 
 
-def _optimizer(latents: list[float], quantizer: str, mu: float = 1.0) -> ProxConnect:
-    weight = nn.Parameter(torch.tensor(latents))
-    return ProxConnect(torch.optim.SGD([{"params": [weight], "quantizer": quantizer, "mu": mu}], lr=0.1))
+def _latents(values: Tensor, quantizer: str, mu: float = 1.0) -> Callable[[], Iterator[Latent]]:
+    return lambda: iter([Latent("weight", values, quantizer, mu)])
 
 
 def test_health_is_measured_on_the_latents() -> None:
-    optimizer = _optimizer([0.5, -0.5, 2.0, -0.25], "bnn")
-    health = Health(optimizer)
+    w_star = torch.tensor([0.5, -0.5, 2.0, -0.25])
+    health = Health(_latents(w_star, "bnn"))
     first = health.measure()
     assert first == {
         "health/flip_rate": 0.0,
         "health/latent_gap": pytest.approx((0.5 + 0.5 + 1.0 + 0.75) / 4),
         "health/masked_share": 0.25,  # BinaryNet's B is 0 past 1
     }
-    latent = optimizer.latent(optimizer.param_groups[0]["params"][0])
-    latent.copy_(torch.tensor([-0.5, -0.5, 2.0, 0.25]))
+    w_star.copy_(torch.tensor([-0.5, -0.5, 2.0, 0.25]))
     assert health.measure()["health/flip_rate"] == 0.5
     assert health.measure()["health/flip_rate"] == 0.0
 
 
 def test_a_sharp_sign_swish_masks_all_but_what_lies_near_zero() -> None:
-    assert Health(_optimizer([0.5, -0.5, 0.001, 0.0], "bnn++", mu=100.0)).measure()["health/masked_share"] == 0.5
-    assert Health(_optimizer([0.5, -0.5, 0.001, 0.0], "bc")).measure()["health/masked_share"] == 0.0
+    w_star = torch.tensor([0.5, -0.5, 0.001, 0.0])
+    assert Health(_latents(w_star, "bnn++", mu=100.0)).measure()["health/masked_share"] == 0.5
+    assert Health(_latents(w_star, "bc")).measure()["health/masked_share"] == 0.0
+
+
+def test_health_goes_on_from_the_signs_that_were_saved() -> None:
+    w_star = torch.tensor([[0.5, -0.5, 2.0], [-0.25, 0.0, -1.0]])
+    saved = Health(_latents(w_star, "bnn")).state_dict()
+    assert saved["weight"].dtype == torch.uint8
+    w_star.neg_()
+    health = Health(_latents(w_star, "bnn"))
+    health.load_state_dict(saved)
+    assert health.measure()["health/flip_rate"] == pytest.approx(5 / 6)  # -0.0 counts as positive, as 0 does
 
 
 def test_full_precision_has_no_health_to_measure() -> None:
-    weight = nn.Parameter(torch.ones(3))
-    assert Health(ProxConnect(torch.optim.SGD([{"params": [weight]}], lr=0.1))).measure() == {}
+    assert Health(lambda: iter([])).measure() == {}

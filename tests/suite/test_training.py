@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +20,10 @@ from suite.config import Cell
 from suite.distributed import Layout
 from suite.engine import Engine
 from suite.evaluate import top1
+from suite.faults import DivergedError
 from suite.rundir import RunDir
 from suite.train import main, open_run, train
-from suite.trainer import DivergedError, Trainer
+from suite.trainer import Trainer
 
 NOWHERE = Path("no-data-needed")
 
@@ -135,38 +134,6 @@ def test_mu_runs_from_its_start_to_its_end(make_cell: Callable[..., Cell]) -> No
     assert group["written_mu"] == 500.0
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_a_resumed_trainer_goes_on_to_the_bit(make_cell: Callable[..., Cell], ema_decay: float | None) -> None:
-    cell = make_cell(training__ema_decay=ema_decay, training__clip_grad_norm=1.0)
-    straight = _trainer(cell)
-    straight.train_epoch(lambda _step, _loss: None)
-    resumed = _trainer(cell)
-    resumed.load_state_dict(_through_a_file(straight.state_dict()))
-    metrics = [trainer.train_epoch(lambda _step, _loss: None) for trainer in (straight, resumed)]
-    for each in metrics:
-        del each["time/images_per_second"]
-    assert metrics[0] == metrics[1]
-    assert straight.test() == resumed.test()
-    assert straight.weights_digest() == resumed.weights_digest()
-
-
-def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """The state through a file's bytes, as a checkpoint has it."""
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    copy: dict[str, Any] = torch.load(buffer, weights_only=True)
-    return copy
-
-
-def test_a_checkpoint_of_another_cell_is_refused(make_cell: Callable[..., Cell]) -> None:
-    state = _trainer(make_cell(seed=1)).state_dict()
-    with pytest.raises(Exception, match=r"the checkpoint is of cell .*, this is "):
-        _trainer(make_cell()).load_state_dict(state)
-
-
 def test_an_average_is_evaluated_hard_and_leaves_training_alone(make_cell: Callable[..., Cell]) -> None:
     plain, averaged = (_trainer(make_cell(training__ema_decay=decay)) for decay in (None, 0.5))
     losses = [trainer.train_epoch(lambda _step, _loss: None)["train/loss"] for trainer in (plain, averaged)]
@@ -209,23 +176,6 @@ def test_a_failed_run_says_its_cause_and_exits_1(make_run: Callable[..., RunDir]
     state = run.state()
     assert (state.state, state.cause) == ("failed", "nan")
     assert state.reason.startswith("DivergedError: the loss is")
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_the_middle_ends_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
-    undisturbed, killed = make_run("undisturbed", training__epochs=8), make_run("killed", training__epochs=8)
-    assert _run(undisturbed).returncode == 0
-    command = [sys.executable, "-m", "suite.train", str(killed.cell_path)]
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
-        while killed.state().epoch < 3:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert killed.result() is None
-    assert "going on from epoch" in _run(killed).stdout
-    assert _result(killed) == _result(undisturbed)
-    assert _losses(killed) == _losses(undisturbed)
-    assert killed.state().attempt == 2
 
 
 @pytest.mark.slow

@@ -1,0 +1,77 @@
+"""What checkpoints cost: the seconds of a save over those of the steps between two saves, in one run, alternating.
+
+    python benchmarks/checkpoint_overhead.py --every 100
+    python benchmarks/checkpoint_overhead.py --models resnet20 --steps 20        a shorter measurement
+
+A save is all that training waits for: gathering the state, its checksum, the write and the flush to the disk. With
+`--steps` below `--every`, fewer steps are timed between the saves, and their mean is taken for the others.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from noise import synchronize, trainer_of
+
+from suite import checkpoint
+from suite.trainer import Trainer
+
+
+def measure(trainer: Trainer, num_steps: int, num_saves: int, folder: Path) -> tuple[list[float], list[float], int]:
+    """(seconds of each step, seconds of each save, bytes of a checkpoint)."""
+    steps: list[float] = []
+    saves: list[float] = []
+    path = folder
+    loop = _steps(trainer)
+    for _ in range(3):  # the first ones allocate
+        next(loop)
+    for _ in range(num_saves):
+        steps.extend(next(loop) for _ in range(num_steps))
+        start = time.perf_counter()
+        path = checkpoint.save(folder, trainer.state_dict())
+        saves.append(time.perf_counter() - start)
+    return steps, saves, path.stat().st_size
+
+
+def _steps(trainer: Trainer) -> Iterator[float]:
+    """Seconds of one step after the other, loading and agreeing included."""
+    while True:
+        batches = trainer.loaders.train.epoch(0)
+        trainer.step = 0
+        for _ in range(trainer.steps_per_epoch):
+            start = time.perf_counter()
+            images, labels = next(batches)
+            trainer._train_step(images, labels)  # noqa: SLF001  (an epoch would be too long)
+            synchronize()
+            yield time.perf_counter() - start
+
+
+def main(
+    every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
+    steps: Annotated[int, typer.Option(help="Steps that are timed between two saves.")] = 100,
+    saves: Annotated[int, typer.Option(help="How many saves are timed.")] = 3,
+    models: str = "resnet20,vit_mini_patch4_32",
+    batch_size: int = 128,
+    precision: str = "float32",
+    folder: Annotated[Path | None, typer.Option(help="On the disk that counts; default: a temporary one.")] = None,
+) -> None:
+    """Time training steps and checkpoints of BNN++ models."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {batch_size}, {precision}")
+    for model in models.split(","):
+        trainer = trainer_of(model, "bnn++", batch_size, precision)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            step_seconds, save_seconds, num_bytes = measure(trainer, steps, saves, Path(temporary))
+        step, save = statistics.mean(step_seconds), statistics.mean(save_seconds)
+        print(
+            f"{model}: step {1e3 * step:.1f} ms, save {1e3 * save:.1f} ms (worst {1e3 * max(save_seconds):.1f}), "
+            f"{num_bytes:,} bytes: {save / (every * step):.2%} every {every} steps"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,260 @@
+"""Kill a training again and again, with SIGKILL and at random; it must end with the bits of an undisturbed one.
+
+    python benchmarks/kills.py --kills 100
+    python benchmarks/kills.py --kills 20 --set engine=deepspeed --set zero_stage=2
+    python benchmarks/kills.py --kills 100 --forked
+
+Two processes under torchrun train ResNet-8 on the digits and save a checkpoint after every step. The whole process tree
+is killed at a moment drawn evenly over a run's life: while torch is imported, in a step, while a checkpoint is written.
+Then the run is taken up again, until it is done; then comes the next run, until there were enough kills. Each run's
+weights, accuracies and journal are compared with the undisturbed one's. Exit status: 0 all equal, 1 not.
+
+With `--forked` the two processes are forked from one that has torch imported, without torchrun: a life is short, and
+nearly all kills hit training or its checkpoints.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+import yaml
+
+from suite import faults, journal
+from suite.config import Cell
+from suite.rundir import RunDir
+from suite.train import main as main_of_a_run
+
+MARK = "PROXBENCH_KILLS"
+"""The environment variable by which all descendants of a launch are found, whatever their session."""
+
+
+def cell_of(epochs: int, execution: dict[str, Any]) -> Cell:
+    """ResNet-8, 20 steps an epoch; with an average where the engine has one, which is more to lose."""
+    average = 0.9 if execution.get("engine", "plain") == "plain" else None
+    return Cell.model_validate(
+        {
+            "dataset": "digits",
+            "model": "resnet8",
+            "quantizer": "bnn++",
+            "seed": 0,
+            "data": {"crop": "padded", "crop_padding": 1},
+            "training": {
+                "epochs": epochs,
+                "batch_size": 64,
+                "optimizer": "adamw",
+                "learning_rate": 0.003,
+                "ema_decay": average,
+            },
+            "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
+            "execution": execution,
+        }
+    )
+
+
+class Launch(Protocol):
+    """One start of a run, with everything it starts."""
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether it ended by itself within the time. RuntimeError if it failed."""
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, until nothing of it is left."""
+
+
+class Torchrun:
+    """As a user starts it."""
+
+    def __init__(self, run: RunDir, num_processes: int) -> None:
+        self.run, self.mark = run, uuid.uuid4().hex
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
+        command = [sys.executable, "-m", *torchrun, "suite.train", str(run.cell_path), "--checkpoint-steps", "1"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
+        with (run.path / "log").open("ab") as file:
+            self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """As Launch has it."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        require_success(self.run, status)
+        return True
+
+    def kill(self) -> None:
+        """As Launch has it."""
+        while found := self._living():
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.poll()
+            time.sleep(0.01)
+        self.process.wait()
+
+    def _living(self) -> list[int]:
+        wanted = f"{MARK}={self.mark}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if wanted in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+
+class Forked:
+    """The same program in processes that have everything imported."""
+
+    def __init__(self, run: RunDir, num_processes: int) -> None:
+        self.run = run
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+        self.pids = {self._fork(shared | rank) for rank in ranks}
+
+    def _fork(self, environment: dict[str, str]) -> int:
+        if pid := os.fork():
+            return pid
+        status = 1
+        try:
+            os.environ |= environment
+            log = os.open(self.run.path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            main_of_a_run(self.run.cell_path, checkpoint_steps=1)
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """As Launch has it."""
+        deadline = time.monotonic() + (1e9 if seconds is None else seconds)
+        while self.pids:
+            for pid in list(self.pids):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.pids.remove(pid)
+                    require_success(self.run, status)
+            if time.monotonic() > deadline and self.pids:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def kill(self) -> None:
+        """As Launch has it."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+
+
+def require_success(run: RunDir, status: int) -> None:
+    """RuntimeError unless the status is 0."""
+    if status:
+        raise RuntimeError(f"{run.path}: {run.state().state}: {run.state().reason}; see {run.path / 'log'}")
+
+
+def moment(run: RunDir) -> str:
+    """What a run was doing when it was killed, by what it left."""
+    if list(run.checkpoints.glob(".*.tmp")):
+        return "writing a checkpoint"
+    if run.result_path.exists():
+        return "past its result"
+    beats = faults.beats(run.processes).values() if run.state().state == "running" else ()
+    return "training" if any(beat.step is not None for beat in beats) else "starting"
+
+
+def outcome(run: RunDir) -> dict[str, Any]:
+    """All numbers of a done run but for its speed."""
+    metrics = journal.read_metrics(run.journal)
+    kept = {epoch: {k: v for k, v in row.items() if not k.startswith("time/")} for epoch, row in metrics.items()}
+    return {"result": run.result(), "journal": kept}
+
+
+def main(
+    kills: Annotated[int, typer.Option(help="How many in total.")] = 100,
+    epochs: Annotated[int, typer.Option(help="Of 20 steps each.")] = 10,
+    processes: int = 2,
+    forked: Annotated[bool, typer.Option(help="Without torchrun and its start-up.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    execution: Annotated[list[str], typer.Option("--set", help="A key of execution, engine=deepspeed say.")] = [],  # noqa: B006  (typer's)
+    out: Annotated[Path | None, typer.Option(help="Where the runs are kept; default: a temporary folder.")] = None,
+) -> None:
+    """Kill trainings at random moments, take them up again, compare."""
+    settings = {key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in execution)}
+    cell, chance = cell_of(epochs, settings), random.Random(seed)  # noqa: S311  (no secret)
+    if forked:
+        os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        for module in ("suite.trainer", *(["suite.engine.deepspeed"] if settings.get("engine") == "deepspeed" else [])):
+            import_module(module)
+    start_of = partial(Forked if forked else Torchrun, num_processes=processes)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = out or Path(temporary)
+        undisturbed = RunDir.create(root / "undisturbed" / cell.id, cell)
+        start = time.monotonic()
+        start_of(undisturbed).wait()
+        life_seconds = time.monotonic() - start
+        print(f"undisturbed: {life_seconds:.1f} s, {undisturbed.result()}", flush=True)
+        moments: Counter[str] = Counter()
+        number = num_equal = 0
+        start = time.monotonic()
+        while moments.total() < kills:
+            number += 1
+            run = RunDir.create(root / f"killed-{number:03d}" / cell.id, cell)
+            num_before = moments.total()
+            life_seconds = _train_and_kill(run, start_of, chance, life_seconds, kills, moments)
+            equal = outcome(run) == outcome(undisturbed)
+            num_equal += equal
+            print(
+                f"run {number}: {moments.total() - num_before} kills, {'equal' if equal else 'NOT EQUAL'}", flush=True
+            )
+        print(f"{moments.total()} kills in {time.monotonic() - start:.0f} s: {dict(moments)}")
+        print(f"{num_equal} of {number} runs have the undisturbed one's weights, accuracies and journal")
+        raise SystemExit(num_equal != number)
+
+
+def _train_and_kill(
+    run: RunDir,
+    start_of: Callable[[RunDir], Launch],
+    chance: random.Random,
+    life_seconds: float,
+    kills: int,
+    moments: Counter[str],
+) -> float:
+    """Trains to the end, with kills on the way until there were enough; the seconds of a life, as last seen."""
+    first = True
+    while run.result() is None:
+        start = time.monotonic()
+        launch = start_of(run)
+        enough = moments.total() >= kills
+        if not launch.wait(None if enough else chance.uniform(0, life_seconds)):
+            launch.kill()
+            moments[moment(run)] += 1
+        elif first:  # untouched: a machine that has others to serve is not always as fast
+            life_seconds = time.monotonic() - start
+        first = False
+    return life_seconds
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,144 @@
+"""A training interrupted after any step, against the same one undisturbed; on one process, or as a rank of torchrun's.
+
+torchrun --nproc-per-node 2 tests/suite/interrupted.py FOLDER
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import create_model, register_model
+from tiny_cells import tiny_cell
+from torch import Tensor, nn
+
+from suite import checkpoint, journal
+from suite.config import Cell
+from suite.distributed import Layout, joined
+from suite.faults import DivergedError
+from suite.rundir import RunDir
+from suite.trainer import Trainer
+
+NOWHERE = Path("no-data-needed")
+
+
+def vit_mini_patch2_8_dropout(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """The small transformer with dropout, whose draws are the only random numbers of a step."""
+    wanted = {name: value for name, value in kwargs.items() if not name.startswith("pretrained_cfg")}
+    model: nn.Module = create_model("vit_mini_patch2_8", pretrained=pretrained, proj_drop_rate=0.3, **wanted)
+    return model
+
+
+register_model(vit_mini_patch2_8_dropout)
+
+_SOFT_INPUTS = {"quantizer": "bnn++", "sharpness": {"shape": "linear", "start": 1.0, "end": 8.0}}
+CELLS: dict[str, dict[str, Any]] = {
+    "bnn++": {},
+    "fp with momentum and clipping": {
+        "quantizer": "fp",
+        "quantization": {},
+        "training__optimizer": "sgd",
+        "training__clip_grad_norm": 1.0,
+    },
+    "average and norms measured anew": {"training__ema_decay": 0.9, "training__reestimate_norm": True},
+    "dropout": {"model": "vit_mini_patch2_8_dropout"},
+    "binary activations": {"model": "bireal_resnet8", "task": "bwa", "quantization__inputs": _SOFT_INPUTS},
+}
+
+
+def cell_of(name: str) -> Cell:
+    """Two epochs of two steps."""
+    return tiny_cell(training__batch_size=600, **CELLS[name])
+
+
+def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
+    """Trains to the end; all that a journal and a result would hold. With a folder, a checkpoint after every step."""
+
+    def on_step(number: int, _loss: float) -> None:
+        if folder is not None:
+            _save(trainer, folder / f"{number:02d}")
+
+    found: dict[str, Any] = {}
+    while trainer.epoch < trainer.cell.training.epochs:
+        metrics = trainer.train_epoch(on_step)
+        del metrics["time/images_per_second"]
+        found[f"epoch {trainer.epoch}"] = metrics
+        if folder is not None:
+            _save(trainer, folder / f"{trainer.epoch * trainer.steps_per_epoch - 1:02d}-end")
+    found["test"] = trainer.test()
+    found["digest"] = trainer.weights_digest()
+    return found
+
+
+def differences(cell: Cell, layout: Layout, folder: Path) -> Iterator[str]:
+    """What an interruption after some step changes: nothing. Yields one line for each place where it does."""
+    undisturbed = finish(Trainer(cell, layout, NOWHERE, None), folder)
+    places = sorted(folder.iterdir())
+    if len(places) != 6:  # four steps, two ends of epochs
+        yield f"{len(places)} checkpoints"
+    for place in places:
+        resumed = Trainer(cell, layout, NOWHERE, None)
+        (path,) = place.iterdir()
+        resumed.load_state_dict(checkpoint.load(path, cell.id, layout.device))
+        for key, value in finish(resumed).items():
+            if value != undisturbed[key]:
+                yield f"after step {place.name}: {key}: {value} instead of {undisturbed[key]}"
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    state = trainer.state_dict()
+    if trainer.layout.is_main:
+        checkpoint.save(folder, state)
+    trainer.layout.wait()
+
+
+def divergence(layout: Layout) -> str:
+    """What a NaN in the last process's images, in its second step, makes this process say."""
+    trainer = Trainer(cell_of("bnn++"), layout, NOWHERE, None)
+
+    def poison(_number: int, _loss: float) -> None:
+        if layout.rank == layout.world_size - 1:
+            object.__setattr__(trainer.loaders.train, "normalization", _to_nan)
+
+    try:
+        trainer.train_epoch(poison)
+    except DivergedError as error:
+        return str(error)
+    return "nothing"
+
+
+def _to_nan(images: Tensor) -> Tensor:
+    return torch.full(images.shape, float("nan"))
+
+
+def place_of(path: Path) -> tuple[int, int]:
+    """(epoch, step) of a checkpoint, by its name."""
+    _, epoch, _, step = path.stem.split("-")
+    return int(epoch), int(step)
+
+
+def numbers(run: RunDir) -> dict[int, dict[str, float]]:
+    """What the journal says, but for the speed."""
+    found = journal.read_metrics(run.journal)
+    return {epoch: {k: v for k, v in metrics.items() if k[:5] != "time/"} for epoch, metrics in found.items()}
+
+
+def _say(line: str) -> None:
+    """Not print, which writes the end of the line by itself: two processes have one output."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main(folder: Path) -> None:
+    """Prints a line for each thing that is not as it should be."""
+    with joined(timeout_seconds=60) as layout:
+        for name in CELLS:
+            for difference in differences(cell_of(name), layout, folder / name):
+                _say(f"{name}: process {layout.rank}: {difference}")
+        _say(f"process {layout.rank}: {divergence(layout)}")
+        layout.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,232 @@
+"""Whatever ends a run, state.json names the process and the cause, and a retry loses nothing that was saved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted import numbers, place_of
+from torch import Tensor
+
+from suite import checkpoint, faults
+from suite.config import Cell
+from suite.distributed import Layout
+from suite.engine.plain import PlainEngine
+from suite.faults import Beat, Fault, Heartbeat, verdict
+from suite.rundir import RunDir
+from suite.train import main
+
+NOWHERE = Path("no-data-needed")
+
+
+# The verdict, a pure function of last words and heartbeats
+
+
+def _fault(rank: int, kind: faults.Kind, reason: str = "RuntimeError: gloo", at: float = 100.0) -> Fault:
+    return Fault(rank, at, kind, "error", reason)
+
+
+def _beat(rank: int, step: int | None) -> Beat:
+    return Beat(rank, "node7", 4000 + rank, step, 90.0)
+
+
+def test_the_first_fault_of_a_processs_own_is_the_runs() -> None:
+    spoken = [
+        _fault(0, "lost"),
+        _fault(1, "own", "DataError: second", at=11.0),
+        _fault(2, "own", "DataError: first", at=10.0),
+    ]
+    expected = {"state": "failed", "cause": "error", "reason": "DataError: first (process 2)"}
+    assert verdict(spoken, {}, world_size=4, now=100.0) == expected
+
+
+def test_a_process_that_said_nothing_while_others_lost_it_died_and_the_run_may_go_on() -> None:
+    spoken, alive = [_fault(0, "lost"), _fault(2, "lost")], {1: _beat(1, 41)}
+    assert verdict(spoken, alive, world_size=3, now=100.0) == {
+        "state": "preempted",
+        "cause": None,
+        "reason": "died without a word (killed, or out of memory?): "
+        "process 1 (pid 4001 on node7), last seen after step 41, 10 s ago",
+    }
+
+
+def test_a_process_that_others_waited_for_in_vain_hangs() -> None:
+    spoken, alive = [_fault(1, "timeout"), _fault(2, "lost")], {0: _beat(0, 41), 3: _beat(3, None)}
+    found = verdict(spoken, alive, world_size=4, now=100.0)
+    assert (found["state"], found["cause"]) == ("failed", "timeout")
+    assert found["reason"] == (
+        "hung: process 0 (pid 4000 on node7), last seen after step 41, 10 s ago; "
+        "process 3 (pid 4003 on node7), last seen before its first step, 10 s ago"
+    )
+
+
+def test_processes_that_all_waited_are_not_told_apart() -> None:
+    found = verdict([_fault(0, "timeout"), _fault(1, "timeout")], {}, world_size=2, now=100.0)
+    assert found == {"state": "failed", "cause": "timeout", "reason": "the processes wait for each other"}
+
+
+def test_a_process_that_never_began_is_named_too() -> None:
+    found = verdict([_fault(0, "lost")], {}, world_size=2, now=100.0)
+    assert found["reason"].endswith(": process 1, before it began")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("no gloo here"), "own"),
+        (RuntimeError("shapes differ"), "own"),
+        (RuntimeError("[third_party/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:5007."), "lost"),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv"), "timeout"),
+        (RuntimeError("Application timeout caused pair closure"), "timeout"),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), "lost"),
+    ],
+)
+def test_a_broken_exchange_is_told_from_a_fault_of_ones_own(error: Exception, kind: str) -> None:
+    assert Fault.of(error, 0, "").kind == kind
+
+
+def test_memory_that_the_processor_lacks_is_oom_too() -> None:
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(2**50)
+    found = Fault.of(failure.value, 0, "; a hint")
+    assert (found.kind, found.cause) == ("own", "oom")
+    assert found.reason.endswith("; a hint")
+
+
+def test_a_heartbeat_is_rewritten_in_place_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path, 3)
+    for step in (None, 123456, 7):
+        heartbeat.beat(step)
+        assert faults.beats(tmp_path)[3].step == step
+    heartbeat.close()
+    (tmp_path / "heartbeat-0001.json").write_text('{"rank": 1, "ho', encoding="utf-8")
+    assert list(faults.beats(tmp_path)) == [3]
+    faults.clear(tmp_path)
+    assert faults.beats(tmp_path) == {}
+
+
+# One process
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "hint"),
+    [
+        (None, "; a step of 256 images took 256 at a time: try --set execution.micro_batch_size=128"),
+        (128, "; a step of 256 images took 128 at a time: try --set execution.micro_batch_size=64"),
+        (1, "no room"),
+    ],
+)
+def test_a_run_out_of_memory_says_which_micro_batch_to_try(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, hint: str
+) -> None:
+    def train_step(_self: PlainEngine, _images: Tensor, _labels: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(PlainEngine, "train_step", train_step)
+    run = make_run(execution={"micro_batch_size": micro_batch_size})
+    with pytest.raises(SystemExit) as stop:
+        main(run.cell_path)
+    assert stop.value.code == 1
+    assert (run.state().state, run.state().cause) == ("failed", "oom")
+    assert run.state().reason.startswith("OutOfMemoryError: no room")
+    assert run.state().reason.endswith(hint)
+
+
+def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell(training__batch_size=90)
+    assert faults._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
+
+
+# Two processes under torchrun
+
+
+@contextmanager
+def _launched(run: RunDir, *arguments: str, program: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    module = [program] if program else ["-m", "suite.train"]
+    command = [sys.executable, *torchrun, *module, str(run.cell_path), *arguments]
+    path = os.pathsep.join(sys.path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    with (
+        (run.path / "log").open("ab") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+    ):
+        yield process
+
+
+def _once_trained(run: RunDir, process: subprocess.Popen[bytes], attempt: int, rank: int = 1) -> Beat:
+    """The heartbeat of a process that has done some steps in this attempt."""
+    while True:
+        assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
+        beats = faults.beats(run.processes) if run.state().attempt == attempt else {}
+        if rank in beats and beats[rank].step is not None:
+            return beats[rank]
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
+    recipe = {"training__epochs": 6, "training__batch_size": 64}
+    undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
+    with _launched(undisturbed) as process:
+        assert process.wait() == 0
+
+    with _launched(run) as process:
+        _once_trained(run, process, 1)
+        process.terminate()
+    assert process.returncode != 0
+    assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGTERM")
+    done = faults.beats(run.processes)
+    assert done[0].step == done[1].step
+    epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
+    assert 20 * epoch + step == (done[0].step or 0) + 1, "the step under way was finished and saved"
+
+    with _launched(run, "--checkpoint-steps", "1") as process:
+        beat = _once_trained(run, process, 2)
+        os.kill(beat.pid, signal.SIGKILL)
+    assert run.state().state == "preempted"
+    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {beat.pid}")
+
+    with _launched(run, "--timeout-seconds", "3", "--checkpoint-steps", "1") as process:
+        beat = _once_trained(run, process, 3)
+        os.kill(beat.pid, signal.SIGSTOP)
+        while run.state().state == "running":
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(beat.pid, signal.SIGKILL)  # torchrun would in half a minute
+    assert (run.state().state, run.state().cause) == ("failed", "timeout")
+    assert run.state().reason.startswith(f"hung: process 1 (pid {beat.pid} on ")
+    assert "last seen after step" in run.state().reason
+
+    with _launched(run) as process:
+        assert process.wait() == 0
+    assert run.state().attempt == 4
+    assert run.result() == undisturbed.result()
+    assert numbers(run) == numbers(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_exception_in_another_process_than_the_first_is_the_runs_reason(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(training__batch_size=64)
+    with _launched(run, program=str(Path(__file__).with_name("failing_process.py"))) as process:
+        assert process.wait() == 1
+    state = run.state()
+    assert (state.state, state.cause) == ("failed", "error")
+    assert state.reason == "ValueError: a label of 4711 (process 1)"
+
+
+@pytest.mark.slow
+def test_trainings_killed_at_random_moments_end_with_the_same_bits() -> None:
+    # Five here, without torchrun's start-up; `python benchmarks/kills.py` does a hundred with it.
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "benchmarks" / "kills.py"), "--kills", "5", "--epochs", "2", "--forked"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.splitlines()[-1].endswith("have the undisturbed one's weights, accuracies and journal")
