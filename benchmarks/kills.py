@@ -3,6 +3,7 @@
     python benchmarks/kills.py --kills 100
     python benchmarks/kills.py --kills 20 --set engine=deepspeed --set zero_stage=2
     python benchmarks/kills.py --kills 100 --forked
+    python benchmarks/kills.py --kills 30 --forked --at-writes
 
 Two processes under torchrun train ResNet-8 on the digits and save a checkpoint after every step. The whole process tree
 is killed at a moment drawn evenly over a run's life: while torch is imported, in a step, while a checkpoint is written.
@@ -10,7 +11,7 @@ Then the run is taken up again, until it is done; then comes the next run, until
 weights, accuracies and journal are compared with the undisturbed one's. Exit status: 0 all equal, 1 not.
 
 With `--forked` the two processes are forked from one that has torch imported, without torchrun: a life is short, and
-nearly all kills hit training or its checkpoints.
+nearly all kills hit training or its checkpoints. With `--at-writes` a kill waits until a checkpoint is being written.
 """
 
 import os
@@ -174,14 +175,19 @@ def require_success(run: RunDir, status: int) -> None:
         raise RuntimeError(f"{run.path}: {run.state().state}: {run.state().reason}; see {run.path / 'log'}")
 
 
-def moment(run: RunDir) -> str:
-    """What a run was doing when it was killed, by what it left."""
-    if list(run.checkpoints.glob(".*.tmp")):
+def moment(run: RunDir, stale: set[Path]) -> str:
+    """What a run was doing when it was killed, by what it left besides the `stale` files of earlier kills."""
+    if _unfinished(run) - stale:
         return "writing a checkpoint"
     if run.result_path.exists():
         return "past its result"
     beats = faults.beats(run.processes).values() if run.state().state == "running" else ()
     return "training" if any(beat.step is not None for beat in beats) else "starting"
+
+
+def _unfinished(run: RunDir) -> set[Path]:
+    """Checkpoints that are being written, or were when their writer was killed."""
+    return set(run.checkpoints.glob(".*.tmp"))
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
@@ -196,6 +202,7 @@ def main(
     epochs: Annotated[int, typer.Option(help="Of 20 steps each.")] = 10,
     processes: int = 2,
     forked: Annotated[bool, typer.Option(help="Without torchrun and its start-up.")] = False,
+    at_writes: Annotated[bool, typer.Option("--at-writes", help="Kill while a checkpoint is written.")] = False,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
     execution: Annotated[list[str], typer.Option("--set", help="A key of execution, engine=deepspeed say.")] = [],  # noqa: B006  (typer's)
     out: Annotated[Path | None, typer.Option(help="Where the runs are kept; default: a temporary folder.")] = None,
@@ -222,7 +229,7 @@ def main(
             number += 1
             run = RunDir.create(root / f"killed-{number:03d}" / cell.id, cell)
             num_before = moments.total()
-            life_seconds = _train_and_kill(run, start_of, chance, life_seconds, kills, moments)
+            life_seconds = _train_and_kill(run, start_of, chance, life_seconds, kills, moments, at_writes=at_writes)
             equal = outcome(run) == outcome(undisturbed)
             num_equal += equal
             print(
@@ -240,16 +247,21 @@ def _train_and_kill(
     life_seconds: float,
     kills: int,
     moments: Counter[str],
+    *,
+    at_writes: bool,
 ) -> float:
     """Trains to the end, with kills on the way until there were enough; the seconds of a life, as last seen."""
     first = True
     while run.result() is None:
-        start = time.monotonic()
+        stale, start = _unfinished(run), time.monotonic()
         launch = start_of(run)
         enough = moments.total() >= kills
-        if not launch.wait(None if enough else chance.uniform(0, life_seconds)):
+        ended = launch.wait(None if enough else chance.uniform(0, life_seconds))
+        while at_writes and not ended and not enough and not _unfinished(run) - stale:
+            ended = launch.wait(0)
+        if not ended:
             launch.kill()
-            moments[moment(run)] += 1
+            moments[moment(run, stale)] += 1
         elif first:  # untouched: a machine that has others to serve is not always as fast
             life_seconds = time.monotonic() - start
         first = False
