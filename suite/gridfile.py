@@ -10,7 +10,7 @@ those keys. Without `blocks` the file is the one block.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,7 +54,7 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
         if not isinstance(partial, dict):
             faults.add(f"{faults.place(where)}: blocks: each entry is a mapping of keys to override")
             continue
-        merged = _merge(raw, partial)
+        merged = laid_over(raw, partial)
         for location, value in settings.items():
             _put(merged, location, value)
         try:
@@ -218,11 +218,12 @@ def _parse_override(text: str) -> tuple[Location, Any]:
         raise GridError(f"--set {text}: the value is not YAML") from error
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; where both have a mapping, that of `over` is laid over that of `base`."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = laid_over(merged[key], value) if both else value
     return merged
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from suite.config import Execution, Training
 from suite.distributed import Layout
 from suite.engine import EngineError
+from suite.gridfile import laid_over
 
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default, in numbers, which a small model need not reserve
 PLACES = {
@@ -56,7 +57,7 @@ def configuration(training: Training, execution: Execution, layout: Layout, num_
         pinned = layout.device.type == "cuda"
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
     _require_no_recipe(execution.deepspeed)
-    return _laid_over(settings, execution.deepspeed)
+    return laid_over(settings, execution.deepspeed)
 
 
 def _require_no_recipe(overrides: Mapping[str, Any]) -> None:
@@ -66,11 +67,3 @@ def _require_no_recipe(overrides: Mapping[str, Any]) -> None:
             raise EngineError(f"execution.deepspeed.{key}: take {place}")
     if "stage" in overrides.get("zero_optimization", {}):
         raise EngineError("execution.deepspeed.zero_optimization.stage: take execution.zero_stage")
-
-
-def _laid_over(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(settings)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _laid_over(merged[key], value) if both else value
-    return merged
