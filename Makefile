@@ -1,15 +1,16 @@
 # make demo   install, run the small grid on real data, print its table
 # make test   install, check, run the whole test suite
 # make check  lint, types, import order, fast tests
-# make setup  .venv with everything, and the system packages that FFCV is built from
+# make setup  .venv with everything, the system packages that FFCV is built from, and SLURM for its tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := pkg-config libopencv-dev libturbojpeg0-dev dataset-fashion-mnist
+SLURM_PACKAGES := slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check setup system clean
+.PHONY: demo test check setup system slurm clean
 .DEFAULT_GOAL := check
 
 demo: setup
@@ -32,7 +33,7 @@ lint: setup
 
 setup: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
 	@$(MAKE) --no-print-directory system
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
@@ -41,13 +42,24 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 # FFCV compiles against OpenCV and TurboJPEG. Without the right to install them, say what to install and go on.
-system:
+system: slurm
 	@if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(APT_PACKAGES) >/dev/null; \
 	else \
 		echo 'For FFCV, install OpenCV and TurboJPEG; on Debian: sudo apt-get install $(APT_PACKAGES)'; \
+	fi
+
+# For tests/cluster, which start their own daemons: where installing would start the system's, it is left to people.
+slurm:
+	@if dpkg -s $(SLURM_PACKAGES) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& { [ -x /usr/sbin/policy-rc.d ] || [ ! -d /run/systemd/system ]; } \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null; then :; \
+	else \
+		echo 'For the tests on a real SLURM cluster; on Debian: sudo apt-get install $(SLURM_PACKAGES)'; \
 	fi
 
 clean:

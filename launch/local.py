@@ -11,23 +11,22 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from launch import snapshot
 from launch.cluster import LocalCluster
 from launch.job import stop
-from launch.plan import MAX_ATTEMPTS, Standing, ready
-from launch.status import matrix, standing, standings, summary
+from launch.plan import Standing, ready
+from launch.preflight import LaunchError, preflight
+from launch.status import standing, standings
+from launch.view import matrix, summary
 from suite.config import Cell
-from suite.data.sources import load
-from suite.errors import UserError
 from suite.locks import holder, locked
 from suite.rundir import RunDir, write_plan
 from suite.tracking import sync
 
+MAX_STARTS = 10
+"""How often a launch starts a cell whose job ends without a trace: it would do so for ever."""
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 20.0
-
-
-class LaunchError(UserError):
-    """A launch cannot start."""
 
 
 def launch(
@@ -40,7 +39,7 @@ def launch(
         LaunchError: a model cannot have binary inputs, or another launcher is at work on the grid.
         KeyboardInterrupt: as it came; the grid's jobs have been stopped, what they learnt is in their checkpoints.
     """
-    _preflight(wanted, cluster.data_dir, console)
+    preflight(wanted, cluster.data_dir, console)
     lock = grid_dir / "launcher.lock"
     with locked(lock) as mine:
         if not mine:
@@ -50,34 +49,19 @@ def launch(
         for cell in cells:
             RunDir.create(grid_dir / cell.id, cell)
         write_plan(grid_dir, cells)
+        code = snapshot.folder_of(grid_dir, snapshot.take(grid_dir))
         with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
             try:
-                return _run(grid_dir, wanted, cluster, show)
+                return _run(grid_dir, wanted, cluster, code, show)
             except KeyboardInterrupt:
-                for row in standings(grid_dir, cluster.is_alive):
+                for row in standings(grid_dir, cells, queue={}):
                     if row.state.state in {"queued", "running"}:
                         stop(RunDir(grid_dir / row.cell.id), "preempted", "the launcher was stopped by Ctrl-C")
                 raise
 
 
-def _preflight(wanted: list[Cell], data_dir: Path, console: Console) -> None:
-    """Finds before any job what would stop every cell: a missing data set, a model whose inputs have no sign."""
-    sources = {}
-    for dataset in {cell.dataset for cell in wanted}:
-        with console.status(f"looking at {dataset}"):
-            sources[dataset] = load(dataset, data_dir)
-    for cell in {(cell.dataset, cell.model): cell for cell in wanted if cell.task == "bwa"}.values():
-        with console.status(f"looking at {cell.model}"):
-            from suite.assemble import build_model
-
-            try:
-                build_model(cell, sources[cell.dataset], None)
-            except ValueError as error:
-                raise LaunchError(f"{cell.name}: {error}") from error
-
-
 def _run(
-    grid_dir: Path, wanted: list[Cell], cluster: LocalCluster, show: Callable[[list[Standing]], None]
+    grid_dir: Path, wanted: list[Cell], cluster: LocalCluster, code: Path, show: Callable[[list[Standing]], None]
 ) -> list[Standing]:
     submissions: Counter[str] = Counter()
     runs = {cell.id: RunDir(grid_dir / cell.id) for cell in wanted}
@@ -90,11 +74,11 @@ def _run(
         startable = ready(rows)
         for cell in startable[: max(num_free, 0)]:
             run = runs[cell.id]
-            if submissions[cell.id] == MAX_ATTEMPTS:
-                run.update(state="failed", cause="error", reason=f"its job ended {MAX_ATTEMPTS} times without a result")
+            if submissions[cell.id] == MAX_STARTS:
+                run.update(state="failed", cause="error", reason=f"its job ended {MAX_STARTS} times without a result")
             else:
                 submissions[cell.id] += 1
-                cluster.submit(run)
+                cluster.submit(run, code)
         show(rows)
         if not startable and num_free == cluster.max_parallel:
             return rows

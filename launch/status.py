@@ -1,90 +1,88 @@
-"""Where a grid stands: run directories -> standings -> a matrix for people or JSON for programs."""
+"""Where a grid stands: run directories and what SLURM says -> standings -> a matrix for people or JSON for programs."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from launch.plan import Standing, blocked, truth
+from launch import slurm, submissions
+from launch.plan import BUSY, SETTLED, Signs, Standing, stand, without_lost_children
+from launch.slurm import JobInfo
 from suite.config import Cell
 from suite.locks import holder
-from suite.rundir import RunDir, StateName, read_plan
+from suite.rundir import RunDir, State, planned_cells
 
-COLOURS: dict[StateName, str] = {
-    "planned": "bright_black",
-    "queued": "yellow",
-    "running": "cyan",
-    "preempted": "magenta",
-    "done": "green",
-    "failed": "bold red",
-    "cancelled": "red",
-}
+Queue = Mapping[str, JobInfo]
 
 
-def standings(grid_dir: Path, is_alive: Callable[[str], bool]) -> list[Standing]:
-    """Every cell of the last launch, in the grid's order. `is_alive` tells whether a job id still has a job."""
-    runs = [RunDir(grid_dir / cell_id) for cell_id in read_plan(grid_dir)]
-    return [standing(run, run.cell(), is_alive) for run in runs]
+def standings(grid_dir: Path, cells: Sequence[Cell] | None = None, queue: Queue | None = None) -> list[Standing]:
+    """Every cell, in order; says in one line on stderr where SLURM was to be asked and could not be.
+
+    Args:
+        grid_dir: where the runs lie, if there are any yet.
+        cells: which ones, parents among them; default: those of the last launch.
+        queue: SLURM's, of this moment. Default: one squeue and, for jobs it does not know, one sacct, where cells that
+            are not settled were submitted.
+    """
+    by_id = planned_cells(grid_dir) if cells is None else {cell.id: cell for cell in cells}
+    states = {cell_id: RunDir(grid_dir / cell_id).state() for cell_id in by_id}
+    submitted = _submitted(grid_dir, states)
+    jobs = _jobs(submitted, queue)
+    rows = []
+    for cell_id, cell in by_id.items():
+        run, job_id = RunDir(grid_dir / cell_id), submitted.get(cell_id, "")
+        job = jobs.get(job_id) if jobs is not None else None
+        # A job that has left the queue may have settled its run since that was read.
+        is_gone = bool(job_id) and not (job is not None and job.is_live)
+        state = run.state() if is_gone else states[cell_id]
+        rows.append(stand(cell, state, _signs(run, state, job_id, job, is_known=not job_id or jobs is not None)))
+    return without_lost_children(rows, submitted)
 
 
 def standing(run: RunDir, cell: Cell, is_alive: Callable[[str], bool]) -> Standing:
-    """Where one run stands, whose directory need not exist."""
+    """Where one run of the local launcher stands, whose directory need not exist."""
     state = run.state()
-    true = truth(
-        state,
-        is_held=holder(run.lock) is not None,
-        job_is_alive=bool(state.job_id) and is_alive(state.job_id),
-    )
-    return Standing(cell, true)
+    is_held = state.state in BUSY and holder(run.lock) is not None
+    return stand(cell, state, Signs(is_held=is_held, is_alive=bool(state.job_id) and is_alive(state.job_id)))
 
 
-def matrix(rows: Sequence[Standing], title: str) -> Table:
-    """One line per (data set, model, quantizer), one column per seed."""
-    seeds = sorted({row.cell.seed for row in rows})
-    table = Table(title=title, title_justify="left", caption=summary(rows), caption_justify="left")
-    for column in ("model", "quantizer"):
-        table.add_column(column)
-    for seed in seeds:
-        table.add_column(f"s{seed}", justify="right")
-    lines: dict[tuple[str, str], dict[int, Standing]] = {}
-    for row in rows:
-        setting = [row.cell.init] * (row.cell.init != "scratch") + [row.cell.task] * (row.cell.task != "bw")
-        model = row.cell.model + f" ({', '.join(setting)})" * bool(setting)
-        lines.setdefault((model, row.cell.quantizer), {})[row.cell.seed] = row
-    last_model = ""
-    for (model, quantizer), by_seed in lines.items():
-        cells = [_cell_text(by_seed[seed]) if seed in by_seed else Text("") for seed in seeds]
-        table.add_row(model if model != last_model else "", quantizer, *cells)
-        last_model = model
-    return table
+def _submitted(grid_dir: Path, states: Mapping[str, State]) -> dict[str, str]:
+    """Cell id -> SLURM's id of its newest job, of those that are not settled."""
+    return {
+        cell_id: record.task_job_id(index)
+        for cell_id, (record, index) in submissions.owners(submissions.read(grid_dir)).items()
+        if cell_id in states
+        and states[cell_id].state not in SETTLED
+        # Planned again by hand: a job that was submitted before that is not this cell's any more.
+        and not (states[cell_id].state == "planned" and states[cell_id].heartbeat > record.made)
+    }
 
 
-def summary(rows: Sequence[Standing]) -> str:
-    """`12 done, 2 running, 22 planned`, most advanced first."""
-    counts = Counter(row.state.state for row in rows)
-    return ", ".join(f"{counts[state]} {state}" for state in reversed(COLOURS) if counts[state])
+def _jobs(submitted: Mapping[str, str], queue: Queue | None) -> Queue | None:
+    """What SLURM knows of the jobs, None where it cannot be asked."""
+    if queue is not None or not submitted:
+        return queue or {}
+    try:
+        queue = slurm.queue()
+    except slurm.SlurmError as error:
+        print(f"{error}; {len(submitted)} cells are judged by their locks and heartbeats", file=sys.stderr)
+        return None
+    gone = {job_id.partition("_")[0] for job_id in submitted.values() if job_id not in queue}
+    try:
+        return {**(slurm.accounting(gone) if gone else {}), **queue}
+    except slurm.SlurmError:  # it only adds how a job ended
+        return queue
 
 
-def problems(rows: Sequence[Standing]) -> list[str]:
-    """One line per cell that failed or can't start, with the cause and what to do."""
-    failed = [
-        f"{row.cell.name} ({row.cell.id}) failed: {row.state.cause}: {row.state.reason}"
-        for row in rows
-        if row.state.state == "failed"
-    ]
-    names = {row.cell.id: row.cell.name for row in rows}
-    return failed + [f"{names[cell_id]} ({cell_id}) waits: {why}" for cell_id, why in blocked(rows).items()]
+def _signs(run: RunDir, state: State, job_id: str, job: JobInfo | None, *, is_known: bool) -> Signs:
+    is_busy = state.state in BUSY
+    is_held = is_busy and holder(run.lock) is not None
+    is_local = is_busy and not is_held and state.job_id not in {"", job_id}
+    age_seconds = None if is_known else time.time() - state.heartbeat
+    return Signs(is_held, is_local and _is_alive(state.job_id), job_id, job, age_seconds)
 
 
-def as_json(rows: Sequence[Standing]) -> list[dict[str, Any]]:
-    """One object per cell, with the fields of state.json."""
-    return [{"cell": row.cell.id, "name": row.cell.name, **vars(row.state)} for row in rows]
+def _is_alive(job_id: str) -> bool:
+    from launch.cluster import is_alive  # late: imports submitit
 
-
-def _cell_text(row: Standing) -> Text:
-    state = row.state
-    text = f"{state.epoch}/{state.num_epochs}" if state.state == "running" and state.num_epochs else state.state
-    return Text(f"{state.cause}" if state.state == "failed" else text, style=COLOURS[state.state])
+    return is_alive(job_id)

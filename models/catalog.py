@@ -4,11 +4,23 @@ Weights are always drawn, never downloaded.
 """
 
 import difflib
+import importlib.util
+import re
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
+
+OURS = frozenset(
+    (
+        *("resnet8", "resnet20", "resnet32", "resnet56"),
+        *(f"{family}_resnet{depth}" for family in ("bireal", "reactnet") for depth in (8, 18, 20)),
+        *("vit_mini_patch2_8", "vit_mini_patch4_32"),
+    )
+)
+"""The architectures that this package adds to timm's."""
 
 
 def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> nn.Module:
@@ -28,7 +40,7 @@ def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> n
 
 def is_known(name: str) -> bool:
     """Whether `create` knows the name: an architecture, or an architecture and a tag (`resnet18.a1_in1k`)."""
-    return name in names() or name in _tagged_names()
+    return name in OURS or name in _written_names() or name in names() or name in _tagged_names()
 
 
 def suggest(name: str) -> list[str]:
@@ -70,6 +82,16 @@ def metadata(model: nn.Module) -> dict[str, Any]:
 def names() -> tuple[str, ...]:
     """Every architecture, sorted; those timm has deprecated are not among them."""
     return tuple(sorted(_timm().list_models()))
+
+
+@cache
+def _written_names() -> frozenset[str]:
+    """Timm's architectures as read off its sources: a launcher that checks a name need not wait for the import."""
+    found = importlib.util.find_spec("timm")
+    folders = (found.submodule_search_locations or []) if found else []
+    sources = [path.read_text(encoding="utf-8") for folder in folders for path in Path(folder, "models").glob("*.py")]
+    entry_point = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
+    return frozenset(name for source in sources for name in entry_point.findall(source))
 
 
 @cache

@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+from collections import defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -359,20 +361,22 @@ class Grid(Frozen):
         Raises:
             ValueError: a finetune cell has no full-precision cell to start from, or several.
         """
+        return list(self._cells)
+
+    @cached_property  # a grid of 10,000 cells takes a second to resolve: once, for reading it and for running it
+    def _cells(self) -> tuple[Cell, ...]:
         unlinked = list({cell.id: cell for block in self.blocks for cell in block.cells()}.values())
-        linked = [_with_parent(cell, unlinked) for cell in unlinked]
-        return sorted(linked, key=lambda cell: cell.init == "finetune")
+        sources: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
+        for cell in unlinked:
+            if cell.quantizer == "fp" and cell.init != "finetune":
+                sources[cell.dataset, cell.model, cell.seed].append(cell)
+        linked = [_with_parent(cell, sources[cell.dataset, cell.model, cell.seed]) for cell in unlinked]
+        return tuple(sorted(linked, key=lambda cell: cell.init == "finetune"))
 
 
-def _with_parent(cell: Cell, cells: list[Cell]) -> Cell:
+def _with_parent(cell: Cell, parents: list[Cell]) -> Cell:
     if cell.init != "finetune":
         return cell
-    parents = [
-        other
-        for other in cells
-        if (other.dataset, other.model, other.quantizer, other.seed) == (cell.dataset, cell.model, "fp", cell.seed)
-        and other.init != "finetune"
-    ]
     if len(parents) != 1:
         found = "none" if not parents else ", ".join(f"{parent.name} ({parent.id})" for parent in parents)
         raise ValueError(

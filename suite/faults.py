@@ -2,6 +2,7 @@
 
     RUN/processes/heartbeat-0001.json     where process 1 is: rewritten after each step
     RUN/processes/fault-0001.json         its last words
+    RUN/processes/stop.json               the signal by which the run's job was asked to stop
 
 A process that fails drags the others along: their exchanges break or time out. So each one that ends with an exception
 leaves its last words, and the lowest of those that did writes the verdict over all of them.
@@ -15,16 +16,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from suite.config import Cell
-from suite.distributed import Layout
 from suite.files import write_json
 from suite.rundir import Cause, RunDir
+
+if TYPE_CHECKING:  # torch comes with it, and signals are to be heard at once
+    from suite.distributed import Layout
 
 GRACE_SECONDS = 5.0
 """How long a process that lost another waits for the others' last words."""
 _BEAT_BYTES = 512
+_STOP = "stop.json"
 _GLOO = ("gloo", "closed by peer", "reset by peer", "broken pipe", "application timeout")
 
 Kind = Literal["own", "lost", "timeout"]
@@ -34,8 +38,8 @@ class DivergedError(Exception):
     """The loss is NaN or infinite."""
 
 
-class PreemptedError(Exception):
-    """The process was asked to stop; the message is by what."""
+class PreemptedError(BaseException):
+    """The process was asked to stop; the message is by what. No `except Exception` of a library's swallows it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,16 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
+def note_stop(folder: Path, signal_name: str) -> None:
+    """Notes that the attempt was asked to stop, for when all its processes are killed before they can say so."""
+    write_json(folder / _STOP, {"signal": signal_name})
+
+
+def noted_stop(folder: Path) -> str:
+    """Name of the signal by which the attempt was asked to stop; empty where it was not."""
+    return next((str(value["signal"]) for value in _read(folder.glob(_STOP))), "")
+
+
 def beats(folder: Path) -> dict[int, Beat]:
     """The processes' heartbeats, by rank."""
     return {value["rank"]: Beat(**value) for value in _read(folder.glob("heartbeat-*.json"))}
@@ -119,7 +133,7 @@ def kind_of(error: Exception) -> Kind:
 
 
 @contextmanager
-def told(run: RunDir, cell: Cell, layout: Layout) -> Iterator[Heartbeat]:
+def told(run: RunDir, cell: Cell, layout: "Layout") -> Iterator[Heartbeat]:
     """Inside, an exception but PreemptedError ends in state.json, as this process's fault or as another's."""
     heartbeat = Heartbeat(run.processes, layout.rank)
     heartbeat.beat(None)
@@ -135,7 +149,7 @@ def told(run: RunDir, cell: Cell, layout: Layout) -> Iterator[Heartbeat]:
         heartbeat.close()
 
 
-def _tell(run: RunDir, layout: Layout, fault: Fault) -> None:
+def _tell(run: RunDir, layout: "Layout", fault: Fault) -> None:
     write_json(run.processes / f"fault-{fault.rank:04d}.json", asdict(fault))
     if fault.kind != "own":
         time.sleep(GRACE_SECONDS)
@@ -149,7 +163,8 @@ def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now
     """The changes to the run's state that the processes' last words amount to.
 
     The first fault that a process has of its own is the run's. Where there is none, those that said nothing are at
-    fault: they hang, if somebody waited for them in vain, or died; a run that lost a process may be taken up again.
+    fault: they hang, if somebody waited for them in vain, or died, which counts as their node's failure; a run that
+    lost a process may be taken up again.
     """
     own = [fault for fault in spoken if fault.kind == "own"]
     if own:
@@ -162,7 +177,7 @@ def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now
         reason = f"hung: {seen}" if seen else "the processes wait for each other"
         return {"state": "failed", "cause": "timeout", "reason": reason}
     reason = f"died without a word (killed, or out of memory?): {seen}" if seen else spoken[0].reason
-    return {"state": "preempted", "cause": None, "reason": reason}
+    return {"state": "preempted", "cause": "node", "reason": reason}
 
 
 def _last_seen(rank: int, alive: Mapping[int, Beat], now: float) -> str:
@@ -173,7 +188,7 @@ def _last_seen(rank: int, alive: Mapping[int, Beat], now: float) -> str:
     return f"process {rank} (pid {beat.pid} on {beat.host}), last seen {where}, {now - beat.time:.0f} s ago"
 
 
-def _hint(cell: Cell, layout: Layout) -> str:
+def _hint(cell: Cell, layout: "Layout") -> str:
     share = cell.training.batch_size // layout.world_size
     present = min(cell.execution.micro_batch_size or share, share)
     if present == 1:

@@ -1,5 +1,6 @@
 """What a number's reader needs to find out where it came from: code, versions, hardware, data."""
 
+import json
 import os
 import platform
 import shutil
@@ -7,17 +8,20 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # torch comes with it, and a launcher that only copies the code must not wait for that
+    from suite.distributed import Layout
 
-from suite.distributed import Layout
-
+SNAPSHOT = "snapshot.json"
+"""File beside a copy of the packages that says what code_version said where they were copied from."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
-def collect(layout: Layout, data_checksum: str) -> dict[str, Any]:
+def collect(layout: "Layout", data_checksum: str) -> dict[str, Any]:
     """Provenance of the run that this process is part of, as JSON."""
+    import torch
+
     return {
         "command": sys.argv,
         "code": code_version(),
@@ -35,10 +39,21 @@ def collect(layout: Layout, data_checksum: str) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, str | None]:
-    """The commit this package was imported from and what differs from it; None outside a git checkout."""
+    """The commit this package was imported, or copied by the launcher, from, and what differs; None where git has none.
+
+    Files that git does not know yet are listed.
+    """
+    snapshot = Path(__file__).parent.parent / SNAPSHOT
+    if snapshot.exists():
+        copied: dict[str, str | None] = json.loads(snapshot.read_text(encoding="utf-8"))
+        return copied
     if shutil.which("git") is None:
-        return {"commit": None, "diff": None}
-    return {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")}
+        return {"commit": None, "diff": None, "untracked": None}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "diff": _git("diff", "HEAD"),
+        "untracked": _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/"),
+    }
 
 
 def _git(*arguments: str) -> str | None:

@@ -216,6 +216,8 @@ def main(
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     is_main = int(os.environ.get("RANK", "0")) == 0
+    for number in STOP_SIGNALS:  # first of all: until then they kill the process
+        signal.signal(number, _stop)
     try:
         run = open_run(cell)
         if resume == "never" and max_steps is None:
@@ -224,8 +226,6 @@ def main(
         if is_main:
             print(error, file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
     if max_steps is not None:
         train(run, data_dir, max_steps)
         return
@@ -257,6 +257,8 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, 
     try:
         train(run, data_dir, options=options)
     except (PreemptedError, KeyboardInterrupt) as stop:
+        for number in STOP_SIGNALS:  # asked once is enough: schedulers and torchrun ask again
+            signal.signal(number, signal.SIG_IGN)
         if is_main and run.state().state == "running":  # not where another process failed, and torchrun stopped this
             run.update(state="preempted", reason=f"stopped by {stop or 'Ctrl-C'}")
         raise SystemExit(EXIT_FAILED) from None

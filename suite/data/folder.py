@@ -57,15 +57,22 @@ class FolderLoader:
             num_workers=self.num_workers,
             pin_memory=self.layout.device.type == "cuda",
             multiprocessing_context=_context() if self.num_workers else None,
+            worker_init_fn=_leave_signals_alone,
         )
         for images, labels in loader:
             yield images.to(self.layout.device, non_blocking=True), labels.to(self.layout.device, non_blocking=True)
 
 
+def _leave_signals_alone(worker: int) -> None:
+    from suite.data.deaf import become_deaf  # to import it is to become so
+
+    become_deaf(worker)
+
+
 def _context() -> BaseContext:
     """Workers forked from a server that has this module imported; a plain fork would copy CUDA's and OpenMP's state."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["suite.data.deaf", __name__])
     return context
 
 

@@ -40,7 +40,10 @@ class PlainEngine:
         self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         if execution.compile:
             model.compile()  # in place: names and addresses stay, and evaluation runs compiled, too
-        self._replica = model if layout.world_size == 1 else DistributedDataParallel(model)
+        # Looking for unused parameters, of which there are none, keeps DDP from regrouping gradients after the first
+        # step: over three and more processes they would be summed in another order, and rounded, after a resume.
+        replicated = layout.world_size > 1
+        self._replica = DistributedDataParallel(model, find_unused_parameters=True) if replicated else model
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""

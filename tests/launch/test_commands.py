@@ -189,8 +189,8 @@ def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_g
     assert "failed: nan: DivergedError: the loss is" in launch("status", "--root", root).stdout
     assert launch("grid", path, "--local", "--root", root, *diverging, "--only", "fp").returncode == 1
     assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 1, "a failed cell waits for a retry"
-    assert launch("retry", "--local", "--root", root, "--only", "fp").returncode == 1
-    assert launch("retry", "--local", "--root", root, "--only", "bc").stderr.startswith("nothing to retry")
+    assert launch("retry", "fp", "--local", "--root", root).returncode == 1
+    assert launch("retry", "bc", "--local", "--root", root).stderr.startswith("nothing to retry")
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
         os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all processes in front
         _, errors = launcher.communicate()
     assert launcher.returncode == 130
-    assert errors == "stopped; the cells keep what they learnt up to their last epoch: launch again to go on\n"
+    assert errors == "stopped; the cells keep what they learnt: launch again to go on\n"
     assert holder(run.lock) is None
     assert (run.state().state, run.state().epoch >= 2) == ("preempted", True)
     assert launch("grid", path, "--local", "--root", root).returncode == 0

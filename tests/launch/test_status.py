@@ -1,4 +1,4 @@
-"""Status shows every cell, and says why one failed."""
+"""Standings: run directories, and jobs where cells were submitted."""
 
 import io
 from collections.abc import Callable
@@ -8,62 +8,76 @@ import pytest
 from rich.console import Console
 
 from launch.cluster import LocalCluster
-from launch.local import launch
-from launch.plan import Standing
-from launch.status import as_json, matrix, problems, standings, summary
+from launch.local import MAX_STARTS, launch
+from launch.slurm import JobInfo
+from launch.status import standings
+from launch.submissions import Submission
 from suite.config import Cell
-from suite.rundir import RunDir, State, write_plan
+from suite.rundir import RunDir, write_plan
 
 
-def _text(rows: list[Standing]) -> str:
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(matrix(rows, "grid"))
-    return console.export_text()
-
-
-def test_a_matrix_has_a_line_per_quantizer_and_a_column_per_seed(make_cell: Callable[..., Cell]) -> None:
-    rows = [
-        Standing(make_cell(seed=0), State(state="done")),
-        Standing(make_cell(seed=1), State(state="running", epoch=3, num_epochs=9)),
-        Standing(make_cell(quantizer="bc"), State(state="failed", cause="oom", reason="out of memory")),
-    ]
-    text = _text(rows)
-    assert [line.split() for line in text.splitlines() if "bnn++" in line] == [
-        ["│", "resnet8", "│", "bnn++", "│", "done", "│", "3/9", "│"]
-    ]
-    assert "oom" in text
-    assert summary(rows) == "1 failed, 1 done, 1 running"
-    assert problems(rows) == [f"digits/resnet8/bc/s0 ({rows[2].cell.id}) failed: oom: out of memory"]
-
-
-def test_a_matrix_tells_tasks_apart(make_cell: Callable[..., Cell]) -> None:
-    binary_inputs = make_cell(task="bwa", quantization__inputs={})
-    rows = [Standing(make_cell(), State(state="done")), Standing(binary_inputs, State(state="failed", cause="nan"))]
-    lines = [line.split() for line in _text(rows).splitlines() if "bnn++" in line]
-    assert lines == [
-        ["│", "resnet8", "│", "bnn++", "│", "done", "│"],
-        ["│", "resnet8", "(bwa)", "│", "bnn++", "│", "nan", "│"],
-    ]
-
-
-def test_json_has_the_fields_of_the_state_file(make_cell: Callable[..., Cell]) -> None:
-    (row,) = as_json([Standing(make_cell(), State(state="queued", job_id="7"))])
-    assert (row["name"], row["state"], row["job_id"]) == ("digits/resnet8/bnn++/s0", "queued", "7")
+def _job(job_id: str, state: str) -> JobInfo:
+    return JobInfo(job_id, state, "", node="", name="")
 
 
 def test_standings_are_the_plans_in_its_order(make_run: Callable[..., RunDir]) -> None:
     runs = [make_run(seed=seed) for seed in (2, 0, 1)]
     write_plan(runs[0].path.parent, [run.cell() for run in runs])
-    runs[1].update(state="running", job_id="1")
-    rows = standings(runs[0].path.parent, lambda _job_id: False)
+    runs[1].update(state="running", job_id="1", attempt=1)
+    rows = standings(runs[0].path.parent)
     assert [row.cell.seed for row in rows] == [2, 0, 1]
     assert [row.state.state for row in rows] == ["planned", "preempted", "planned"]
+
+
+def test_cells_without_run_directories_stand_where_their_jobs_do(
+    tmp_path: Path, make_cell: Callable[..., Cell]
+) -> None:
+    cells = [make_cell(seed=seed) for seed in range(5)]
+    Submission("first", tuple((cell.id,) for cell in cells[:4]), job_id="7").write(tmp_path)
+    Submission("second", ((cells[3].id, cells[4].id),), job_id="8").write(tmp_path)
+    queue = {"7_0": _job("7_0", "RUNNING"), "7_1": _job("7_1", "PENDING"), "8": _job("8", "PENDING")}
+    rows = standings(tmp_path, cells, queue)
+    assert [row.state.state for row in rows] == ["running", "queued", "planned", "queued", "queued"]
+    assert [row.has_job for row in rows] == [True, True, False, True, True]
+    assert [row.state.job_id for row in rows] == ["7_0", "7_1", "7_2", "8", "8"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "submissions"]
+
+
+def test_a_cell_planned_again_by_hand_is_free_of_its_former_job(make_run: Callable[..., RunDir]) -> None:
+    run = make_run()
+    grid_dir, cells = run.path.parent, [run.cell()]
+    queue = {"7": _job("7", "RUNNING")}
+    Submission("a", ((run.path.name, "another of its pack"),), job_id="7").write(grid_dir)
+    run.update(state="failed", cause="oom", attempt=1)
+    assert standings(grid_dir, cells, queue)[0].is_settled
+    run.plan_again()
+    (row,) = standings(grid_dir, cells, queue)
+    assert (row.state.state, row.has_job) == ("planned", False)
+    Submission("b", ((run.path.name,),), job_id="8").write(grid_dir)
+    (row,) = standings(grid_dir, cells, queue | {"8": _job("8", "PENDING")})
+    assert (row.state.state, row.has_job) == ("queued", True)
+
+
+def test_slurm_is_not_asked_where_everything_is_settled_or_was_never_submitted(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    run, local = make_run(), make_run(seed=1)
+    grid_dir, cells = run.path.parent, [run.cell(), local.cell()]
+    Submission("a", ((run.path.name,),), job_id="7").write(grid_dir)
+    run.update(state="running", attempt=1)
+    assert [row.state.state for row in standings(grid_dir, cells)] == ["running", "planned"]
+    expected = "squeue is not on PATH: run this on a login node of the cluster; 1 cells are judged by their locks"
+    assert capsys.readouterr().err.startswith(expected)
+    run.update(state="failed", cause="error")
+    assert [row.state.state for row in standings(grid_dir, cells)] == ["failed", "planned"]
+    assert capsys.readouterr().err == ""
 
 
 class _StillbornJobs(LocalCluster):
     """Every job ends before its training begins."""
 
-    def submit(self, run: RunDir) -> str:
+    def submit(self, run: RunDir, code: Path) -> str:  # noqa: ARG002
         run.update(state="queued", job_id="7")
         return "7"
 
@@ -80,7 +94,7 @@ def test_a_cell_whose_jobs_never_begin_fails_in_the_end(
     uri = "http://127.0.0.1:9"  # no store is needed, and none that is dead does harm
     console = Console(file=io.StringIO())
     (row,) = launch(run.path.parent, cells, cells, _StillbornJobs(tmp_path), uri, console)
-    assert (row.state.state, row.state.reason) == ("failed", "its job ended 3 times without a result")
+    assert (row.state.state, row.state.reason) == ("failed", f"its job ended {MAX_STARTS} times without a result")
 
 
 @pytest.mark.parametrize(("visible", "max_parallel"), [("0,1,2", 3), ("", None)])

@@ -91,3 +91,13 @@ def test_metadata_that_names_a_missing_layer_is_refused() -> None:
     model.pretrained_cfg = {"first_conv": "0", "classifier": "head"}  # type: ignore[assignment]  # as timm leaves it
     with pytest.raises(ValueError, match="'head'"):
         models.full_precision_layers(model)
+
+
+def test_names_read_without_importing_timm_are_those_it_has() -> None:
+    assert models.catalog.OURS | models.catalog._written_names() == set(models.names())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "deit_tiny_patch16_224"])
+def test_a_known_name_is_recognised_without_importing_timm(name: str) -> None:
+    code = f"import models, sys; assert models.is_known({name!r}); assert 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

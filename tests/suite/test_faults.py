@@ -50,7 +50,7 @@ def test_a_process_that_said_nothing_while_others_lost_it_died_and_the_run_may_g
     spoken, alive = [_fault(0, "lost"), _fault(2, "lost")], {1: _beat(1, 41)}
     assert verdict(spoken, alive, world_size=3, now=100.0) == {
         "state": "preempted",
-        "cause": None,
+        "cause": "node",
         "reason": "died without a word (killed, or out of memory?): "
         "process 1 (pid 4001 on node7), last seen after step 41, 10 s ago",
     }

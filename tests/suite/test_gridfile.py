@@ -1,5 +1,6 @@
 """Grid files are read whole or refused with the line, the value and the choices."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -121,11 +122,19 @@ def test_a_bad_override_is_refused(override: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_cells"), [("digits", 36), ("fashion-mnist", 18), ("cifar10", 66), ("imagenet", 108)]
+    ("name", "num_cells", "digest"),
+    [
+        ("cifar10", 66, "a026e2c69af498c8"),
+        ("digits", 36, "2071f93f12c0ac2b"),
+        ("fashion-mnist", 18, "c143e376bd16a0c7"),
+        ("imagenet", 108, "76a1ab9e2a0385f5"),
+        ("zoo", 180, "1f129ffca2e6e570"),
+    ],
 )
-def test_bundled_grids_have_their_cells(name: str, num_cells: int) -> None:
-    cells = load_grid(name).cells()
-    assert len({cell.id for cell in cells}) == len(cells) == num_cells
+def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, num_cells: int, digest: str) -> None:
+    ids = [cell.id for cell in load_grid(name).cells()]
+    assert len(set(ids)) == len(ids) == num_cells
+    assert hashlib.sha256("".join(ids).encode()).hexdigest()[:16] == digest
     assert name in bundled_names()
 
 

@@ -1,5 +1,8 @@
 """Every sample once an epoch, in an order and with an augmentation that depend on the seed and on nothing else."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -134,6 +137,20 @@ def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Fil
     assert torch.equal(alone[0], two[0])
     assert alone[1] == two[1]
     assert sorted(alone[1]) == list(range(10))
+
+
+@pytest.mark.slow
+def test_workers_leave_signals_to_stop_to_the_process_that_can_save(files: Files) -> None:
+    batches = FolderLoader(files, SETTINGS, 1, 0, Layout(), num_workers=2).epoch(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGUSR2)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == len(files.labels) - 1
+    assert len(workers) == 2
+    assert [worker.exitcode for worker in workers] in ([0, 0], [None, None])
 
 
 def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files) -> None:

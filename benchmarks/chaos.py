@@ -1,0 +1,306 @@
+"""A grid on a real SLURM cluster that is disturbed at random; it must end with the bits of an undisturbed one.
+
+    python benchmarks/chaos.py --seed 0
+    for seed in $(seq 0 9); do python benchmarks/chaos.py --seed $seed --reference digests.json; done
+
+Starts a private cluster of four nodes (as tests/cluster does: root, and `make setup`), launches 24 small cells and,
+while they train, kills nodes, preempts jobs, requeues them, sends them USR2, and kills launchers. Then it launches
+again, as a user would, until every cell is settled. Clean means: all are done, each with one result.json that was never
+written twice, with the undisturbed weights, and no run was ever trained by two processes at once. The last line of
+standard output is the verdict, in JSON; exit status 0 is clean, 1 is not, and then the runs are kept.
+"""
+
+import heapq
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cluster.configuration import Settings
+from cluster.lab import Lab, obstacle
+
+GRID: dict[str, Any] = {
+    "name": "chaos",
+    "dataset": "digits",
+    "models": ["resnet8"],
+    "quantizers": ["fp", "bc", "bnn", "bnn++"],
+    "seeds": [0, 1, 2, 3, 4, 5],
+    "data": {"crop": "padded", "crop_padding": 1},
+    "training": {"epochs": 8, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
+    "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
+}
+NUM_CELLS = len(GRID["quantizers"]) * len(GRID["seeds"])
+ON_SLURM = ["--partition", "gpu", "--max-parallel", "4", "--cpus-per-task", "1", "--mem", "2G", "--time", "1h"]
+REFUSAL = b"another process has this run"
+LAUNCH_SECONDS = 30.0  # between a user's launches, once nothing disturbs any more
+PATIENCE_SECONDS = 1200.0
+
+
+class Chaos:
+    """A disturbed grid: what is to happen when, what has happened, and which results were seen."""
+
+    def __init__(self, lab: Lab, root: Path, grid: Path, seed: int) -> None:
+        self.lab, self.root, self.grid = lab, root, grid
+        self.chance = random.Random(seed)  # noqa: S311  (no secret)
+        self.start = time.monotonic()
+        self.events: list[tuple[float, str, str]] = []
+        self.results: dict[str, tuple[int, bytes]] = {}
+        self.down: set[str] = set()
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()  # the earlier entry first where two are due at once
+
+    def plan(self, num_disturbances: int) -> None:
+        """Puts the disturbances, each kind as often as the next, at random moments of the agenda."""
+        kinds = [self.kill_node, self.preempt, self.requeue, self.send_usr2, self.kill_launcher]
+        chosen = [kinds[number % len(kinds)] for number in range(num_disturbances)]
+        self.chance.shuffle(chosen)
+        after = 5.0
+        for kind in chosen:
+            after += self.chance.uniform(2, 14)
+            self.later(after, kind)
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Puts an action on the agenda."""
+        heapq.heappush(self._agenda, (time.monotonic() + seconds, next(self._numbers), action))
+
+    def act(self) -> bool:
+        """Does what is due; whether more is to come."""
+        while self._agenda and self._agenda[0][0] <= time.monotonic():
+            heapq.heappop(self._agenda)[2]()
+        return bool(self._agenda)
+
+    def note(self, event: str, target: str = "") -> None:
+        """Adds a line to the story."""
+        self.events.append((time.monotonic() - self.start, event, target))
+
+    def kill_node(self) -> None:
+        """Cuts a node's power, for less or more time than SLURM takes to notice; one node is always left."""
+        up = [name for name in self.lab.nodes if name not in self.down]
+        if len(up) == 1:
+            self.note("no node to spare")
+            return
+        name = self.chance.choice(up)
+        self.down.add(name)
+        self.note("kill node", f"{name}: {self._job_on(name)}")
+        self.lab.kill_node(name)
+
+        def start() -> None:
+            self.note("start node", name)
+            self.lab.start_node(name)
+            self.down.remove(name)
+
+        self.later(self.chance.uniform(2, 45), start)
+
+    def preempt(self) -> None:
+        """A short job of a higher partition wants a whole node."""
+        name = self.chance.choice(self.lab.nodes)
+        self.note("preempt", f"{name}: {self._job_on(name)}")
+        where = ["--partition", "urgent", "--exclusive", "--nodelist", name, "--chdir", "/", "--output", "/dev/null"]
+        self.lab.run("sbatch", *where, "--wrap", f"sleep {self.chance.uniform(1, 6):.1f}")
+
+    def requeue(self) -> None:
+        """An administrator requeues a task."""
+        self._on_a_task("requeue", "scontrol", "requeue")
+
+    def send_usr2(self) -> None:
+        """What a time limit sends, to a task's processes."""
+        self._on_a_task("USR2", "scancel", "--signal=USR2")
+
+    def kill_launcher(self) -> None:
+        """Launches the grid once more, and kills that before it is through."""
+        with (self.root / "launchers.log").open("ab") as log:
+            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.lab.environment)
+
+        def kill() -> None:
+            was_running = launcher.poll() is None
+            launcher.kill()
+            launcher.wait()
+            self.note("kill launcher" if was_running else "launcher was through", f"process {launcher.pid}")
+
+        self.later(self.chance.uniform(0, 4), kill)
+
+    def launch(self) -> None:
+        """Launches the grid, as a user would.
+
+        Raises:
+            CalledProcessError: the launch failed; its messages are in launchers.log.
+        """
+        self.note("launch")
+        with (self.root / "launchers.log").open("ab") as log:
+            subprocess.run(self._launch(), stdout=log, stderr=log, env=self.lab.environment, check=True)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """What `status --json` says of the cells."""
+        command = [sys.executable, "-m", "launch", "status", "--json", "--root", str(self.root)]
+        found: list[dict[str, Any]] = json.loads(self.lab.run(*command))
+        return found
+
+    def watch(self) -> int:
+        """Notes what new results look like; how many there are."""
+        for path in (self.root / GRID["name"]).glob("*/result.json"):
+            if path.parent.name not in self.results:
+                self.results[path.parent.name] = look(path)
+        return len(self.results)
+
+    def _launch(self) -> list[str]:
+        return [sys.executable, "-m", "launch", "grid", str(self.grid), *ON_SLURM, "--root", str(self.root)]
+
+    def _job_on(self, node: str) -> str:
+        return self._running("-w", node) or "idle"
+
+    def _running(self, *options: str) -> str:
+        return " ".join(self.lab.run("squeue", "-hr", "-p", "gpu", "-t", "RUNNING", "-o", "%i", *options).split())
+
+    def _on_a_task(self, event: str, *command: str) -> None:
+        tasks = self._running().split()
+        if not tasks:
+            self.note(f"no task to {event}")
+            return
+        task = self.chance.choice(tasks)
+        done = subprocess.run(
+            [*command, task], env=self.lab.environment, capture_output=True, text=True, check=False
+        )  # the task may have ended this moment
+        self.note(event, f"{task} {done.stderr.strip()}")
+
+
+def look(path: Path) -> tuple[int, bytes]:
+    """By what a rewritten file would differ: when it was written, and what is in it."""
+    return path.stat().st_mtime_ns, path.read_bytes()
+
+
+def undisturbed(grid: Path, reference: Path | None) -> dict[str, str]:
+    """Cell id -> weights_sha256 of the grid trained without SLURM, from the `reference` file if it is there."""
+    if reference and reference.exists():
+        digests: dict[str, str] = json.loads(reference.read_text(encoding="utf-8"))
+        return digests
+    # One thread for each cell, as on the cluster: with more, sums come in another order.
+    command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--max-parallel", str(os.cpu_count())]
+    with tempfile.TemporaryDirectory() as root:
+        subprocess.run([*command, "--root", root], check=True, stdout=subprocess.DEVNULL)
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in Path(root).glob("*/*/result.json")]
+    digests = {result["cell"]: result["weights_sha256"] for result in results}
+    if reference:
+        reference.write_text(json.dumps(digests, indent=2), encoding="utf-8")
+    return digests
+
+
+def disturb(chaos: Chaos, num_disturbances: int, console: Console) -> None:
+    """Launches, disturbs, and launches again until all cells are settled. TimeoutError if they never are."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("disturbing", total=NUM_CELLS)
+        chaos.launch()
+        chaos.plan(num_disturbances)
+        while chaos.act():
+            progress.update(bar, completed=chaos.watch(), description=chaos.events[-1][1].ljust(20))
+            time.sleep(0.2)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while any(each["state"] not in {"done", "failed", "cancelled"} for each in chaos.statuses()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not settled {PATIENCE_SECONDS:.0f} s after the last disturbance")
+            chaos.launch()
+            end = time.monotonic() + LAUNCH_SECONDS
+            while time.monotonic() < end and chaos.watch() < NUM_CELLS:
+                progress.update(bar, completed=chaos.watch(), description="launching again".ljust(20))
+                time.sleep(0.5)
+        while chaos.lab.run("squeue", "-h"):  # a job that goes on after its result could still rewrite it
+            time.sleep(0.5)
+        progress.update(bar, completed=chaos.watch())
+
+
+def faults(chaos: Chaos, expected: dict[str, str]) -> list[str]:
+    """What is wrong with the settled grid, a line each; empty if it is clean."""
+    folder = chaos.root / GRID["name"]
+    found = [
+        f"{each['name']} ({each['cell']}): {each['state']}: {each['cause']}: {each['reason']}"
+        for each in chaos.statuses()
+        if each["state"] != "done"
+    ]
+    paths = sorted(folder.rglob("result.json"))
+    if [path.parent for path in paths] != [folder / cell for cell in sorted(expected)]:
+        found.append(f"{len(paths)} results for {len(expected)} cells")
+    for path in paths:
+        cell = path.parent.name
+        if look(path) != chaos.results[cell]:
+            found.append(f"{cell}: its result was written twice")
+        if json.loads(path.read_bytes())["weights_sha256"] != expected.get(cell):
+            found.append(f"{cell}: not the undisturbed weights")
+    refused = [path for path in folder.glob("*/logs/*") if path.is_file() and REFUSAL in path.read_bytes()]
+    found += [f"{path.parents[1].name}: started while another process had it, see {path.name}" for path in refused]
+    return found + [
+        f"{path.parent.name}: attempts interleave" for path in folder.glob("*/journal.jsonl") if mixed(path)
+    ]
+
+
+def mixed(journal: Path) -> bool:
+    """Whether an attempt wrote to the journal after a later one had."""
+    attempts = [json.loads(line)["attempt"] for line in journal.read_bytes().splitlines() if line.endswith(b"}")]
+    return attempts != sorted(attempts)
+
+
+def story(chaos: Chaos) -> Table:
+    """What happened when."""
+    table = Table("seconds", "event", "target")
+    for seconds, event, target in chaos.events:
+        table.add_row(f"{seconds:.0f}", event, target)
+    return table
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Of the disturbances and their moments.")] = 0,
+    disturbances: Annotated[int, typer.Option(min=0, help="How many.")] = 12,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of the undisturbed weights' digests; made where it is missing. Stale once code changes."
+        ),
+    ] = None,
+) -> None:
+    """Disturb a grid on a real SLURM cluster at random; compare its results with an undisturbed one's."""
+    if why := obstacle():
+        print(why, file=sys.stderr)
+        raise SystemExit(2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the virtual nodes would share a GPU, and its sums
+    console, root = Console(stderr=True), Path(tempfile.mkdtemp(prefix="chaos-"))
+    grid = root / "grid.yaml"
+    grid.write_text(yaml.safe_dump(GRID, sort_keys=False), encoding="utf-8")
+    with console.status("the undisturbed grid"):
+        expected = undisturbed(grid, reference)
+    # One core a node: one cell a node. Where preemption has grace it sends USR2 first, else it kills.
+    settings = Settings(cpus_per_node=1, gpus_per_node=0, grace_seconds=random.Random(seed).choice([0, 20]))  # noqa: S311
+    with Lab(settings) as lab:
+        chaos = Chaos(lab, root, grid, seed)
+        try:
+            disturb(chaos, disturbances, console)
+            found = faults(chaos, expected)
+        finally:
+            console.print(story(chaos))
+        seconds = time.monotonic() - chaos.start
+    if found:
+        console.print(*found, f"the runs are in {root}", sep="\n", markup=False, soft_wrap=True)
+    else:
+        shutil.rmtree(root)
+    events = dict(Counter(event for _, event, _ in chaos.events))
+    verdict = {"seed": seed, "clean": not found, "faults": len(found), "seconds": round(seconds), "events": events}
+    print(json.dumps(verdict | {"grace_seconds": settings.grace_seconds}))
+    raise SystemExit(bool(found))
+
+
+if __name__ == "__main__":
+    typer.run(main)

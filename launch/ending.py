@@ -1,0 +1,82 @@
+"""What the end of an attempt means for its run, as a pure function of what the job saw."""
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from launch.plan import after_failure
+from suite.rundir import Cause, State
+from suite.train import EXIT_BAD_INPUT, EXIT_BUSY, STOP_SIGNALS
+
+_KILLED = 128
+"""A shell's or torchrun's exit status for signal n is this plus n; Popen's is -n."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How the training process of an attempt ended.
+
+    `is_held`: another process has the run; `is_group`: it was torchrun's, with several processes below it.
+    `asked_by` names the signal that the job was asked to stop by, empty where it was not; `last_line` is of its log;
+    the checkpoints are the newest one's name before the attempt and now, empty where there is none.
+    """
+
+    exit_code: int
+    asked_by: str = ""
+    is_out_of_memory: bool = False
+    is_out_of_time: bool = False
+    is_held: bool = False
+    is_group: bool = False
+    last_line: str = ""
+    checkpoint_before: str = ""
+    checkpoint: str = ""
+
+
+def after_attempt(before: State, now: State, end: End) -> dict[str, Any]:
+    """Changes to the state of the run, which its processes left as `now`; none where they have said it all."""
+    began = now.attempt > before.attempt
+    if now.state in {"done", "cancelled"} or end.is_held or end.exit_code == EXIT_BUSY:
+        return {}
+    if end.exit_code == EXIT_BAD_INPUT and not began:
+        return {"state": "failed", "cause": "error", "reason": end.last_line or "bad input: see its log"}
+    # A cause: processes that lost another one wrote the verdict.
+    is_orderly = now.state == "preempted" and began and now.cause is None
+    stopped_by = end.asked_by or _stop_signal(end.exit_code)
+    if now.state != "failed" and (is_orderly or stopped_by):
+        return _after_stop(now, end, now.reason if is_orderly else f"stopped by {stopped_by}")
+    return after_failure(now, *_failure(now, end, began=began), end.checkpoint)
+
+
+def _failure(now: State, end: End, *, began: bool) -> tuple[Cause, str]:
+    """Cause and reason: what training itself wrote, where it could."""
+    if now.state == "failed":
+        return now.cause or "error", now.reason
+    if end.is_out_of_memory:
+        return "oom", "killed by the kernel: the job's memory ran out; ask for more --mem"
+    if now.state == "preempted" and began:
+        return now.cause or "node", now.reason
+    if end.is_group and began:  # it hung in NCCL, say, until torchrun killed it
+        return "node", "a training process died without a word, and took the others along: see its log"
+    if end.exit_code < 0:
+        name = signal.Signals(-end.exit_code).name
+        return "error", f"killed by {name} (by hand, or by the kernel when memory ran out)"
+    return "error", f"the training process ended with status {end.exit_code} before it could say why: see its log"
+
+
+def after_lost_job(state: State, asked_by: str, checkpoint: str) -> dict[str, Any]:
+    """Changes to the state of a run that says running though its job is gone; `asked_by` as that job noted it."""
+    if asked_by:
+        reason = f"stopped by {asked_by}, and killed before it could say so"
+        return {"state": "preempted", "cause": None, "reason": reason}
+    return after_failure(state, "node", "its job was killed, or its node went away", checkpoint)
+
+
+def _after_stop(now: State, end: End, reason: str) -> dict[str, Any]:
+    if end.is_out_of_time and end.checkpoint == end.checkpoint_before:
+        return after_failure(now, "timeout", "no checkpoint within the time limit: ask for more --time", end.checkpoint)
+    return {"state": "preempted", "cause": None, "reason": reason}
+
+
+def _stop_signal(exit_code: int) -> str:
+    """Name of the signal to stop that the process died of, before it could listen; empty where it was another end."""
+    return next((number.name for number in STOP_SIGNALS if exit_code in {-number, _KILLED + number}), "")

@@ -1,0 +1,36 @@
+"""What would stop every cell, found before any job."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from suite.config import Cell
+from suite.errors import UserError
+
+
+class LaunchError(UserError):
+    """A launch cannot start."""
+
+
+def preflight(cells: Sequence[Cell], data_dir: Path, console: Console) -> None:
+    """Looks at each data set, and at each model that is to have binary inputs.
+
+    Raises:
+        DataError: a data set is missing.
+        LaunchError: the inputs of a model's layers have no sign.
+    """
+    from suite.data.sources import load  # imports torch, which a launch with nothing to start must not wait for
+
+    sources = {}
+    for dataset in {cell.dataset for cell in cells}:
+        with console.status(f"looking at {dataset}"):
+            sources[dataset] = load(dataset, data_dir)
+    for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task == "bwa"}.values():
+        with console.status(f"looking at {cell.model}"):
+            from suite.assemble import build_model
+
+            try:
+                build_model(cell, sources[cell.dataset], None)
+            except ValueError as error:
+                raise LaunchError(f"{cell.name}: {error}") from error

@@ -1,0 +1,130 @@
+"""What a machine can do for a run, as one line of JSON: `python -m launch.probe FOLDER DATA_DIR [--tracking-uri URI]`.
+
+`launch doctor` runs it where jobs run. It needs nothing but Python, so that it can tell what is missing.
+"""
+
+import argparse
+import fcntl
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+NUM_MEGABYTES = 64
+HTTP_SECONDS = 5.0
+
+
+def probe(folder: Path, data_dir: Path, tracking_uri: str | None) -> dict[str, Any]:
+    """What is found on this machine, now.
+
+    Args:
+        folder: in ROOT, made by the doctor; holds `nonce` and `lock`, and gets `answer`.
+        data_dir: where data sets lie.
+        tracking_uri: the MLflow store, looked at if it is a server.
+    """
+    return {
+        "node": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "python": sys.executable,
+        "package": trouble_with("suite.train"),
+        "num_gpus": _num_gpus(),
+        "folder": _trouble_with_folder(folder),
+        "nonce": _read(folder / "nonce"),
+        "megabytes_per_second": write_speed(folder),
+        "lock_is_seen": _is_locked(folder / "lock"),
+        "data_dir": data_dir.is_dir(),
+        "ffcv": trouble_with("ffcv"),
+        # No deeper: a folder of ImageNet's images takes minutes to list.
+        "num_betons": len([*data_dir.glob("*.beton"), *data_dir.glob("*/*.beton")]),
+        "tracking": trouble_with_server(tracking_uri) if tracking_uri else None,
+        "time": time.time(),  # last: who reads this compares it with their own clock
+    }
+
+
+def trouble_with(module: str) -> str | None:
+    """Why the module cannot be imported; None if it can."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def trouble_with_server(uri: str) -> str | None:
+    """Why the MLflow server at this address does not answer; None if it does."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HTTP_SECONDS) as answer:  # noqa: S310
+            return None if answer.status == 200 else f"HTTP status {answer.status}"  # noqa: PLR2004
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+
+
+def write_speed(folder: Path) -> float | None:
+    """Megabytes per second of a file that is written and flushed to the disk; None where none can be written."""
+    path, block = folder / "speed", os.urandom(1 << 20)
+    try:
+        started = time.perf_counter()
+        with path.open("wb") as file:
+            for _ in range(NUM_MEGABYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        return NUM_MEGABYTES / (time.perf_counter() - started)
+    except OSError:
+        return None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _trouble_with_folder(folder: Path) -> str | None:
+    try:
+        (folder / "answer").write_text(_read(folder / "nonce") or "", encoding="utf-8")
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether somebody holds the lock, as suite.locks has it; None where there is no file."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
+def _num_gpus() -> int | None:
+    """GPUs that torch sees; None where it cannot be imported."""
+    if trouble_with("torch"):
+        return None
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--tracking-uri")
+    given = parser.parse_args()
+    print(json.dumps(probe(given.folder, given.data_dir, given.tracking_uri)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

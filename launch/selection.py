@@ -1,0 +1,79 @@
+"""Which grid and which cells a command is about, and how it refuses."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from suite.gridfile import bundled_names
+
+if TYPE_CHECKING:  # it imports pydantic's models, which --help must not wait for
+    from launch.plan import Standing
+
+DEFAULT_ROOT, DEFAULT_DATA = Path("runs"), Path("data")
+GridArgument = Annotated[
+    str,
+    typer.Argument(help=f"A bundled grid ({', '.join(bundled_names())}) or the path of a YAML file.", metavar="GRID"),
+]
+GridName = Annotated[
+    str | None,
+    typer.Argument(help="Name of a launched grid; may be left out where ROOT holds only one.", metavar="[GRID]"),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PROXBENCH_ROOT", help="Where run directories and the MLflow store lie.", show_default=str(DEFAULT_ROOT)
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="PROXBENCH_DATA", help="Where data sets lie, or are downloaded to.", show_default=str(DEFAULT_DATA)
+    ),
+]
+TrackingUri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server; default: sqlite in ROOT.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key for every cell, e.g. training.epochs=2. Repeatable.")
+]
+Only = Annotated[
+    list[str] | None, typer.Option(help="Only cells matching this: an id, 'resnet20/bnn++', '*/s0'. Repeatable.")
+]
+Cells = Annotated[
+    list[str] | None,
+    typer.Argument(help="Ids or patterns, 'resnet20/bnn++', '*/s0'; default: all.", metavar="[CELL]..."),
+]
+OfGrid = Annotated[
+    str | None, typer.Option("--grid", help="Name of a launched grid; may be left out where ROOT holds only one.")
+]
+
+
+def grid_dir_of(root: Path | None, grid: str | None) -> Path:
+    """Where the runs of the launched grid lie; of the only one where no name is given."""
+    root = root or DEFAULT_ROOT
+    launched = sorted(path.parent.name for path in root.glob("*/plan.json"))
+    if grid is None and len(launched) == 1:
+        return root / launched[0]
+    if grid in launched:
+        return root / str(grid)
+    what = "which grid?" if grid is None else f"no grid {grid!r}."
+    return fail(f"{what} {root} holds {', '.join(launched) or 'none: launch one, or name another --root'}")
+
+
+def matching(rows: "Sequence[Standing]", patterns: Sequence[str] | None) -> "list[Standing]":
+    """The rows whose cells fit a pattern; all where there is none."""
+    from launch.plan import matches
+
+    found = [row for row in rows if not patterns or any(matches(row.cell, pattern) for pattern in patterns)]
+    if not found:
+        fail(f"{', '.join(patterns or [])} matches no cell; python -m launch status --json lists them")
+    return found
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command as bad input does: the message, exit status 2."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)

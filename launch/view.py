@@ -1,0 +1,189 @@
+"""What standings look like: a matrix of model x quantizer, what went wrong below it, JSON for programs."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from launch.follow import last_lines, newest_log
+from launch.plan import Standing, blocked
+from suite.rundir import RunDir, StateName
+
+COLOURS: Mapping[StateName, str] = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "yellow",
+    "preempted": "magenta",
+    "planned": "bright_black",
+    "failed": "bold red",
+    "cancelled": "red",
+}
+WATCH_SECONDS = 30.0
+NUM_SHOWN = 10
+NUM_LOG_LINES = 3
+_LOG_WIDTH = 200
+Groups = Mapping[tuple[str, str], Sequence[Standing]]
+
+
+def matrix(rows: Sequence[Standing], title: str) -> RenderableType:
+    """Models down, quantizers across, how many seeds are in which state; one line for each pair where that is too wide.
+
+    Without the numbers where no pair has more than one seed.
+    """
+    groups: dict[tuple[str, str], list[Standing]] = {}
+    has_datasets = len({row.cell.dataset for row in rows}) > 1
+    for row in rows:
+        groups.setdefault((_label(row, with_dataset=has_datasets), row.cell.quantizer), []).append(row)
+    return Group(Text(title, style="bold"), _FirstThatFits((_matrix(groups), _list(groups))), Text(summary(rows)))
+
+
+@dataclass(frozen=True)
+class _FirstThatFits:
+    tables: Sequence[Table]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        endless = options.update(max_width=10**6)  # or it would measure as wide as the screen at most
+        fitting = (
+            table for table in self.tables if Measurement.get(console, endless, table).maximum <= options.max_width
+        )
+        yield next(fitting, self.tables[-1])
+
+
+def _matrix(groups: Groups) -> Table:
+    models, quantizers = (list(dict.fromkeys(key[part] for key in groups)) for part in (0, 1))
+    is_counted = _has_several_seeds(groups)
+    texts = {key: Text("\n").join(_states(rows, is_counted=is_counted)) for key, rows in groups.items()}
+    has_stacks = any("\n" in text.plain for text in texts.values())
+    table = Table("model", *quantizers, show_lines=has_stacks)
+    for model in models:
+        table.add_row(model, *(texts.get((model, quantizer), Text("")) for quantizer in quantizers))
+    return table
+
+
+def _list(groups: Groups) -> Table:
+    table = Table("model", "quantizer", "seeds")
+    is_counted = _has_several_seeds(groups)
+    last_model = ""
+    for (model, quantizer), rows in groups.items():
+        states = Text(", ").join(_states(rows, is_counted=is_counted))
+        table.add_row(model if model != last_model else "", quantizer, states)
+        last_model = model
+    return table
+
+
+def _has_several_seeds(groups: Groups) -> bool:
+    return any(len(rows) > 1 for rows in groups.values())
+
+
+def _label(row: Standing, *, with_dataset: bool) -> str:
+    cell = row.cell
+    setting = [cell.init] * (cell.init != "scratch") + [cell.task] * (cell.task != "bw")
+    return f"{cell.dataset}/" * with_dataset + cell.model + f" ({', '.join(setting)})" * bool(setting)
+
+
+def _states(rows: Sequence[Standing], *, is_counted: bool) -> list[Text]:
+    """`3 done`, `2 running 45%`, `1 failed: oom`: each state that occurs."""
+    texts = []
+    for state, colour in COLOURS.items():
+        those = [row for row in rows if row.state.state == state]
+        if those:
+            words = _words(state, those)
+            texts.append(Text(f"{len(those)} {words}" if is_counted else words, style=colour))
+    return texts
+
+
+def _words(state: StateName, rows: Sequence[Standing]) -> str:
+    if state == "failed":
+        return "failed: " + ", ".join(sorted({str(row.state.cause) for row in rows}))
+    of = [(row.state.epoch, row.state.num_epochs) for row in rows if row.state.num_epochs]
+    if state != "running" or not of:
+        return state
+    if len(rows) == 1:
+        return f"running {of[0][0]}/{of[0][1]}"
+    return f"running {sum(epoch / total for epoch, total in of) / len(rows):.0%}"
+
+
+def summary(rows: Sequence[Standing]) -> str:
+    """`12 done, 2 running, 22 planned`."""
+    counts = Counter(row.state.state for row in rows)
+    return ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
+
+
+def problems(rows: Sequence[Standing], grid_dir: Path | None = None) -> list[str]:
+    """What failed, why, and the last lines of its log; what therefore will not start; ten of each at most.
+
+    Args:
+        rows: the cells.
+        grid_dir: where their logs lie; None: without.
+    """
+    failed = [row for row in rows if row.state.state == "failed"]
+    lines = []
+    for row in failed[:NUM_SHOWN]:
+        lines.append(f"{row.cell.name} ({row.cell.id}) failed: {row.state.cause}: {row.state.reason}")
+        lines += [] if grid_dir is None else _log_lines(RunDir(grid_dir / row.cell.id))
+    return lines + _rest(len(failed)) + _held_up(rows)
+
+
+def _log_lines(run: RunDir) -> list[str]:
+    path = newest_log(run)
+    return [] if path is None else [f"    {line[:_LOG_WIDTH]}" for line in last_lines(path, NUM_LOG_LINES)]
+
+
+def _held_up(rows: Sequence[Standing]) -> list[str]:
+    """Lines on what was cancelled, waits for what failed, or lost its job before it began, by reason."""
+    waiting = blocked(rows)
+    by_reason: dict[str, list[Standing]] = {}
+    for row in rows:
+        if row.cell.id in waiting:
+            by_reason.setdefault(f"waits: {waiting[row.cell.id]}", []).append(row)
+        elif row.state.state in {"cancelled", "planned"} and row.state.reason:
+            by_reason.setdefault(f"{row.state.state}: {row.state.reason}", []).append(row)
+    lines = []
+    for reason, those in list(by_reason.items())[:NUM_SHOWN]:
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        lines.append(f"{those[0].cell.name} ({those[0].cell.id}){more} {reason}")
+    return lines + _rest(len(by_reason))
+
+
+def _rest(num_all: int) -> list[str]:
+    return [f"… and {num_all - NUM_SHOWN} more: --json lists them"] if num_all > NUM_SHOWN else []
+
+
+def as_json(rows: Sequence[Standing]) -> list[dict[str, Any]]:
+    """One object per cell, with the fields of state.json."""
+    return [{"cell": row.cell.id, "name": row.cell.name, **vars(row.state)} for row in rows]
+
+
+def watch(
+    console: Console, look: Callable[[], list[Standing]], name: str, seconds: float = WATCH_SECONDS
+) -> list[Standing]:
+    """Shows the matrix, looking again every so often, until all cells are settled or Ctrl-C; returns the last look.
+
+    Without a terminal it prints a line whenever the counts change.
+    """
+    rows = look()
+    with Live(console=console, auto_refresh=False) as live:
+        last = ""
+        try:
+            while True:
+                now = datetime.now().astimezone()
+                if console.is_terminal:
+                    live.update(matrix(rows, f"{name}, {now:%H:%M:%S}"), refresh=True)
+                elif (line := summary(rows)) != last:
+                    console.print(f"{now:%Y-%m-%d %H:%M:%S} {name}: {line}", highlight=False)
+                    last = line
+                if all(row.is_settled for row in rows):
+                    return rows
+                time.sleep(seconds)
+                rows = look()
+        except KeyboardInterrupt:
+            return rows

@@ -1,0 +1,28 @@
+"""One real SLURM cluster for all tests of this folder."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.lab import Lab, obstacle
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Without SLURM the tests of this folder are skipped; they fail where it must be there, as in CI."""
+    if why := obstacle():
+        if os.environ.get("PROXBENCH_REQUIRE_SLURM") == "1":
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)  # here rather than in a fixture: pytest then says it once, not once a test
+
+
+@pytest.fixture(scope="package")  # a session's would outlive this folder's tests, and so would its SLURM_CONF
+def cluster() -> Iterator[Lab]:
+    """Four idle nodes of two GPUs each, which SLURM's commands find without being told."""
+    with pytest.MonkeyPatch.context() as patch, Lab() as lab:
+        for variable in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
+            patch.delenv(variable)  # of a job that the tests may run in
+        for variable in ("SLURM_CONF", "PATH"):
+            patch.setenv(variable, lab.environment[variable])
+        yield lab

@@ -1,0 +1,73 @@
+"""A cell's log is the newest attempt's, and can be followed from one to the next."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import follow as log
+from launch.submissions import Submission
+from suite.rundir import RunDir
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_newest_log_is_the_newest_attempts_on_the_first_node(make_run: Callable[..., RunDir]) -> None:
+    run = make_run()
+    assert log.newest_log(run) is None
+    _write(run.logs / "train-0001.log", "first")
+    newest = _write(run.logs / "train-0002.log", "second")
+    _write(run.logs / "train-0002-node1.log", "second, elsewhere")
+    _write(run.logs / "7_0_log.out", "the job's")
+    assert log.newest_log(run) == newest
+
+
+def test_before_the_first_attempt_the_jobs_own_log_tells_why(make_run: Callable[..., RunDir]) -> None:
+    run = make_run()
+    grid_dir = run.path.parent
+    Submission("token", (("other",), (run.path.name,)), job_id="7").write(grid_dir)
+    _write(grid_dir / "jobs" / "token" / "7_0_0_log.out", "the other's")
+    own = _write(grid_dir / "jobs" / "token" / "7_1_0_log.out", "no such container")
+    assert log.newest_log(run) == own
+
+
+@pytest.mark.parametrize("num_chars", [0, 10, 100_000])
+def test_the_last_lines_are_the_last_that_are_not_blank(tmp_path: Path, num_chars: int) -> None:
+    path = _write(tmp_path / "log", "ä" * num_chars + "\none\n\ntwo  \nthree\n\n")
+    assert log.last_lines(path, 3) == ["one", "two", "three"]
+    assert log.last_lines(path, 1) == ["three"]
+    assert log.last_lines(_write(tmp_path / "empty", ""), 3) == []
+
+
+def test_following_goes_from_attempt_to_attempt_and_ends_with_the_run(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "POLL_SECONDS", 0.01)
+    run, out, is_settled = make_run(), io.StringIO(), threading.Event()
+
+    def wait_for(text: str) -> None:
+        for _ in range(1000):
+            if out.getvalue().endswith(text):
+                return
+            threading.Event().wait(0.01)
+        raise AssertionError(out.getvalue())
+
+    follower = threading.Thread(target=log.follow, args=(run, out, is_settled.is_set))
+    follower.start()
+    first = _write(run.logs / "train-0001.log", "epoch 1\n")
+    wait_for("epoch 1\n")
+    with first.open("a", encoding="utf-8") as file:
+        file.write("killed\n")
+    second = _write(run.logs / "train-0002.log", "epoch 2\n")
+    wait_for("epoch 2\n")
+    with second.open("a", encoding="utf-8") as file:
+        file.write("done\n")
+    is_settled.set()
+    follower.join(timeout=10)
+    assert out.getvalue() == f"epoch 1\nkilled\n==> {second} <==\nepoch 2\ndone\n"
