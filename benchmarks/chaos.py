@@ -4,9 +4,9 @@
     for seed in $(seq 0 9); do python benchmarks/chaos.py --seed $seed --reference digests.json; done
 
 Starts a private cluster of four nodes (as tests/cluster does: root, and `make setup`), launches 24 small cells and,
-while they train, kills nodes, preempts jobs, requeues them, sends them USR2, and kills launchers. Then it launches
-again, as a user would, until every cell is settled. Clean means: all are done, each with one result.json that was never
-written twice, with the undisturbed weights, and no run was ever trained by two processes at once. The last line of
+while they train, kills nodes, preempts jobs, requeues them, sends them USR2, and kills launchers, the first of them
+between two of its arrays. Then it launches again, as a user would, until every cell is settled. Clean means: all are
+done, each with one result.json that was never written twice, with the undisturbed weights, and no run was ever trained by two processes at once. The last line of
 standard output is the verdict, in JSON; exit status 0 is clean, 1 is not, and then the runs are kept.
 """
 
@@ -39,13 +39,14 @@ GRID: dict[str, Any] = {
     "name": "chaos",
     "dataset": "digits",
     "models": ["resnet8"],
-    "quantizers": ["fp", "bc", "bnn", "bnn++"],
+    "quantizers": ["fp", "bc", "bnn++"],
     "seeds": [0, 1, 2, 3, 4, 5],
     "data": {"crop": "padded", "crop_padding": 1},
-    "training": {"epochs": 8, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
+    "training": {"epochs": 6, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003},
     "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
+    "blocks": [{}, {"init": "finetune", "quantizers": ["bnn"]}],
 }
-NUM_CELLS = len(GRID["quantizers"]) * len(GRID["seeds"])
+NUM_CELLS, NUM_ARRAYS = 24, 7
 ON_SLURM = ["--partition", "gpu", "--max-parallel", "4", "--cpus-per-task", "1", "--mem", "2G", "--time", "1h"]
 REFUSAL = b"another process has this run"
 LAUNCH_SECONDS = 30.0  # between a user's launches, once nothing disturbs any more
@@ -62,6 +63,7 @@ class Chaos:
         self.events: list[tuple[float, str, str]] = []
         self.results: dict[str, tuple[int, bytes]] = {}
         self.down: set[str] = set()
+        self.launch_seconds = 0.0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()  # the earlier entry first where two are due at once
 
@@ -133,7 +135,18 @@ class Chaos:
             launcher.wait()
             self.note("kill launcher" if was_running else "launcher was through", f"process {launcher.pid}")
 
-        self.later(self.chance.uniform(0, 4), kill)
+        self.later(self.chance.uniform(0, self.launch_seconds), kill)
+
+    def launch_halfway(self) -> None:
+        """Launches the grid for the first time, and kills that while it is at one of its arrays."""
+        num_records, records = self.chance.randint(1, NUM_ARRAYS), self.root / GRID["name"] / "submissions"
+        with (self.root / "launchers.log").open("ab") as log:
+            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.lab.environment)
+        while launcher.poll() is None and len(list(records.glob("*.json"))) < num_records:
+            time.sleep(0.005)
+        launcher.kill()
+        launcher.wait()
+        self.note("kill launcher", f"at array {num_records} of {NUM_ARRAYS}")
 
     def launch(self) -> None:
         """Launches the grid, as a user would.
@@ -142,8 +155,10 @@ class Chaos:
             CalledProcessError: the launch failed; its messages are in launchers.log.
         """
         self.note("launch")
+        start = time.monotonic()
         with (self.root / "launchers.log").open("ab") as log:
             subprocess.run(self._launch(), stdout=log, stderr=log, env=self.lab.environment, check=True)
+        self.launch_seconds = time.monotonic() - start
 
     def statuses(self) -> list[dict[str, Any]]:
         """What `status --json` says of the cells."""
@@ -205,6 +220,7 @@ def disturb(chaos: Chaos, num_disturbances: int, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("disturbing", total=NUM_CELLS)
+        chaos.launch_halfway()
         chaos.launch()
         chaos.plan(num_disturbances)
         while chaos.act():

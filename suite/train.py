@@ -9,6 +9,7 @@ runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 d
 says which, and why), 2 bad input, 3 another process has the run.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -291,4 +292,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    finally:
+        gc.freeze()  # the interpreter's last collection would walk all of torch's objects, for a second
