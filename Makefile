@@ -18,11 +18,14 @@ demo: setup
 	$(BIN)/python -m analysis tables digits
 
 # One thread for each process that the tests start: two OpenMP programs at once slow each other a hundredfold.
+# Two files of tests at a time; then, by themselves, the tests that look at the clock.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not alone"
+	$(PYTEST) -m alone
 
 check: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -q --numprocesses 2 --dist loadfile -m "not slow and not alone"
 
 .PHONY: lint
 lint: setup

@@ -6,8 +6,9 @@
 Starts a private cluster of four nodes (as tests/cluster does: root, and `make setup`), launches 24 small cells and,
 while they train, kills nodes, preempts jobs, requeues them, sends them USR2, and kills launchers, the first of them
 between two of its arrays. Then it launches again, as a user would, until every cell is settled. Clean means: all are
-done, each with one result.json that was never written twice, with the undisturbed weights, and no run was ever trained by two processes at once. The last line of
-standard output is the verdict, in JSON; exit status 0 is clean, 1 is not, and then the runs are kept.
+done, each with one result.json that was never written twice, with the undisturbed weights, and no run was ever trained
+by two processes at once. The last line of standard output is the verdict, in JSON; exit status 0 is clean, 1 is not,
+and then the runs are kept.
 """
 
 import heapq

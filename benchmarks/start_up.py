@@ -53,7 +53,7 @@ def _unix(stamp: str) -> float:
 
 
 def main(
-    num_cells: Annotated[int, typer.Option("--cells", min=2, help="How many jobs; medians are shown.")] = 6,
+    cells: Annotated[int, typer.Option(min=2, help="How many jobs; medians are shown.")] = 6,
 ) -> None:
     """Measure what it costs to start a cell; the first job warms the file cache and is left out."""
     if why := obstacle():

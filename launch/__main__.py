@@ -131,7 +131,7 @@ def retry(
     ]
     if not again:
         fail("nothing to retry: no such cell has failed or was cancelled")
-    _require_a_place(where)
+    _require_a_place(where, profile)
     ids = {row.cell.id for row in again}
     again += [row for row in rows if row.cell.parent in ids and row.state.state == "cancelled"]
     for row in again:
@@ -181,7 +181,7 @@ def _start(
     if dry_run and (where.local or not (profile.names_a_partition and slurm.available())):
         start.show_local()
         return
-    _require_a_place(where)
+    _require_a_place(where, profile)
     if where.local:
         start.locally()
     if dry_run:
@@ -190,9 +190,14 @@ def _start(
         start.on_slurm()
 
 
-def _require_a_place(where: Where) -> None:
-    if not where.local and not slurm.available():
+def _require_a_place(where: Where, profile: "Profile") -> None:
+    if where.local:
+        return
+    if not slurm.available():
         fail("no SLURM here (sbatch is not on PATH); add --local to run on this machine")
+    if not profile.names_a_partition:
+        names = ", ".join(slurm.partitions())
+        fail(f"where? --partition ({names}), a profile with --cluster, or --local for this machine")
 
 
 if __name__ == "__main__":

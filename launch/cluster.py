@@ -54,7 +54,11 @@ class SlurmCluster:
             with executor.batch():
                 jobs = [executor.submit(self._job(array, token, task)) for task in array.tasks]
         except submitit.core.utils.FailedJobError as error:
-            raise SlurmError(f"sbatch: {str(error).strip().splitlines()[-1]}") from error
+            said = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
+            raise SlurmError(
+                f"sbatch: {said}; arrays submitted before stay, and launching again submits the rest "
+                "(at a limit? scontrol show config: MaxJobCount; sacctmgr show qos: MaxSubmitJobs)"
+            ) from error
         return str(jobs[0].job_id).partition("_")[0]
 
     def script(self, array: Array, token: str, dependency: str | None) -> str:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -22,6 +23,7 @@ from suite.config import Cell
 from suite.locks import holder, locked
 from suite.rundir import RunDir, write_plan
 
+_T = TypeVar("_T")
 LOCK_SECONDS = 300.0
 """How long a launch waits for another one of the same grid, which takes seconds for a thousand cells."""
 
@@ -68,7 +70,7 @@ def _create(grid_dir: Path, cells: Sequence[Cell], console: Console) -> None:
     """The cells' run directories, several at a time: what takes long is the disk."""
     with ThreadPoolExecutor(8) as pool:
         made = pool.map(lambda cell: RunDir.create(grid_dir / cell.id, cell), cells)
-        for _ in track(made, "run directories", len(cells), console=console, transient=True):
+        for _ in _bar(made, "run directories", len(cells), console):
             pass
 
 
@@ -85,15 +87,19 @@ def planned_arrays(
 def _submit(grid_dir: Path, planned: Sequence[Array], cluster: SlurmCluster, console: Console) -> list[Submission]:
     made: list[Submission] = []
     jobs = _jobs(submissions.read(grid_dir))
-    for number, array in enumerate(track(planned, "submitting", console=console, transient=True)):
+    for number, array in enumerate(_bar(planned, "submitting", len(planned), console)):
         tasks = tuple(tuple(cell.id for cell in task) for task in array.tasks)
         record = Submission(new_token(number), tasks, cluster.code).write(grid_dir)
-        words = dependency(array, [str(each.job_id) for each in made], jobs[array.parent] if array.parent else "")
+        words = dependency(array, [str(each.job_id) for each in made], jobs.get(array.parent or "", ""))
         record = replace(record, job_id=cluster.submit(array, record.token, words)).write(grid_dir)
         slurm.release(str(record.job_id))
         made.append(replace(record, is_released=True).write(grid_dir))
         jobs |= _jobs([record])
     return made
+
+
+def _bar(items: Iterable[_T], what: str, num_items: int, console: Console) -> Iterable[_T]:
+    return track(items, what, num_items, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _finish_broken_off(grid_dir: Path, queue: Mapping[str, JobInfo]) -> None:

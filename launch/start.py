@@ -108,7 +108,7 @@ def show(console: "Console", title: str, rows: "list[Standing]", grid_dir: Path)
 def _submitted(made: "list[Submission]") -> str:
     num_cells = sum(len(task) for record in made for task in record.tasks)
     jobs = ", ".join(str(record.job_id) for record in made[:5]) + (", ..." if len(made) > 5 else "")  # noqa: PLR2004
-    return f"submitted {num_cells} cells as {len(made)} job{'s' * (len(made) > 1)} ({jobs})"
+    return f"submitted {_count(num_cells, 'cell')} as {_count(len(made), 'job')} ({jobs})"
 
 
 def _print_scripts(planned: "list[Array]", cluster: "SlurmCluster") -> None:
@@ -117,8 +117,8 @@ def _print_scripts(planned: "list[Array]", cluster: "SlurmCluster") -> None:
     from launch.submissions import new_token
 
     for number, array in enumerate(planned):
-        tasks = f"{len(array.tasks)} task{'s' * (len(array.tasks) > 1)}"
-        print(f"# ---- job {number + 1} of {len(planned)}: {tasks}, {array.resources.pack} cells each")
+        cells = _count(sum(len(task) for task in array.tasks), "cell")
+        print(f"# ---- job {number + 1} of {len(planned)}: {_count(len(array.tasks), 'task')}, {cells}")
         words = dependency(array, [f"<job {place + 1}>" for place in range(number)], f"<job of {array.parent}>")
         print(cluster.script(array, new_token(number), words if array.parent or array.after else None))
 
@@ -127,5 +127,9 @@ def _print_sizes(planned: "list[Array]") -> None:
     num_cells = sum(len(task) for array in planned for task in array.tasks)
     hours = [len(array.tasks) * array.resources.nodes * array.resources.time / 60 for array in planned]
     gpus = sum(each * (array.resources.gpus_per_node or 0) for each, array in zip(hours, planned, strict=True))
-    print(f"{num_cells} cells in {len(planned)} jobs would be submitted; nothing was")
+    print(f"{_count(num_cells, 'cell')} as {_count(len(planned), 'job')} would be submitted; nothing was")
     print(f"at most {gpus:,.0f} GPU-hours ({sum(hours):,.0f} node-hours): tasks x time limit")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -96,7 +96,7 @@ def test_a_launcher_killed_between_two_arrays_is_taken_over(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(owners(submissions.read(waiting / "tiny"))) == num_before
     again = launch("grid", grid, *MODEST, "--root", waiting)
-    assert f"submitted {4 - num_before} cells" in again.stdout, again.stderr
+    assert f"submitted {4 - num_before} cell" in again.stdout, again.stderr
     assert live_jobs(waiting / "tiny") == dict.fromkeys(planned_cells(waiting / "tiny"), 1)
     assert "JobHeldUser" not in {job.reason for job in slurm.queue().values()}
 

@@ -36,6 +36,7 @@ def _runs(root: Path, grid: str = "tiny") -> list[RunDir]:
     return [RunDir(root / grid / cell_id) for cell_id in read_plan(root / grid)]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("package", ["launch", "analysis"])
 def test_help_and_import_take_under_a_second(package: str) -> None:
     seconds = []

@@ -15,6 +15,7 @@ from suite.config import Cell
 from suite.gridfile import load_grid
 from suite.rundir import write_plan
 
+pytestmark = pytest.mark.alone
 STATES = (
     {"state": "running", "attempt": 1, "epoch": 1, "num_epochs": 2, "job_id": "1"},
     {"state": "preempted", "attempt": 1, "reason": "stopped by SIGUSR2"},

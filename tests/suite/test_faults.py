@@ -171,6 +171,7 @@ def _once_trained(run: RunDir, process: subprocess.Popen[bytes], attempt: int, r
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # a process that is three seconds late counts as hung
 def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
     recipe = {"training__epochs": 6, "training__batch_size": 64}
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
