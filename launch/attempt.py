@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launch import rendezvous
 from launch.ending import End, after_attempt, after_lost_job
 from launch.memory import num_oom_kills
+from launch.plan import SETTLED
 from launch.rendezvous import Word
 from launch.submissions import owners, read
 from launch.training_process import TrainingProcess, command, devices_of, environment
@@ -21,7 +22,6 @@ from suite.train import EXIT_BUSY
 if TYPE_CHECKING:
     from launch.job import Job, Place
 
-SETTLED = frozenset({"done", "failed", "cancelled"})
 LOOK_SECONDS = 2.0
 """How often a running cell is asked whether it was cancelled."""
 SETTLE_SECONDS = {"running": 60.0, "queued": 5.0}

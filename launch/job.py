@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from launch.attempt import SETTLED, Follower, Leader
+from launch.attempt import Follower, Leader
+from launch.plan import SETTLED
 from suite.faults import note_stop
 from suite.locks import holder
 from suite.rundir import RunDir

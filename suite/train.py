@@ -295,4 +295,7 @@ if __name__ == "__main__":
     try:
         typer.run(main)
     finally:
-        gc.freeze()  # the interpreter's last collection would walk all of torch's objects, for a second
+        # The interpreter's last collection walks all of torch's objects, for a second. Each of several processes has to
+        # go through it: it joins the threads that exchanged tensors.
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            gc.freeze()
