@@ -1,34 +1,21 @@
 """Grids that run on a real SLURM cluster to their end: parents and children, packs, and the code they were given."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.commands import MODEST, SOURCE, WriteGrid, launch
 from cluster.lab import Lab
 from launch import slurm
 from suite.rundir import RunDir, planned_cells
 
-WriteGrid = Callable[..., Path]
-MODEST = ("--partition", "gpu", "--mem", "2G", "--time", "1h", "--cpus-per-task", "1", "--gpus-per-node", "0")
 DIVERGING = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "learning_rate": 1e30}
-SOURCE = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-
-
-def launch(
-    *arguments: str | Path, checkout: Path = SOURCE, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launch", *map(str, arguments)]
-    everything = os.environ | {"COLUMNS": "150"} | dict(environment or {})
-    return subprocess.run(command, cwd=checkout, env=everything, capture_output=True, text=True, check=False)
 
 
 def wait_for_the_queue_to_empty(seconds: float = 300.0) -> None:

@@ -1,32 +1,24 @@
 """`python -m launch` on a real SLURM cluster: what is submitted, once, by whoever launches however often."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster.commands import MODEST, WriteGrid, launch
 from cluster.lab import Lab
 from launch import slurm, submissions
 from launch.submissions import job_name, owners
 from suite.rundir import planned_cells
 
-WriteGrid = Callable[..., Path]
 # Three arrays: two full-precision cells, and one cell that starts from each.
 FAMILIES = {"quantizers": ["fp"], "seeds": [0, 1], "blocks": [{}, {"init": "finetune", "quantizers": ["bc"]}]}
-MODEST = ("--partition", "gpu", "--mem", "500M", "--time", "1h", "--cpus-per-task", "1", "--gpus-per-node", "0")
-
-
-def launch(*arguments: str | Path, program: str = "-m launch") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *program.split(" ", 1), *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "150"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def live_jobs(grid_dir: Path) -> Counter[str]:

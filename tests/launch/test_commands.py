@@ -178,6 +178,20 @@ def test_logs_print_the_cells_own_log(launched: tuple[Path, Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_clean_deletes_the_code_and_all_checkpoints_but_the_newest(
+    launched: tuple[Path, Path, str],
+) -> None:
+    root = launched[1]
+    newest = {run.path: [max(path.name for path in run.checkpoints.glob("*.pt"))] for run in _runs(root)}
+    answer = launch("clean", "--checkpoints", "--yes", "--root", root)
+    assert answer.returncode == 0, answer.stderr
+    assert "MB deleted" in answer.stdout
+    assert not list((root / "tiny" / "code").iterdir())
+    assert {run.path: [path.name for path in run.checkpoints.glob("*.pt")] for run in _runs(root)} == newest
+    assert launch("clean", "--checkpoints", "--root", root).stdout == "nothing to delete\n"
+
+
+@pytest.mark.slow
 def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_grid: WriteGrid, tmp_path: Path) -> None:
     path = write_grid(quantizers=["fp", "bc"])
     root = tmp_path / "runs"
