@@ -6,12 +6,15 @@ dropped.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
+Key = TypeVar("Key", int, str)
+"""What pairs are made by: a seed, or the name of a model."""
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -40,18 +43,18 @@ class Difference:
 
 
 def paired_difference(
-    candidate: Mapping[int, float], baseline: Mapping[int, float], rng: np.random.Generator
+    candidate: Mapping[Key, float], baseline: Mapping[Key, float], rng: np.random.Generator
 ) -> Difference:
-    """Candidate minus baseline over the seeds that both have; the arguments map seed -> value.
+    """Candidate minus baseline over the seeds (or models) that both have; the arguments map seed -> value.
 
     Raises:
         ValueError: no seed in common, or a value that is not finite.
     """
-    seeds = sorted(candidate.keys() & baseline.keys())
-    ours = _finite([candidate[seed] for seed in seeds])
-    theirs = _finite([baseline[seed] for seed in seeds])
+    keys = sorted(candidate.keys() & baseline.keys())
+    ours = finite([candidate[key] for key in keys])
+    theirs = finite([baseline[key] for key in keys])
     differences = ours - theirs
-    n, mean, p = len(seeds), float(differences.mean()), sign_flip_p(differences, rng)
+    n, mean, p = len(keys), float(differences.mean()), sign_flip_p(differences, rng)
     if n == 1:
         return Difference(n, mean, sd=None, low=None, high=None, p=p, effect=None)
     # 0.9 - 0.8 and 0.8 - 0.7 differ in the last bit: equal up to rounding of the inputs is equal.
@@ -65,26 +68,26 @@ def paired_difference(
 
 def sample_sd(values: npt.ArrayLike) -> float:
     """Sample standard deviation, ddof 1. Raises ValueError for fewer than two values."""
-    return float(_finite(values, at_least=2).std(ddof=1))
+    return float(finite(values, at_least=2).std(ddof=1))
 
 
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
     """Student's interval of the mean: mean +- t(n - 1) sd / sqrt(n), level CONFIDENCE. Raises ValueError for n < 2."""
-    array = _finite(values, at_least=2)
+    array = finite(values, at_least=2)
     low, high = stats.t.interval(CONFIDENCE, df=len(array) - 1, loc=array.mean(), scale=stats.sem(array, ddof=1))
     return float(low), float(high)
 
 
 def bca_interval(values: npt.ArrayLike, rng: np.random.Generator) -> tuple[float, float]:
     """Bias-corrected accelerated bootstrap interval of the mean (Efron 1987) at level CONFIDENCE; n < 2: ValueError."""
-    array = _finite(values, at_least=2)
+    array = finite(values, at_least=2)
     result = stats.bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=rng)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def sign_flip_p(differences: npt.ArrayLike, rng: np.random.Generator) -> float:
     """Two-sided p of mean 0 under random signs of the differences; exact for n <= 16, where rng is not used."""
-    array = _finite(differences)
+    array = finite(differences)
     if len(array) == 1:  # scipy refuses it: both signs are as extreme
         return 1.0
     test = stats.permutation_test(
@@ -93,17 +96,43 @@ def sign_flip_p(differences: npt.ArrayLike, rng: np.random.Generator) -> float:
     return float(test.pvalue)
 
 
-def smallest_p(n: int) -> float:
-    """Smallest two-sided p that n sign flips can give: 2 / 2^n, so 0.25 for n = 3 and 0.0625 for n = 5."""
-    return 2.0 ** (1 - n)
+def t_test_p(difference: Difference) -> float | None:
+    """Two-sided p of Student's paired test, t = mean / (sd / sqrt(n)) with n - 1 degrees of freedom; None if no spread.
+
+    Exact for normal differences only, where the sign-flip test needs no more than symmetric ones; but it is not
+    bounded by 2 / 2^n, and it is the test that `analysis.power` plans with. p <= ALPHA where t_interval excludes 0.
+    """
+    if difference.effect is None:
+        return None
+    return float(2 * stats.t.sf(abs(difference.effect) * np.sqrt(difference.n), df=difference.n - 1))
 
 
-def is_underpowered(n: int) -> bool:
-    """Whether no data whatever could reach p <= ALPHA: n <= 5. Then p says nothing and is not shown to people."""
-    return smallest_p(n) > ALPHA
+def smallest_p(n: int, family_size: int = 1) -> float:
+    """Smallest two-sided p that n sign flips can give: 2 / 2^n, so 0.25 for n = 3, times the size of the family.
+
+    Holm's method multiplies a family's smallest p by its size; if that stays above ALPHA, so do all the others.
+    """
+    return min(1.0, family_size * 2.0 ** (1 - n))
 
 
-def _finite(values: npt.ArrayLike, at_least: int = 1) -> Array:
+def is_underpowered(n: int, family_size: int = 1) -> bool:
+    """Whether no data whatever could reach p <= ALPHA: n <= 5 alone, n <= 10 in a family of 40 comparisons of n pairs.
+
+    Then p says nothing and is not shown to people.
+    """
+    return smallest_p(n, family_size) > ALPHA
+
+
+def fewest_pairs(family_size: int = 1) -> int:
+    """Pairs from which the sign-flip test is not underpowered: 6 alone, 8 in a family of 5, 11 in one of 40."""
+    n = 1
+    while is_underpowered(n, family_size):
+        n += 1
+    return n
+
+
+def finite(values: npt.ArrayLike, at_least: int = 1) -> Array:
+    """The values as float64, one axis. Raises ValueError for NaN, infinity, or fewer than at_least of them."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < at_least:
         raise ValueError(f"shape {array.shape}; expected one axis with at least {at_least} value{'s' * (at_least > 1)}")

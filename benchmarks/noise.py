@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from suite.config import Cell
-from suite.data import sources
-from suite.data.sources import Pixels, Source
+from suite.data.parts import Pixels, Source
+from suite.data.small import LOADERS
 from suite.distributed import Layout
 from suite.trainer import Trainer
 
@@ -24,7 +24,7 @@ def _noise(_directory: Path) -> Source:
 
 def trainer_of(model: str, quantizer: str, batch_size: int, precision: str) -> Trainer:
     """A trainer of `model` on noise: SGD with momentum for convolutions, AdamW for transformers; crops and flips."""
-    sources._LOADERS.setdefault(NAME, _noise)  # noqa: SLF001  (no data set for anybody else)
+    LOADERS.setdefault(NAME, _noise)  # a data set for nobody else
     base: dict[str, Any] = (
         {"optimizer": "adamw", "learning_rate": 1e-3}
         if model.startswith("vit")

@@ -14,18 +14,23 @@ class LaunchError(UserError):
 
 
 def preflight(cells: Sequence[Cell], data_dir: Path, console: Console) -> None:
-    """Looks at each data set, and at each model that is to have binary inputs.
+    """Looks at each data set, at the names of published weights, and at each model that is to have binary inputs.
 
     Raises:
         DataError: a data set is missing.
+        PretrainedError: there are no weights of that name.
         LaunchError: the inputs of a model's layers have no sign.
     """
     from suite.data.sources import load  # imports torch, which a launch with nothing to start must not wait for
 
     sources = {}
-    for dataset in {cell.dataset for cell in cells}:
+    for dataset, loader in {(cell.dataset, cell.execution.loader) for cell in cells}:
         with console.status(f"looking at {dataset}"):
-            sources[dataset] = load(dataset, data_dir)
+            sources[dataset] = load(dataset, data_dir, loader)
+    for model in {cell.model for cell in cells if cell.init == "pretrained"}:
+        from suite.pretrained import require_named
+
+        require_named(model, data_dir)
     for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task == "bwa"}.values():
         with console.status(f"looking at {cell.model}"):
             from suite.assemble import build_model

@@ -1,9 +1,10 @@
 """From a cell to the objects that train it: data, network, optimizer, schedules. Deterministic in the cell."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +13,18 @@ import models
 from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
 from quantizers.shapes import Shape
 from suite.config import Cell, Sharpness, Training
-from suite.data.memory import MemoryLoader, Normalization
-from suite.data.sources import DataError, Files, Pixels, Source, hold_out
+from suite.data import augmentation
+from suite.data.augmentation import IMAGENET, Normalization
+from suite.data.loader import Finish, Loader, Reader
+from suite.data.memory import MemoryReader
+from suite.data.parts import Encoded, Files, Part, Pixels, Source, hold_out
+from suite.data.sources import is_small
 from suite.distributed import Layout
 from suite.engine import Engine, EngineError
 from suite.engine.plain import PlainEngine
+from suite.errors import DataError
+from suite.mixing import mixes, require_even
 from suite.seeds import stream
-
-
-class Loader(Protocol):
-    """What training needs of data, wherever it lies."""
-
-    def __len__(self) -> int:
-        """Optimizer steps of one training epoch."""
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each global batch of an epoch, augmented, from batch `start` on."""
-
-    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of all samples, each once over all processes, as they are."""
 
 
 @dataclass(frozen=True)
@@ -46,48 +40,81 @@ class Loaders:
 def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
     """Loaders of the cell's data; order and augmentation come from the cell's seed.
 
+    Validation is on what the recipe holds out of the training set, or on the data set's own part for it.
+
     Raises:
-        DataError: the batch does not divide over the processes, or is larger than the training set.
+        DataError: the batch does not divide over the processes, or into pairs to be mixed, or is larger than the
+            training set.
     """
     batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
     if batch_size % layout.world_size:
         raise DataError(f"training.batch_size {batch_size} does not divide over {layout.world_size} processes")
+    require_even(cell.training, layout.world_size)
     kept, held_out = hold_out(len(source.train.labels), fraction)
     if batch_size > len(kept):
         raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
     train = source.train.subset(kept)
-    make = _loader_of(train, cell, layout)
-    validation = make(source.train.subset(held_out)) if fraction else None
-    return Loaders(make(train), validation, make(source.test), len(kept))
+    validation = source.train.subset(held_out) if fraction else source.validation
+    size = cell.data.image_size or source.image_size
+    normalization = _normalization(cell, train)
+
+    def make(part: Part) -> Loader:
+        reader, finish = _reader(part, cell, layout), _finish(part, layout)
+        return Loader(reader, cell.data, size, normalization, batch_size, cell.seed, layout, finish)
+
+    return Loaders(make(train), None if validation is None else make(validation), make(source.test), len(kept))
 
 
-def _loader_of(train: Pixels | Files, cell: Cell, layout: Layout) -> Callable[[Any], Loader]:
-    """(Pixels or Files) -> loader. Pixels are normalised by the training part's statistics."""
-    if isinstance(train, Files):
-        from suite.data.folder import FolderLoader
+def _normalization(cell: Cell, train: Part) -> Normalization:
+    """Small data sets' own, of the training part; ImageNet's for the rest."""
+    if isinstance(train, Encoded) and is_small(cell.dataset):
+        train = train.pixels()
+    return Normalization.of(train.images) if isinstance(train, Pixels) else IMAGENET
 
-        num_workers = len(os.sched_getaffinity(0)) // layout.world_size
-        return lambda part: FolderLoader(part, cell.data, cell.training.batch_size, cell.seed, layout, num_workers)
-    if cell.data.crop == "random_resized" or cell.data.image_size is not None:
-        raise DataError(
-            f"{cell.dataset} stays at its own size: data.image_size and crop: random_resized are for folders"
-        )
-    normalization = Normalization.of(train.images)
-    return lambda part: MemoryLoader(
-        part,
-        normalization,
-        cell.training.batch_size,
-        cell.seed,
-        layout,
-        crop_padding=cell.data.crop_padding if cell.data.crop == "padded" else 0,
-        horizontal_flip=cell.data.horizontal_flip,
-    )
+
+def _finish(part: Part, layout: Layout) -> Finish:
+    if not isinstance(part, Encoded) or layout.device.type != "cpu":
+        return augmentation.finish
+    from suite.data import compiled
+
+    return compiled.finish
+
+
+def _reader(part: Part, cell: Cell, layout: Layout) -> Reader:
+    if isinstance(part, Pixels):
+        if cell.data.crop == "random_resized" or cell.data.image_size is not None:
+            raise DataError(
+                f"{cell.dataset} stays at its own size: data.image_size and crop: random_resized are for image files"
+            )
+        return MemoryReader(part, layout.device)
+    num_workers = cell.execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
+    if isinstance(part, Files):
+        from suite.data.folder import FolderReader
+
+        return FolderReader(part, num_workers, layout.device)
+    from suite.data.ffcv import FFCVReader
+
+    return FFCVReader(part, cell.training.batch_size // layout.world_size, num_workers, layout.device)
+
+
+def pretrained_weights(cell: Cell, source: Source, data_dir: Path) -> tuple[dict[str, Tensor], str]:
+    """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
+
+    Raises:
+        PretrainedError: they are neither in DATA/weights nor to be had.
+    """
+    from suite.pretrained import pretrained
+
+    torch.manual_seed(stream(cell.seed, "init"))
+    size = cell.data.image_size or source.image_size
+    model, checksum = pretrained(cell.model, len(source.classes), size, source.in_chans, data_dir)
+    return model.state_dict(), checksum
 
 
 def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | None) -> tuple[nn.Module, models.Split]:
     """The network, its quantized weights holding latents, and its parameters' groups.
 
-    The full-precision network is drawn first (or loaded from the parent cell), the same for all methods of a seed;
+    The full-precision network is drawn first (or is the parent cell's, or timm's), the same for all methods of a seed;
     binarizing it draws no random numbers.
     """
     torch.manual_seed(stream(cell.seed, "init"))
@@ -204,10 +231,10 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
 
 
 def build_criterion(training: Training) -> nn.Module:
-    """Mean cross-entropy over the batch, with label smoothing where asked."""
+    """Mean cross-entropy over the batch, with label smoothing where asked; the labels of mixed images come smoothed."""
     from timm.loss import LabelSmoothingCrossEntropy
 
-    if training.label_smoothing:
+    if training.label_smoothing and not mixes(training):
         criterion: nn.Module = LabelSmoothingCrossEntropy(training.label_smoothing)
         return criterion
     return nn.CrossEntropyLoss()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Task = Literal["bw", "bwa"]
+Init = Literal["scratch", "finetune", "pretrained"]
 
 
 RECORDED = "recorded"
@@ -86,6 +87,20 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ProgressiveResizing(Frozen):
+    """Small images first: side `start` to epoch `from_epoch`, then a linear rise to data.image_size at `to_epoch`."""
+
+    start: PositiveInt = Field(description="side of the first epochs' images, in pixels")
+    from_epoch: NonNegativeInt = Field(0, description="last epoch, counted from 0, at `start`")
+    to_epoch: PositiveInt = Field(description="first epoch, counted from 0, at data.image_size")
+
+    @model_validator(mode="after")
+    def _forwards(self) -> "ProgressiveResizing":
+        if self.from_epoch >= self.to_epoch:
+            raise ValueError(f"from_epoch {self.from_epoch} has to be before to_epoch {self.to_epoch}")
+        return self
+
+
 class Data(Frozen):
     """How images are prepared. Sizes in pixels."""
 
@@ -97,7 +112,35 @@ class Data(Frozen):
     )
     crop_padding: NonNegativeInt = Field(4, description="zero padding of crop: padded, on each side")
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
-    validation_fraction: Fraction = Field(0.1, description="share of the training set held out; the same for all seeds")
+    validation_fraction: Fraction = Field(
+        0.1,
+        description="share of the training set held out; the same for all seeds. 0: the data set's own, if it has one",
+    )
+    evaluation_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="side of evaluation's centre crop over the image's shorter side; default: 0.875 (224 / 256) for "
+        "crop: random_resized, else 1",
+    )
+    progressive_resizing: ProgressiveResizing | None = Field(
+        None, description="smaller images in early epochs; for crop: random_resized"
+    )
+
+    @model_validator(mode="after")
+    def _resizing_where_sizes_vary(self) -> "Data":
+        if self.progressive_resizing is not None:
+            if self.crop != "random_resized" or self.image_size is None:
+                raise ValueError("progressive_resizing: needs crop: random_resized and an image_size to rise to")
+            if self.progressive_resizing.start > self.image_size:
+                start = self.progressive_resizing.start
+                raise ValueError(f"progressive_resizing.start {start} is above image_size {self.image_size}")
+        return self
+
+    @property
+    def centre_ratio(self) -> float:
+        """`evaluation_ratio`, or its default."""
+        if self.evaluation_ratio is not None:
+            return self.evaluation_ratio
+        return 224 / 256 if self.crop == "random_resized" else 1.0
 
 
 class Training(Frozen):
@@ -115,6 +158,11 @@ class Training(Frozen):
     decay_epochs: tuple[PositiveInt, ...] = Field((), description="schedule: step multiplies by decay_rate at each")
     decay_rate: PositiveFloat = 0.1
     label_smoothing: Fraction = 0.0
+    mixup: NonNegativeFloat = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by")
+    cutmix: NonNegativeFloat = Field(
+        0.0,
+        description="alpha of the Beta distribution of the patch's share; with mixup, each batch draws one of the two",
+    )
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
     )
@@ -149,6 +197,14 @@ class Execution(Frozen):
         description="most images per forward pass and process; the recipe's batch is made up by accumulating gradients",
     )
     compile: bool = Field(default=False, description="plain only: torch.compile")
+    loader: Literal["auto", "memory", "torch", "ffcv"] = Field(
+        "auto",
+        description="memory: all images as bytes on the device, for small data sets; ffcv: the files of "
+        "`suite.data prepare`; torch: image files; auto: the first of these that there is",
+    )
+    num_workers: PositiveInt | None = Field(
+        None, description="decoders of each process (torch: processes, ffcv: threads); default: its share of the cores"
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="deepspeed only: laid over the configuration that it is given"
     )
@@ -239,6 +295,14 @@ def _written(shape: "Shape") -> str:
     return f"{{shape: {type(shape).__name__.lower()}{values}}}"
 
 
+_LATER_KEYS = (
+    ("data", "evaluation_ratio", None),
+    ("data", "progressive_resizing", None),
+    ("training", "mixup", 0.0),
+    ("training", "cutmix", 0.0),
+)
+
+
 class Cell(Frozen):
     """One resolved run. `id` identifies everything that changes its result and nothing else."""
 
@@ -247,7 +311,7 @@ class Cell(Frozen):
     quantizer: QuantizerName
     seed: NonNegativeInt
     task: Task = "bw"
-    init: Literal["scratch", "finetune"] = "scratch"
+    init: Init = "scratch"
     parent: str | None = Field(None, description="id of the full-precision cell that a finetune cell starts from")
     data: Data
     training: Training
@@ -287,6 +351,9 @@ class Cell(Frozen):
             del identity["task"], identity["quantization"]["inputs"]
         if self.quantization.full_precision == "ends":
             del identity["quantization"]["full_precision"]
+        for section, key, default in _LATER_KEYS:
+            if identity[section][key] == default:
+                del identity[section][key]
         return identity
 
     @property
@@ -305,8 +372,10 @@ class Block(Frozen):
     quantizers: tuple[QuantizerName, ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
-    init: Literal["scratch", "finetune"] = Field(
-        "scratch", description="finetune: from the full-precision cell of the same model and seed, which runs first"
+    init: Init = Field(
+        "scratch",
+        description="finetune: from the full-precision cell of the same model and seed, which runs first; pretrained: "
+        "from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
     )
     data: Data = Data()
     training: Training

@@ -17,6 +17,7 @@ class Layout:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -84,5 +85,6 @@ def joined(timeout_seconds: float = 600.0) -> Iterator[Layout]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-    yield Layout(distributed.get_rank(), world_size, device)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    yield Layout(distributed.get_rank(), world_size, device, local_world_size)
     distributed.destroy_process_group()

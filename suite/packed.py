@@ -208,7 +208,7 @@ def _blank(path: Path, header: Header) -> "tuple[nn.Module, Split]":
 
     import models
     from suite.assemble import build_model
-    from suite.data.sources import Pixels, Source
+    from suite.data.parts import Pixels, Source
 
     size = header.image_size
     none = Pixels(torch.empty(0, header.in_chans, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))

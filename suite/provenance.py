@@ -18,8 +18,8 @@ SNAPSHOT = "snapshot.json"
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
-def collect(layout: "Layout", data_checksum: str) -> dict[str, Any]:
-    """Provenance of the run that this process is part of, as JSON."""
+def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None) -> dict[str, Any]:
+    """Provenance of the run that this process is part of, as JSON; `weights_checksum` is of what it started from."""
     import torch
 
     return {
@@ -35,6 +35,7 @@ def collect(layout: "Layout", data_checksum: str) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "num_cores": len(os.sched_getaffinity(0)),
         "data_checksum": data_checksum,
+        "weights_checksum": weights_checksum,
     }
 
 

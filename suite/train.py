@@ -94,7 +94,7 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
         record = Record(run, trainer) if layout.is_main else None
         if record is not None:
             stack.callback(record.close)
-            write_json(run.provenance_path, collect(layout, trainer.data_checksum))
+            write_json(run.provenance_path, collect(layout, trainer.data_checksum, trainer.weights_checksum))
 
         def on_step(number: int, _loss: float) -> None:
             heartbeat.beat(number)

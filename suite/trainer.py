@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,40 @@ from torch import Tensor
 import models
 from suite import checkpoint
 from suite.assemble import (
-    Loader,
     build_engine,
     build_input_mu,
     build_loaders,
     build_lr_schedule,
     build_model,
     build_sharpness,
+    pretrained_weights,
 )
 from suite.averaging import MovingAverage
 from suite.config import Cell
 from suite.data import sources
+from suite.data.loader import Loader
 from suite.distributed import Layout
 from suite.evaluate import Health, top1
 from suite.faults import DivergedError
+from suite.mixing import mix, mixes
 from suite.seeds import stream
+
+
+@dataclass
+class Wait:
+    """How long the loader let training wait, in seconds: 0 where batches are ready when they are needed."""
+
+    seconds: float = 0.0
+
+    def for_each(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batches."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
 
 @dataclass
@@ -49,10 +68,13 @@ class Trainer:
 
     def __init__(self, cell: Cell, layout: Layout, data_dir: Path, parent_weights: dict[str, Tensor] | None) -> None:
         self.cell, self.layout = cell, layout
-        source = sources.load(cell.dataset, data_dir)
+        source = sources.load(cell.dataset, data_dir, cell.execution.loader)
         self.data_checksum, self.classes = source.checksum, source.classes
+        self.weights_checksum: str | None = None
         self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout)
+        if cell.init == "pretrained":
+            parent_weights, self.weights_checksum = pretrained_weights(cell, source, data_dir)
         model, self.split = build_model(cell, source, parent_weights)
         self.num_parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
         self.engine = build_engine(cell, model, self.split, layout)
@@ -81,7 +103,8 @@ class Trainer:
         """
         self.engine.model.train()
         start, num_before = time.perf_counter(), float(self.totals[2])
-        for images, labels in self.loaders.train.epoch(self.epoch, self.step):
+        wait = Wait()
+        for images, labels in wait.for_each(self.loaders.train.epoch(self.epoch, self.step)):
             number, loss = self._num_steps_done, self._train_step(images, labels)
             on_step(number, loss)
         seconds, num_here = time.perf_counter() - start, float(self.totals[2]) - num_before
@@ -92,7 +115,10 @@ class Trainer:
         if self.loaders.validation is not None:
             metrics["val/top1"] = self._validate(self.loaders.validation)
         metrics |= self.health.measure()
-        metrics |= {"time/images_per_second": num_here * self.layout.world_size / seconds}
+        metrics |= {
+            "time/images_per_second": num_here * self.layout.world_size / seconds,
+            "time/loader_stall_share": wait.seconds / seconds,
+        }
         if self.sharpness is not None:
             metrics["mu"] = self.optimizer.param_groups[-1]["mu"]
         return metrics
@@ -106,7 +132,7 @@ class Trainer:
         # The only random numbers drawn outside the loaders are dropout's. Each step has a stream of its own, so that
         # there is no generator's state to be saved, and none to be lost.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.step, self.layout.rank))
-        loss, logits = self.engine.train_step(images, labels)
+        loss, logits = self.engine.train_step(*self._mixed(images, labels))
         if self.average is not None:
             self.average.update()
         value = loss.item()
@@ -116,6 +142,13 @@ class Trainer:
         self.totals[2] += len(labels)
         self.step += 1
         return value
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The step's images and labels, which are [B, classes] where the recipe mixes images."""
+        if not mixes(self.cell.training):
+            return images, labels
+        seed = stream(self.cell.seed, "mixing", self.epoch, self.step, self.layout.rank)
+        return mix(images, labels, self.cell.training, len(self.classes), seed)
 
     def _agree(self, loss: float) -> None:
         """One exchange a step, so that all processes do the same next."""

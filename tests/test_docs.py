@@ -11,18 +11,21 @@ from typer.testing import CliRunner
 import analysis.__main__
 import launch.__main__
 import quantizers.__main__
+import suite.data.__main__
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-APPS = {"launch": launch.__main__.app, "analysis": analysis.__main__.app, "quantizers": quantizers.__main__.app}
+APPS = {
+    "launch": launch.__main__.app,
+    "analysis": analysis.__main__.app,
+    "quantizers": quantizers.__main__.app,
+    "suite.data": suite.data.__main__.app,
+}
 
 
 def _commands() -> list[str]:
-    found = [
-        match
-        for page in PAGES
-        for match in re.findall(rf"python -m (?:{'|'.join(APPS)}) [^`\n#]*", page.read_text(encoding="utf-8"))
-    ]
+    pattern = rf"python -m (?:{'|'.join(map(re.escape, APPS))}) [^`\n#]*"
+    found = [match for page in PAGES for match in re.findall(pattern, page.read_text(encoding="utf-8"))]
     return sorted({command.strip() for command in found})
 
 

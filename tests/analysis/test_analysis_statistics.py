@@ -9,12 +9,14 @@ from scipy import stats
 
 from analysis.statistics import (
     bca_interval,
+    fewest_pairs,
     is_underpowered,
     paired_difference,
     sample_sd,
     sign_flip_p,
     smallest_p,
     t_interval,
+    t_test_p,
 )
 
 # Student (1908), hours of sleep gained with each of two drugs; R's `sleep`.
@@ -93,6 +95,27 @@ def test_differences_of_one_sign_give_the_smallest_p(n: int, p: float) -> None:
 @pytest.mark.parametrize("n", range(1, 9))
 def test_up_to_five_pairs_are_underpowered(n: int) -> None:
     assert is_underpowered(n) == (n <= 5)
+
+
+@pytest.mark.parametrize(("family_size", "pairs"), [(1, 6), (2, 7), (3, 7), (5, 8), (40, 11)])
+def test_larger_families_take_more_pairs(family_size: int, pairs: int) -> None:
+    assert fewest_pairs(family_size) == pairs
+    assert is_underpowered(pairs - 1, family_size)
+    assert not is_underpowered(pairs, family_size)
+    assert smallest_p(pairs, family_size) == family_size * smallest_p(pairs)
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=50)
+def test_the_t_test_says_what_its_interval_says(values: list[tuple[float, float]]) -> None:
+    ours, theirs = zip(*values, strict=True)
+    difference = paired_difference(by_seed(ours), by_seed(theirs), rng())
+    p = t_test_p(difference)
+    assert (p is None) == (difference.low is None)
+    if p is not None and difference.low is not None and difference.high is not None:
+        assert p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue, rel=1e-6)
+        if abs(p - 0.05) > 1e-9:
+            assert (p < 0.05) == (difference.low > 0 or difference.high < 0)
 
 
 def test_one_pair_has_a_mean_and_nothing_else() -> None:

@@ -229,7 +229,7 @@ def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_g
 @pytest.mark.slow
 def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 120, "batch_size": 64, "learning_rate": 0.01})
     command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

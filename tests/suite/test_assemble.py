@@ -8,8 +8,9 @@ import torch
 
 from suite.assemble import build_criterion, build_loaders, build_lr_schedule, build_model, build_optimizer
 from suite.config import Cell
-from suite.data.sources import DataError, load
+from suite.data.sources import load
 from suite.distributed import Layout
+from suite.errors import DataError
 
 MakeCell = Callable[..., Cell]
 NOWHERE = Path("no-data-needed")

@@ -11,10 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from suite.config import Data
-from suite.data.folder import FolderLoader
-from suite.data.memory import MemoryLoader, Normalization
-from suite.data.sources import DataError, Files, Pixels
+from suite.data.augmentation import IMAGENET, Normalization
+from suite.data.folder import FolderReader
+from suite.data.loader import Loader
+from suite.data.memory import MemoryReader
+from suite.data.parts import Files, Pixels
 from suite.distributed import Layout
+from suite.errors import DataError
 
 IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 """Leaves the bytes as they are."""
@@ -29,16 +32,21 @@ def _loader(
     world_size: int = 1,
     padding: int = 0,
     flip: bool = False,
-) -> MemoryLoader:
+) -> Loader:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num, 1, 6, 6), dtype=torch.uint8, generator=generator)
     data = Pixels(images, torch.arange(num))
-    return MemoryLoader(
-        data, IDENTITY, batch_size, seed, Layout(rank, world_size), crop_padding=padding, horizontal_flip=flip
-    )
+    settings = Data(crop="padded", crop_padding=padding, horizontal_flip=flip)
+    reader = MemoryReader(data, torch.device("cpu"))
+    return Loader(reader, settings, 6, IDENTITY, batch_size, seed, Layout(rank, world_size))
 
 
-def _labels(loader: MemoryLoader | FolderLoader, epoch: int) -> list[int]:
+def _images(loader: Loader) -> Tensor:
+    """As they are: uint8 [N, 1, 6, 6]."""
+    return torch.cat([images for images, _ in loader.evaluation()]).round().to(torch.uint8)
+
+
+def _labels(loader: Loader, epoch: int) -> list[int]:
     return [int(label) for _, labels in loader.epoch(epoch) for label in labels]
 
 
@@ -78,17 +86,16 @@ def test_evaluation_counts_every_sample_once_without_padding(world_size: int) ->
 
 
 def test_evaluation_shows_images_as_they_are() -> None:
-    loader = _loader(padding=2, flip=True)
-    images = torch.cat([images for images, _ in loader.evaluation()])
-    assert torch.equal(images.round().to(torch.uint8), loader.images)
+    assert torch.equal(_images(_loader(padding=2, flip=True)), _images(_loader()))
 
 
 def test_each_crop_is_a_window_of_the_padded_image() -> None:
     loader = _loader(padding=2)
+    originals = _images(loader)
     windows = set()
     for images, labels in loader.epoch(0):
         for image, label in zip(images.round().to(torch.uint8), labels, strict=True):
-            padded = torch.nn.functional.pad(loader.images[label], [2] * 4)
+            padded = torch.nn.functional.pad(originals[label], [2] * 4)
             found = [(r, c) for r in range(5) for c in range(5) if torch.equal(padded[:, r : r + 6, c : c + 6], image)]
             assert len(found) == 1
             windows.update(found)
@@ -97,10 +104,11 @@ def test_each_crop_is_a_window_of_the_padded_image() -> None:
 
 def test_about_half_of_the_images_are_mirrored() -> None:
     loader = _loader(num=600, flip=True)
+    originals = _images(loader)
     mirrored = 0
     for images, labels in loader.epoch(0):
         for image, label in zip(images.round().to(torch.uint8), labels, strict=True):
-            original = loader.images[label]
+            original = originals[label]
             assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
             mirrored += int(not torch.equal(image, original))
     assert 240 < mirrored < 360
@@ -125,15 +133,22 @@ def files(tmp_path: Path) -> Files:
 SETTINGS = Data(image_size=16, crop="random_resized", horizontal_flip=True)
 
 
-def _epoch(loader: FolderLoader, epoch: int) -> tuple[Tensor, list[int]]:
+ALONE = Layout()
+
+
+def _folder(files: Files, batch_size: int, layout: Layout = ALONE, num_workers: int = 0) -> Loader:
+    return Loader(FolderReader(files, num_workers, layout.device), SETTINGS, 16, IMAGENET, batch_size, 0, layout)
+
+
+def _epoch(loader: Loader, epoch: int) -> tuple[Tensor, list[int]]:
     batches = list(loader.epoch(epoch))
     return torch.cat([images for images, _ in batches]), [int(i) for _, labels in batches for i in labels]
 
 
 @pytest.mark.slow
 def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Files) -> None:
-    alone = _epoch(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0), 1)
-    two = _epoch(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=2), 1)
+    alone = _epoch(_folder(files, 5), 1)
+    two = _epoch(_folder(files, 5, num_workers=2), 1)
     assert torch.equal(alone[0], two[0])
     assert alone[1] == two[1]
     assert sorted(alone[1]) == list(range(10))
@@ -141,7 +156,7 @@ def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Fil
 
 @pytest.mark.slow
 def test_workers_leave_signals_to_stop_to_the_process_that_can_save(files: Files) -> None:
-    batches = FolderLoader(files, SETTINGS, 1, 0, Layout(), num_workers=2).epoch(0)
+    batches = _folder(files, 1, num_workers=2).epoch(0)
     next(batches)
     workers = multiprocessing.active_children()
     for worker in workers:
@@ -154,7 +169,7 @@ def test_workers_leave_signals_to_stop_to_the_process_that_can_save(files: Files
 
 
 def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files) -> None:
-    loader = FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0)
+    loader = _folder(files, 5)
     first, labels = _epoch(loader, 0)
     assert first.shape == (10, 3, 16, 16)
     assert torch.equal(_epoch(loader, 0)[0], first)
@@ -163,11 +178,11 @@ def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files)
 
 
 def test_folder_evaluation_covers_every_file_once_over_processes(files: Files) -> None:
-    loaders = [FolderLoader(files, SETTINGS, 4, 0, Layout(rank, 3), num_workers=0) for rank in range(3)]
+    loaders = [_folder(files, 4, Layout(rank, 3)) for rank in range(3)]
     assert sorted(int(i) for loader in loaders for _, labels in loader.evaluation() for i in labels) == list(range(10))
 
 
 def test_a_file_that_cannot_be_decoded_is_named(files: Files) -> None:
     files.paths[0].write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"0\.png: cannot be decoded"):
-        list(FolderLoader(files, SETTINGS, 5, 0, Layout(), num_workers=0).evaluation())
+        list(_folder(files, 5).evaluation())

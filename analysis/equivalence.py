@@ -1,0 +1,114 @@
+"""Does a number of ours reproduce a published one? Equivalence within a margin declared beforehand. Pure functions."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from analysis.statistics import ALPHA, finite
+
+
+class Verdict(str, Enum):
+    """What runs say about a published number."""
+
+    reproduced = "reproduced"
+    differs = "differs"
+    inconclusive = "inconclusive"
+    untestable = "untestable"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published mean, with the sample standard deviation (ddof 1) and number of its runs where they are known.
+
+    Without n it is taken as exact; with n but no sd its runs are taken to spread as ours do.
+    """
+
+    mean: float
+    sd: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Ours minus published, its 1 - 2 ALPHA interval, p of equivalence and of difference, and what follows from them.
+
+    `low`, `high` and both p are None where `verdict` is untestable.
+    """
+
+    n: int
+    difference: float
+    margin: float
+    low: float | None
+    high: float | None
+    p_equivalent: float | None
+    p_different: float | None
+    verdict: Verdict
+
+
+def equivalence(values: npt.ArrayLike, published: Published, margin: float) -> Equivalence:
+    """Two one-sided t tests (Schuirmann 1987) of n runs against a published number, margin in the same unit.
+
+    With d = mean(values) - published.mean and its standard error s / sqrt(n), n - 1 degrees of freedom, or Welch's
+    where the published number has runs of its own:
+
+    - reproduced: the 1 - 2 ALPHA interval of d lies within (-margin, margin): p_equivalent, the larger of the two
+      one-sided tests' p, is <= ALPHA. At most that often a method as far off as the margin is said to be reproduced.
+    - differs: the 1 - ALPHA interval of d lies wholly outside: p_different, of |d| <= margin, is <= ALPHA.
+    - inconclusive: neither, because the runs are too few for this margin, or the number is close to its edge.
+    - untestable: one run, or runs all equal, which have no spread to judge by.
+
+    Not finding a difference is never a reproduction: few runs are inconclusive.
+
+    Raises:
+        ValueError: no values, one that is not finite, a margin that is not positive, an sd without its n.
+    """
+    ours = finite(values)
+    _check(published, margin)
+    n, difference = len(ours), float(ours.mean() - published.mean)
+    error = _standard_error(ours, published)
+    if error is None:
+        return Equivalence(n, difference, margin, None, None, None, None, Verdict.untestable)
+    scale, df = error
+    from_low, from_high = (difference + margin) / scale, (difference - margin) / scale  # t of d = -margin, d = margin
+    p_equivalent = float(max(stats.t.sf(from_low, df), stats.t.cdf(from_high, df)))
+    p_different = float(min(1, 2 * stats.t.cdf(from_low, df), 2 * stats.t.sf(from_high, df)))
+    low, high = stats.t.interval(1 - 2 * ALPHA, df, loc=difference, scale=scale)
+    if p_equivalent <= ALPHA:
+        verdict = Verdict.reproduced
+    else:
+        verdict = Verdict.differs if p_different <= ALPHA else Verdict.inconclusive
+    return Equivalence(n, difference, margin, float(low), float(high), p_equivalent, p_different, verdict)
+
+
+def _standard_error(ours: npt.NDArray[np.float64], published: Published) -> tuple[float, float] | None:
+    """Standard error of the difference and its degrees of freedom (Welch-Satterthwaite); None if there is no spread."""
+    n = len(ours)
+    rounding = 8 * np.finfo(np.float64).eps * np.abs(ours).max()
+    variance = float(ours.var(ddof=1)) if n > 1 else 0.0
+    if np.ptp(ours) <= rounding or variance == 0:
+        return None
+    if published.n is None:
+        return float(np.sqrt(variance / n)), n - 1
+    if published.sd is None:
+        return float(np.sqrt(variance / n + variance / published.n)), n - 1
+    own, other = variance / n, published.sd**2 / published.n
+    df = (own + other) ** 2 / (own**2 / (n - 1) + other**2 / (published.n - 1))
+    return float(np.sqrt(own + other)), float(df)
+
+
+def _check(published: Published, margin: float) -> None:
+    if not (np.isfinite(margin) and margin > 0):
+        raise ValueError(f"margin {margin:g}; expected a positive number, declared beforehand")
+    finite([published.mean])
+    if published.n is not None and published.n < 1:
+        raise ValueError(f"published n = {published.n}; expected one or more runs")
+    if published.sd is not None:
+        if published.n is None or published.n < 2:  # noqa: PLR2004 - an sd takes two
+            raise ValueError(
+                f"published sd {published.sd:g} with n = {published.n}; an sd needs the n >= 2 runs it is of"
+            )
+        if finite([published.sd])[0] < 0:
+            raise ValueError(f"published sd {published.sd:g} is negative")

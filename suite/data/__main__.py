@@ -1,0 +1,158 @@
+"""The commands that make data files and check them; `python -m suite.data --help` teaches them."""
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from suite.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Makes FFCV files from image files, and checks them.\n\n"
+    "[bold]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet[/]\n\n"
+    "Then: [bold]python -m suite.data verify data/imagenet/*.beton[/]",
+)
+MAX_RESOLUTION, QUALITY, JPEG_SHARE = 400, 90, 0.5
+
+
+class Dataset(str, Enum):
+    """What can be prepared."""
+
+    imagenet = "imagenet"
+    cifar10 = "cifar10"
+    cifar100 = "cifar100"
+    imagefolder = "imagefolder"
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[
+        Dataset,
+        typer.Argument(help="imagefolder: any class folders; a grid's data set folder/NAME.", show_default=False),
+    ],
+    source: Annotated[
+        Path,
+        typer.Option(
+            help="The image files, laid out as above.",
+            metavar="DIR",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Where train.beton and the others come to lie: a grid looks in DATA/imagenet.", metavar="DIR"
+        ),
+    ],
+    max_resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=16384,
+            help="Longer side, in pixels; larger images are made smaller. 0: never.",
+            show_default="400",
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of the JPEGs that are encoded anew.", show_default="90")
+    ] = None,
+    jpeg_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the images stored as JPEG; the rest is raw: larger, faster.",
+            show_default="0.5",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes.", show_default="this machine's cores")
+    ] = None,
+    leave_out_broken: Annotated[
+        bool,
+        typer.Option("--leave-out-broken", help="Go without files that cannot be decoded; the manifest names them."),
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="imagenet: some of the 1,000 classes are enough.")] = False,
+) -> None:
+    """Write train.beton and its like: the same bytes from the same images and settings, whatever the workers.
+
+    imagenet is expected as DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others as DIR/train/CLASS/*.jpg and
+    DIR/test/CLASS/*.jpg, with DIR/val where there is one; cifar10 and cifar100 also as torchvision's files.
+
+    Killed, it goes on where it was when the same command is given again. Beside each file lies a manifest: counts,
+    classes, checksums, and what was converted or left out.
+
+    [dim]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet --workers 16[/]
+
+    [dim]python -m suite.data prepare imagefolder --source photos --out data/photos --jpeg-share 1[/]
+    """
+    from rich.console import Console
+
+    from suite.data.decoding import Storage
+    from suite.data.prepare import EXACT
+    from suite.data.prepare import prepare as make
+
+    options = {"--max-resolution": max_resolution, "--quality": quality, "--jpeg-share": jpeg_share}
+    given = [name for name, value in options.items() if value is not None]
+    storage = EXACT
+    if dataset not in {Dataset.cifar10, Dataset.cifar100}:
+        storage = Storage.of(
+            (MAX_RESOLUTION if max_resolution is None else max_resolution) or None,
+            QUALITY if quality is None else quality,
+            JPEG_SHARE if jpeg_share is None else jpeg_share,
+        )
+    elif given:
+        fail(f"{given[0]}: {dataset.value} is stored as it is, raw and in full; leave it out")
+    if partial and dataset is not Dataset.imagenet:
+        fail(f"--partial: {dataset.value} has no list of classes to be a part of; it is for imagenet")
+    num_workers = workers or len(os.sched_getaffinity(0))
+    console = Console()
+    make(dataset.value, source, out, storage, num_workers, console, leave_out_broken=leave_out_broken, partial=partial)
+
+
+@app.command()
+def verify(
+    files: Annotated[
+        list[Path], typer.Argument(help="Data files, each with its manifest beside it.", metavar="FILE...")
+    ],
+) -> None:
+    """Check data files against their manifests: size, checksum, index, labels, counts. Exit status 1 where one is bad.
+
+    [dim]python -m suite.data verify data/imagenet/*.beton[/]
+    """
+    from rich.console import Console
+
+    from suite.data.listing import escaped
+    from suite.data.looks import bytes_read
+    from suite.data.manifest import faults
+
+    num_bad = 0
+    for file in files:
+        total = file.stat().st_size if file.is_file() else 0
+        with bytes_read(Console(stderr=True), file.name, total) as advance:
+            found = list(faults(file, advance))
+        for fault in found:
+            print(fault, file=sys.stderr)
+        num_bad += bool(found)
+        if not found:
+            print(f"{escaped(str(file))}: as its manifest says")
+    raise SystemExit(1 if num_bad else 0)
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the process as bad input does: the message alone, status 2."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        fail(str(error))

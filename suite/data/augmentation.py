@@ -1,0 +1,162 @@
+"""What is done to a sample's pixels: windows, shifts, flips, normalisation; drawn from (seed, epoch, sample) alone.
+
+So it does not matter to a sample which batch, process or loader it comes through.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from suite.config import Data, ProgressiveResizing
+from suite.seeds import stream
+
+AREA, ASPECT, NUM_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+"""Of a random window: its share of the area, and width over height. Szegedy et al. 2015, as torchvision has it."""
+NUM_UNIFORMS = 2 * NUM_TRIES + 2
+RESIZING_STEP = 32
+"""Sides of progressive resizing are multiples of it, in pixels, as in ffcv-imagenet: networks halve them five times."""
+
+
+class Crops(Protocol):
+    """Which window of an image is resized to what the network sees."""
+
+    def boxes(
+        self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """[n, 4]: top, left, height and width of each sample's window, in pixels, in images that are so large."""
+
+    def subset(self, samples: Tensor) -> "Crops":
+        """Those of `samples` (int64 [M]), which are numbered from 0 then: what a worker is sent."""
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The square in the middle whose side is `ratio` of the image's shorter one."""
+
+    ratio: float
+
+    def boxes(
+        self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """The same for all samples of one size."""
+        del samples
+        side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
+        return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], 1).astype(np.int32)
+
+    def subset(self, samples: Tensor) -> "Centre":
+        """Itself."""
+        del samples
+        return self
+
+
+@dataclass(frozen=True)
+class RandomResized:
+    """Windows of random area and aspect, from uniform numbers in [0, 1), float32 [N, NUM_UNIFORMS]."""
+
+    uniforms: Tensor
+
+    def boxes(
+        self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """The first of NUM_TRIES windows that lies in the image; where none does, the largest of a permitted aspect."""
+        uniforms = self.uniforms.numpy()[samples].astype(np.float64)
+        area = (heights * widths)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * uniforms[:, :-2:2])
+        low, high = np.log(ASPECT)
+        aspect = np.exp(low + (high - low) * uniforms[:, 1:-2:2])
+        tried_h, tried_w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
+        fits = (tried_h > 0) & (tried_h <= heights[:, None]) & (tried_w > 0) & (tried_w <= widths[:, None])
+        found, first = fits.any(1), fits.argmax(1)[:, None]
+        height = np.where(
+            found, np.take_along_axis(tried_h, first, 1)[:, 0], np.rint(widths / ASPECT[0]).clip(max=heights)
+        )
+        width = np.where(
+            found, np.take_along_axis(tried_w, first, 1)[:, 0], np.rint(heights * ASPECT[1]).clip(max=widths)
+        )
+        top = np.where(found, np.floor(uniforms[:, -2] * (heights - height + 1)), (heights - height) // 2)
+        left = np.where(found, np.floor(uniforms[:, -1] * (widths - width + 1)), (widths - width) // 2)
+        return np.stack([top, left, height, width], 1).astype(np.int32)
+
+    def subset(self, samples: Tensor) -> "RandomResized":
+        """The rows of `samples`."""
+        return RandomResized(self.uniforms[samples])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """An epoch's changes to N samples: `shifts` int64 [N, 2] of zero-padded images, `flips` bool [N], and windows."""
+
+    shifts: Tensor
+    flips: Tensor
+    crops: Crops
+
+
+def draw(settings: Data, num_samples: int, seed: int, epoch: int) -> Draws:
+    """The epoch's draws, on the CPU whatever the device: the same on every machine."""
+    generator = torch.Generator().manual_seed(stream(seed, "augmentation", epoch))
+    shifts = torch.randint(0, 2 * padding(settings) + 1, (num_samples, 2), generator=generator)
+    flips = (torch.rand(num_samples, generator=generator) < 0.5) & settings.horizontal_flip  # noqa: PLR2004  (a coin)
+    crops: Crops = Centre(1.0)
+    if settings.crop == "random_resized":
+        crops = RandomResized(torch.rand((num_samples, NUM_UNIFORMS), generator=generator))
+    elif settings.evaluation_ratio is not None:
+        crops = Centre(settings.evaluation_ratio)
+    return Draws(shifts, flips, crops)
+
+
+def padding(settings: Data) -> int:
+    """Zeros around each training image, in pixels."""
+    return settings.crop_padding if settings.crop == "padded" else 0
+
+
+def side(progressive: ProgressiveResizing | None, final: int, epoch: int) -> int:
+    """Side of the training images in epoch number `epoch` (from 0), in pixels: `final`, or on the way to it."""
+    if progressive is None or epoch >= progressive.to_epoch:
+        return final
+    progress = max(epoch - progressive.from_epoch, 0) / (progressive.to_epoch - progressive.from_epoch)
+    exact = progressive.start + progress * (final - progressive.start)
+    return min(max(round(exact / RESIZING_STEP) * RESIZING_STEP, progressive.start), final)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation (ddof 0) of pixels in [0, 1]; both float32 [C]."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Normalization":
+        """Measured on uint8 images [N, C, H, W]: the training split's, so nothing leaks from the others."""
+        counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
+        share, level = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+        mean = share @ level
+        return cls(mean.float(), (share @ level**2 - mean**2).sqrt().float())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32, mean 0 and deviation 1 per channel over the training set."""
+        mean, std = (value.view(-1, 1, 1).to(images.device) for value in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+IMAGENET = Normalization(torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+"""What torchvision's and timm's ImageNet networks are used to."""
+
+
+def finish(images: Tensor, mirrored: Tensor, normalization: Normalization) -> Tensor:
+    """uint8 [B, C, H, W] -> float32, mirrored from right to left where `mirrored` (bool [B]), and normalised."""
+    if mirrored.any():
+        images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    return normalization(images)
+
+
+def shift(images: Tensor, num_pixels: int, shifts: Tensor) -> Tensor:
+    """Window of the images' own size at row and column `shifts` (int64 [B, 2]) once zero-padded by `num_pixels`."""
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, [num_pixels] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = shifts.to(images.device).unbind(1)
+    return windows[torch.arange(len(images), device=images.device), :, rows, columns]

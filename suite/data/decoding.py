@@ -1,0 +1,219 @@
+"""From an image file to what is stored of it. Imported by worker processes, so light: numpy and Pillow.
+
+A file whose pixels are not 8-bit RGB is converted, and said to be; one that cannot be decoded whole is broken.
+"""
+
+import io
+import stat
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from suite.data.beton import MAX_SIDE, PAGE_BYTES, Sample
+from suite.data.resampling import area_resize
+from suite.errors import DataError
+from suite.seeds import stream
+
+MAX_UNLIMITED_PAGE_BYTES = 64 << 20
+"""Page size where images of any size are stored: a larger image has to be made smaller."""
+_END_OF_JPEG = b"\xff\xd9"
+_GREY_16 = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
+_WITH_OTHER_ALPHA = {"La": "LA", "RGBa": "RGBA"}
+_SUFFIX_FORMATS = {
+    "JPEG": {".jpg", ".jpeg"},
+    "PNG": {".png"},
+    "BMP": {".bmp"},
+    "WEBP": {".webp"},
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How images are stored: longer side at the most `max_resolution` pixels, a share of them as JPEG, the rest raw.
+
+    `quality` is Pillow's, of JPEGs that are not the source's own bytes; `page_bytes` what a page of the file holds.
+    """
+
+    max_resolution: int | None
+    quality: int
+    jpeg_share: float
+    page_bytes: int
+
+    @classmethod
+    def of(cls, max_resolution: int | None, quality: int, jpeg_share: float) -> "Storage":
+        """With pages of FFCV's default size, or the next power of two that holds the largest raw image."""
+        if max_resolution is None:
+            return cls(None, quality, jpeg_share, MAX_UNLIMITED_PAGE_BYTES)
+        page_bytes = max(PAGE_BYTES, 1 << (3 * max_resolution**2 - 1).bit_length())
+        return cls(max_resolution, quality, jpeg_share, page_bytes)
+
+    def wants_jpeg(self, number: int) -> bool:
+        """Drawn for the image `number` of a split, the same for all."""
+        return stream(0, "jpeg", number) / 2**63 < self.jpeg_share
+
+
+class Task(NamedTuple):
+    """One file to store: as sample `number` of its split, were no file broken, under `label`."""
+
+    path: str
+    number: int
+    label: int
+
+
+class Stored(NamedTuple):
+    """What became of a file: a sample, with a note of what it was if it was converted; or None and why it is broken."""
+
+    sample: Sample | None
+    note: str | None
+
+
+class _BrokenError(Exception):
+    """str() is the reason."""
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """The file's image as `prepare` would store it, raw and at its own size: [H, W, 3].
+
+    Raises:
+        DataError: it cannot be decoded; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except (OSError, SyntaxError, _BrokenError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from error
+
+
+def store_all(tasks: Sequence[Task], storage: Storage) -> list[Stored]:
+    """`store` of each, for a worker process."""
+    return [store(task, storage) for task in tasks]
+
+
+def store(task: Task, storage: Storage) -> Stored:
+    """Reads the file, decodes all of it, resizes and encodes. Depends on its arguments and the file alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which is not looked at
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _store(task, storage)
+    except _BrokenError as error:
+        return Stored(None, str(error))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Stored(None, f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: a decompression bomb?")
+    except OSError as error:
+        return Stored(None, _first_line(error.strerror or str(error)))
+    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise anything at all on files that are not whole)
+        return Stored(None, _first_line(f"cannot be decoded: {type(error).__name__}: {error}"))
+
+
+def _first_line(text: str) -> str:
+    """Printable, and short enough for a line that also names a file."""
+    return " ".join(text.encode("ascii", "backslashreplace").decode().split())[:160]
+
+
+def _store(task: Task, storage: Storage) -> Stored:
+    content = _read(Path(task.path))
+    buffer = io.BytesIO(content)
+    try:
+        image = Image.open(buffer)
+    except UnidentifiedImageError as error:
+        raise _BrokenError("not an image of a known format") from error
+    with image:
+        _require_whole(image, content, buffer.tell())
+        note = _what_is_odd(image, task.path)
+        pixels = to_rgb(image)
+        is_as_it_was = note is None and image.format == "JPEG" and _is_plain_jpeg(image, content)
+    resized = _resized(pixels, storage.max_resolution)
+    height, width = resized.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        raise _BrokenError(f"too large: {width} x {height} pixels; --max-resolution makes it smaller")
+    is_jpeg = storage.wants_jpeg(task.number)
+    if not is_jpeg:
+        content = resized.tobytes()
+    elif not is_as_it_was or resized is not pixels or len(content) > storage.page_bytes:
+        content = _jpeg(resized, storage.quality)
+    if len(content) > storage.page_bytes:
+        raise _BrokenError(
+            f"too large: {width} x {height} pixels are {len(content):,} bytes, "
+            f"more than a page's {storage.page_bytes:,}; --max-resolution makes it smaller"
+        )
+    return Stored(Sample(is_jpeg, height, width, task.label, content), note)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise _BrokenError("a link to nothing" if path.is_symlink() else "it has vanished") from error
+    if stat.S_ISDIR(kind):
+        raise _BrokenError("a folder with the name of an image")
+    if not stat.S_ISREG(kind):  # reading a pipe would wait for ever
+        raise _BrokenError("neither a file nor a folder")
+    content = path.read_bytes()
+    if not content:
+        raise _BrokenError("an empty file")
+    return content
+
+
+def _require_whole(image: Image.Image, content: bytes, num_read: int) -> None:
+    """Finds what decoders pass over: a gap in a PNG, the end missing of a JPEG whose header is `num_read` bytes."""
+    if image.format == "PNG":
+        with Image.open(io.BytesIO(content)) as again:
+            again.verify()
+    elif image.format == "JPEG" and content.find(_END_OF_JPEG, num_read) < 0:
+        raise _BrokenError("cut short: the end of the JPEG is missing")
+
+
+def _what_is_odd(image: Image.Image, path: str) -> str | None:
+    """Format and mode of an image, before it is loaded; None where it is in 8-bit RGB, alone, what its suffix says."""
+    odd = [f"{image.format}, {image.mode}"]
+    if image.mode in {"RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
+        odd.append("in 16 bits")
+    if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
+        odd.append("the first of several frames")
+    is_as_named = Path(path).suffix.lower() in _SUFFIX_FORMATS.get(image.format or "", ())
+    return None if image.mode == "RGB" and is_as_named and len(odd) == 1 else ", ".join(odd)
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3]. Alpha is dropped; 16 bits become 8 by division by 257; of several frames the first is taken."""
+    image.load()
+    if min(image.size) < 1:
+        raise _BrokenError("it has no pixels")
+    if image.mode in _GREY_16:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 2**16 - 1:
+            raise _BrokenError("its pixels are integers of more than 16 bits")
+        grey = np.rint(values / 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise _BrokenError("its pixels are floating-point numbers, of no known range")
+    if image.mode in _WITH_OTHER_ALPHA:
+        image = image.convert(_WITH_OTHER_ALPHA[image.mode])
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
+    """Three colours, and nothing after the end."""
+    return getattr(image, "layers", 0) == 3 and content.endswith(_END_OF_JPEG)  # noqa: PLR2004
+
+
+def _resized(pixels: NDArray[np.uint8], max_resolution: int | None) -> NDArray[np.uint8]:
+    """The very same array where it is small enough; else by area, rounded down, as FFCV does it."""
+    height, width = pixels.shape[:2]
+    if max_resolution is None or max(height, width) <= max_resolution:
+        return pixels
+    ratio = max_resolution / max(height, width)
+    return area_resize(pixels, max(int(ratio * height), 1), max(int(ratio * width), 1))
+
+
+def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()

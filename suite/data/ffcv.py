@@ -1,0 +1,316 @@
+"""Images decoded by threads from an FFCV file: the fast way for what does not fit in memory.
+
+FFCV gives the file, the decoders in C, and the thread that decodes ahead into pinned buffers. Which samples come, in
+which order and through which window is said from outside. FFCV's own order is not used: over several processes it
+repeats samples until they divide evenly, and takes seed 0 unless told otherwise. Nor is its augmentation, which draws
+from a random state that cannot be seeded.
+"""
+
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from suite.data.augmentation import Crops
+from suite.data.beton import Index, read_index
+from suite.data.compiled import enlarge
+from suite.data.parts import Encoded
+from suite.errors import DataError
+
+_torch_threads = torch.get_num_threads()
+import numba  # noqa: E402
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
+from ffcv.libffcv import imdecode, resize_crop  # noqa: E402
+from ffcv.loader import Loader  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.pipeline.state import State  # noqa: E402
+from ffcv.reader import Reader  # noqa: E402
+
+STUCK_SECONDS = 300.0
+"""A batch that has not come by then will not come."""
+CLOSING_SECONDS = 10.0
+"""How long one who stops half-way waits for the batch that is being decoded."""
+TASKS_PER_THREAD = 4
+"""Parts of a batch per decoding thread: few enough to cost nothing, enough that none waits long for the slowest."""
+
+
+def _set_num_threads(num_threads: int) -> None:
+    """In place of FFCV's, which sets torch's number too, at import and in every epoch: rounding depends on that one."""
+    Compiler.num_threads = max(num_threads, 1)
+    numba.set_num_threads(min(Compiler.num_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+Compiler.set_num_threads = _set_num_threads
+torch.set_num_threads(_torch_threads)
+
+
+class FFCVReader:
+    """Windows of an FFCV file's images, resized by area; those that have the size already stay exact.
+
+    JPEGs are decoded with TurboJPEG's fast cosine transform, which is within a few levels of Pillow's.
+
+    Args:
+        part: which samples of which file.
+        batch_size: of every batch that `read` is asked for; the last may be smaller.
+        num_workers: decoding threads.
+        device: where batches go.
+    """
+
+    def __init__(self, part: Encoded, batch_size: int, num_workers: int, device: torch.device) -> None:
+        self.labels, self._device = part.labels, device
+        self._decoder = _Decoder(part, num_workers)
+        self._loader = _Loader(part.path, batch_size, self._decoder)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch (int64 [B]): uint8 images [B, 3, size, size], channels last; int64 labels [B]; on the device.
+
+        Raises:
+            DataError: an image cannot be decoded, or none comes for STUCK_SECONDS.
+        """
+        if not batches:
+            return
+        if any(len(batch) != self._loader.batch_size for batch in batches[:-1]):
+            raise ValueError(f"every batch but the last has to have {self._loader.batch_size} samples")
+        self._decoder.size = size
+        decoding = _Decoding(self._loader, torch.cat(list(batches)).numpy(), crops)
+        try:
+            for batch in batches:
+                yield self._handed_out(torch.from_numpy(decoding.take()).permute(0, 3, 1, 2), self.labels[batch])
+        finally:
+            decoding.close()
+
+    def _handed_out(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of their own: FFCV decodes into the same few buffers again and again."""
+        if self._stream is None:
+            return images.clone(), labels
+        # Without non_blocking the copies are there when .to() returns, and FFCV may have its buffer back. On a stream
+        # of their own they do not wait for the network's work.
+        with torch.cuda.stream(self._stream):
+            copies = images.to(self._device), labels.to(self._device)
+        for copy in copies:
+            copy.record_stream(torch.cuda.current_stream(self._device))
+        return copies
+
+
+def _decode(
+    content: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    num_bytes: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    is_jpeg: NDArray[np.bool_],
+    boxes: NDArray[np.int32],
+    images: NDArray[np.uint8],
+    doubtful: NDArray[np.bool_],
+) -> None:
+    """Windows `boxes` [n, 4] of n images of the file's `content`, resized into `images` [n, size, size, 3].
+
+    `scratch` holds one decoded image. `doubtful` [n]: TurboJPEG had something to say about it.
+    """
+    for i in range(len(offsets)):
+        image, height, width = (
+            content[offsets[i] : offsets[i] + num_bytes[i]],
+            np.uint32(heights[i]),
+            np.uint32(widths[i]),
+        )
+        if is_jpeg[i]:
+            doubtful[i] = _imdecode(image, scratch, height, width, height, width, 0, 0, 1, 1, False, False) != 0
+            image = scratch[: 3 * heights[i] * widths[i]]
+        _resize_fast(image.reshape((heights[i], widths[i], 3)), boxes[i], images[i])
+
+
+def _resize(image: NDArray[np.uint8], box: NDArray[np.int32], resized: NDArray[np.uint8]) -> None:
+    """Window `box` [4] of image [H, W, 3] into `resized` [h, w, 3]: each new pixel is the mean of what it covers."""
+    top, left, height, width = box
+    new_height, new_width = resized.shape[:2]
+    if height >= new_height and width >= new_width:
+        _resize_crop(image, top, top + height, left, left + width, resized)
+        return
+    # OpenCV shrinks exactly. Where one side grows, though, it skips pixels of one that shrinks, and where an old pixel
+    # begins with a new one it may take the pixel before.
+    between = image[top : top + height, left : left + width]
+    if height > new_height or width > new_width:
+        between = np.empty((min(height, new_height), min(width, new_width), 3), np.uint8)
+        _resize_crop(image, top, top + height, left, left + width, between)
+    enlarge(between, resized)
+
+
+# Compiled once per process, whatever the number of readers, threads and sizes: FFCV compiles for each of its loaders.
+_imdecode, _resize_crop = numba.njit(imdecode), numba.njit(resize_crop)
+_resize_fast = numba.njit(nogil=True)(_resize)
+_decode_fast: Any = numba.njit(nogil=True)(_decode)
+
+
+class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no types
+    """The pipeline's one operation. `size` is that of the images in epochs to come."""
+
+    def __init__(self, part: Encoded, num_workers: int) -> None:
+        super().__init__()
+        self.path, self.size = part.path, 0
+        self._samples, self._index = part.samples.numpy(), read_index(part.path)
+        self._own = threading.local()
+        self._threads, self._num_workers = ThreadPoolExecutor(num_workers, "decoder"), num_workers
+        if not np.array_equal(self._index.labels[self._samples], part.labels.numpy()):
+            raise DataError(f"{part.path}: its labels have changed since it was opened")
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        """What FFCV allocates: a slot for each image of the batches ahead."""
+        shape, dtype = (self.size, self.size, 3), np.dtype("u1")
+        return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
+        """What FFCV calls for each batch, in its thread."""
+        return self._batch
+
+    def _batch(
+        self, samples: NDArray[np.int64], images: NDArray[np.uint8], crops: Crops, storage: tuple[Any, ...]
+    ) -> NDArray[np.uint8]:
+        """Fills `images` [B, size, size, 3] with windows of the samples [B] of the part."""
+        rows = _rows(self._index, self._samples[samples])
+        boxes = crops.boxes(samples, rows.heights, rows.widths)
+        arrays = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes, images)
+        doubtful, content = np.zeros(len(samples), np.bool_), np.asarray(storage[0])
+
+        def decode(begin: int) -> None:
+            mine = [array[begin : begin + step] for array in (*arrays, doubtful)]
+            _decode_fast(content, self._scratch(), *mine)
+
+        step = -(-len(samples) // (TASKS_PER_THREAD * self._num_workers))
+        for _ in self._threads.map(decode, range(0, len(samples), step)):
+            pass  # raises what a thread has raised
+        for i in np.flatnonzero(doubtful).tolist():
+            stored = content[rows.offsets[i] : rows.offsets[i] + rows.num_bytes[i]]
+            sample = self._samples[samples[i]]
+            image = _second_opinion(self.path, sample, stored.tobytes())
+            if image.shape[:2] != (rows.heights[i], rows.widths[i]):
+                raise DataError(f"{self.path}: sample {sample} is of another size than the file's index says")
+            _resize_fast(image, boxes[i], images[i])
+        return images
+
+    def _scratch(self) -> NDArray[np.uint8]:
+        """This thread's room for the largest JPEG of the file: a fresh one would have to be paged in each time."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = np.empty(
+                (3 * self._index.heights * self._index.widths * self._index.is_jpeg).max(), np.uint8
+            )
+            self._own.scratch.flags.writeable = False  # but by C: so it is of one type with the file's content
+        scratch: NDArray[np.uint8] = self._own.scratch
+        return scratch
+
+
+def _rows(index: Index, samples: NDArray[np.int64]) -> Index:
+    names = ("labels", "heights", "widths", "is_jpeg", "offsets", "num_bytes")
+    return Index(*(getattr(index, name)[samples] for name in names))
+
+
+def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]. TurboJPEG takes a stray byte for an error; Pillow, which `prepare` trusted, reads such files."""
+    try:
+        with Image.open(io.BytesIO(stored)) as image:
+            return np.ascontiguousarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{path}: sample {sample} cannot be decoded ({error}); has the file changed since it was made? "
+            f"python -m suite.data verify {path}"
+        ) from error
+
+
+class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
+    """FFCV's loader of one file's images, without what it would make of the rest."""
+
+    def __init__(self, path: Path, batch_size: int, decoder: _Decoder) -> None:
+        with _nothing_compiled():
+            super().__init__(
+                str(path),
+                batch_size,
+                num_workers=1,
+                os_cache=True,
+                seed=0,
+                drop_last=False,
+                pipelines={"image": [decoder], "label": None},
+            )
+
+    @property
+    def reader(self) -> Reader:
+        """FFCV's own reader of the file."""
+        return self._reader
+
+    @reader.setter
+    def reader(self, reader: Reader) -> None:
+        # FFCV would make two Python sets per sample of this table: for ImageNet 670 MB and 4 s in each of its loaders.
+        reader.alloc_table = reader.alloc_table[:0].copy()
+        self._reader = reader
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """FFCV takes functions as they are: what is worth compiling has been, and the rest is one call per batch."""
+    Compiler.set_enabled(False)
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(True)
+
+
+class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
+    """FFCV's thread, which decodes a few batches ahead; `order` is int64 [n], sample numbers of the part."""
+
+    def __init__(self, loader: _Loader, order: NDArray[np.int64], crops: Crops) -> None:
+        self._failure: BaseException | None = None
+        self._num_taken = 0
+        # What FFCV hands to the decoder of its first field, the image, along with sample numbers.
+        loader.reader.metadata = {"f0": crops}
+        super().__init__(loader, order)
+
+    def run(self) -> None:
+        """Decodes until there is nothing left. An exception would end FFCV's thread and leave its consumer waiting."""
+        try:
+            super().run()
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+            self.output_queue.put(None)
+
+    def take(self) -> NDArray[np.uint8]:
+        """The next batch's images [B, size, size, 3], good until the next one is taken.
+
+        Raises:
+            DataError: it does not come.
+        """
+        try:
+            item = self.output_queue.get(timeout=STUCK_SECONDS)
+        except queue.Empty:
+            raise DataError(
+                f"{self.loader.fname}: batch {self._num_taken} of this pass has not been read for {STUCK_SECONDS:g} s; "
+                "does the file system that it lies on still answer?"
+            ) from None
+        if item is None:
+            raise self._failure or RuntimeError("more batches were asked for than there are samples")
+        self._num_taken += 1
+        _slot, (images,) = item
+        return images  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Ends the thread, after the batch that it is decoding. One that is stuck is left: it will not end."""
+        self.iter_ixes = iter(())
+        self.terminate_event.set()
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            with suppress(queue.Empty):
+                self.output_queue.get_nowait()  # it may be waiting for room
+            self.join(0.01)

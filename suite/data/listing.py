@@ -1,0 +1,215 @@
+"""The image files of a source of class folders, split by split, and what is wrong with its layout."""
+
+import hashlib
+import importlib.util
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from suite.errors import DataError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SPLITS = {"imagenet": ("train", "val")}
+_USUAL_SPLITS = ("train", "test")
+
+
+class Entry(NamedTuple):
+    """A file that should hold an image: its name relative to the split's folder, bytes, number of its class."""
+
+    name: str
+    num_bytes: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: `classes` in order, of which the label is the number; `entries` in the order of samples.
+
+    `sha256` is over names and sizes; `ignored` are files that have no image's suffix.
+    """
+
+    name: str
+    folder: Path
+    classes: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    ignored: tuple[str, ...]
+    sha256: str
+
+
+def escaped(name: str) -> str:
+    """A file's name, whatever its bytes, as text that can be printed and written."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def list_source(dataset: str, source: Path, *, partial: bool = False) -> list[Split]:
+    """The splits of a folder SOURCE/SPLIT/CLASS/FILE, with the same classes in each.
+
+    `partial`: of imagenet's 1,000 classes some are enough; labels stay numbers among the 1,000.
+
+    Raises:
+        DataError: a folder is missing, or unreadable, or the classes are not what they should be.
+    """
+    try:
+        needed = SPLITS.get(dataset, _USUAL_SPLITS)
+        for name in needed:
+            if not (source / name).is_dir():
+                raise DataError(_missing(dataset, source, name))
+        extra = [name for name in ("val",) if name not in needed and (source / name).is_dir()]
+        found = {name: _folders(dataset, source / name) for name in (*needed, *extra)}
+        for name, folders in found.items():
+            if different := sorted(set(found["train"].classes) ^ set(folders.classes)):
+                some = ", ".join(different[:5])
+                raise DataError(f"{source}: train and {name} have different classes, {len(different):,}: {some}")
+        classes = found["train"].classes
+        if dataset == "imagenet":
+            classes = _imagenet_classes(source, classes, partial=partial)
+        return [_split(source / name, classes, folders) for name, folders in found.items()]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+
+def _missing(dataset: str, source: Path, name: str) -> str:
+    expected = f"{dataset} is expected as {source}/{{{','.join(SPLITS.get(dataset, _USUAL_SPLITS))}}}/CLASS/*.jpg"
+    if not source.is_dir():
+        return f"{source}: not there, or no folder; {expected}"
+    if next(_images_below(source), None):
+        return f"{source}: has class folders, but no split above them; {expected}: move them into {source}/train"
+    return f"{source / name}: not there; {expected}"
+
+
+def _images_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Images in the folders of a folder that is no source."""
+    for entry in _entries(folder):
+        if entry.is_dir() and entry.name not in {"train", "val", "test"}:
+            yield from filter(_is_named_as_image, _entries(Path(entry.path)))
+
+
+@dataclass(frozen=True)
+class _Folders:
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def _folders(dataset: str, folder: Path) -> _Folders:
+    """The class folders of a split, sorted."""
+    classes, ignored = [], []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            _require_good_class_name(folder, entry.name)
+            classes.append(entry.name)
+        elif _is_named_as_image(entry):
+            raise DataError(_without_class(dataset, folder, entry.name))
+        elif entry.is_symlink() and not Path(entry.path).exists():
+            raise DataError(f"{folder / escaped(entry.name)}: a link to nothing where class folders should be")
+        else:
+            ignored.append(entry.name)
+    if not classes:
+        raise DataError(f"{folder}: no class folders; expected {folder.name}/CLASS/*.jpg")
+    _require_different(folder, classes)
+    return _Folders(tuple(classes), tuple(ignored))
+
+
+def _require_good_class_name(folder: Path, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{folder / escaped(name)}: the name of a class has to be UTF-8; rename the folder") from error
+    if name.startswith("."):
+        raise DataError(f"{folder / name}: a hidden folder is no class; delete it or move it away")
+    if not name.isprintable():
+        raise DataError(f"{folder}/{name!a}: the name of a class has characters that cannot be printed; rename it")
+
+
+def _require_different(folder: Path, classes: Sequence[str]) -> None:
+    """Names that a person, or another file system, takes for one."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+    for _, group in groupby(sorted(classes, key=plain), key=plain):
+        same = sorted(group)
+        if len(same) > 1:
+            names = " and ".join(f"{name!a}" for name in same)
+            raise DataError(f"{folder}: {names} are one class but for case, spaces or accents; merge the folders")
+
+
+def _without_class(dataset: str, folder: Path, name: str) -> str:
+    if dataset == "imagenet" and folder.name == "val":
+        return (
+            f"{folder / escaped(name)}: lies in no class folder; the 50,000 validation images have to be moved into "
+            "folders named by wnid, which ILSVRC2012_validation_ground_truth.txt of the devkit gives"
+        )
+    return f"{folder / escaped(name)}: lies in no class folder; expected {folder.name}/CLASS/*.jpg"
+
+
+def _split(folder: Path, classes: tuple[str, ...], found: _Folders) -> Split:
+    number = {name: index for index, name in enumerate(classes)}
+    entries: list[Entry] = []
+    ignored = list(found.ignored)
+    for name in found.classes:
+        num_before = len(entries)
+        for entry in _entries(folder / name):
+            relative = f"{name}/{entry.name}"
+            if _is_named_as_image(entry):
+                entries.append(Entry(relative, _size(entry), number[name]))
+            else:
+                ignored.append(relative)
+        if len(entries) == num_before:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(
+                f"{folder / name}: no images in this class folder (files named {suffixes}); fill or delete it"
+            )
+    return Split(folder.name, folder, classes, tuple(entries), tuple(map(escaped, ignored)), _sha256(entries))
+
+
+def _sha256(entries: Sequence[Entry]) -> str:
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(os.fsencode(entry.name) + f"\0{entry.num_bytes}\n".encode())
+    return digest.hexdigest()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """In bytes; -1 for what is no file or cannot be asked."""
+    try:
+        return entry.stat().st_size if entry.is_file() else -1
+    except OSError:
+        return -1
+
+
+def _imagenet_classes(source: Path, found: tuple[str, ...], *, partial: bool) -> tuple[str, ...]:
+    """ImageNet-1k's 1,000 names in order, sorted.
+
+    Raises:
+        DataError: there are others among those found, or some are missing and `partial` is not said.
+    """
+    package = importlib.util.find_spec("timm")
+    if package is None or package.origin is None:
+        raise DataError("timm is not installed, whose list of ImageNet's classes is needed: pip install timm")
+    listed = Path(package.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
+    classes = tuple(sorted(listed.read_text(encoding="ascii").split()))
+    if others := sorted(set(found) - set(classes)):
+        raise DataError(
+            f"{source}: {others[0]} is none of ImageNet-1k's classes, n01440764 to n15075141 ({len(others):,} such); "
+            "`prepare imagefolder` takes any classes"
+        )
+    if (missing := sorted(set(classes) - set(found))) and not partial:
+        raise DataError(
+            f"{source}: {len(missing):,} of ImageNet-1k's 1,000 classes are missing: {', '.join(missing[:5])}; "
+            "--partial goes without them"
+        )
+    return classes

@@ -1,0 +1,80 @@
+"""From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever the images lie.
+
+Readers (memory, folder, ffcv) only turn sample numbers into pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from suite.config import Data
+from suite.data.augmentation import Centre, Crops, Normalization, draw, finish, padding, shift, side
+from suite.distributed import Layout
+from suite.seeds import stream
+
+
+class Reader(Protocol):
+    """One part of a data set; `labels` are int64 [N], on the CPU."""
+
+    labels: Tensor
+
+    def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images [B, C, size, size] and int64 labels [B], on the device, for each batch of sample numbers.
+
+        Those are int64 [B]. The caller may keep what it gets, and may leave off half-way.
+        """
+
+
+Finish = Callable[[Tensor, Tensor, Normalization], Tensor]
+"""`augmentation.finish`, or what gives its bits sooner."""
+
+
+class Loader:
+    """Batches of (float32 images [B, C, H, W], int64 labels [B]) on the layout's device.
+
+    Training order is a fresh permutation per epoch; each global batch is split evenly over the processes, and the
+    last, smaller one is left out. What augmentation does to a sample depends on (seed, epoch, sample) and not on the
+    batch, the process or their number. `evaluation` walks the samples once, in order, without padding.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        settings: Data,
+        size: int,
+        normalization: Normalization,
+        batch_size: int,
+        seed: int,
+        layout: Layout,
+        finish: Finish = finish,
+    ) -> None:
+        self.reader, self.settings, self.size, self.normalization = reader, settings, size, normalization
+        self.batch_size, self.seed, self.layout, self._finish = batch_size, seed, layout, finish
+
+    def __len__(self) -> int:
+        """Optimizer steps of one training epoch."""
+        return len(self.reader.labels) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
+        num_samples = len(self.reader.labels)
+        generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
+        order = torch.randperm(num_samples, generator=generator)
+        draws = draw(self.settings, num_samples, self.seed, epoch)
+        batches = torch.split(order[: len(self) * self.batch_size], self.batch_size)[start:]
+        shares = [batch.chunk(self.layout.world_size)[self.layout.rank] for batch in batches]
+        size = side(self.settings.progressive_resizing, self.size, epoch)
+        for samples, (pixels, labels) in zip(shares, self.reader.read(shares, draws.crops, size), strict=True):
+            images = pixels
+            if num_pixels := padding(self.settings):
+                images = shift(images, num_pixels, draws.shifts[samples])
+            yield self._finish(images, draws.flips[samples], self.normalization), labels
+
+    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of all samples as they are, each once over all processes."""
+        mine = torch.arange(self.layout.rank, len(self.reader.labels), self.layout.world_size)
+        batches = torch.split(mine, max(self.batch_size // self.layout.world_size, 1))
+        for images, labels in self.reader.read(batches, Centre(self.settings.centre_ratio), self.size):
+            yield self._finish(images, torch.zeros(len(labels), dtype=torch.bool), self.normalization), labels

@@ -1,0 +1,65 @@
+"""Image files decoded and encoded by several processes, in order."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait
+
+from suite.data.decoding import Storage, Stored, Task, store, store_all
+from suite.errors import DataError
+
+_PORTION_BYTES = 8 << 20
+
+
+def store_in_order(
+    tasks: Iterator[Task], num_tasks: int, storage: Storage, num_workers: int
+) -> Generator[Stored, None, None]:
+    """What `store` gives, in order, from so many processes; from this one where one is enough.
+
+    Raises:
+        DataError: a worker was killed.
+    """
+    if num_workers == 1 or num_tasks <= 1:
+        yield from (store(task, storage) for task in tasks)
+        return
+    # So many at a time that handing over costs little, and that the largest images do not fill the memory.
+    side = storage.max_resolution or 4096
+    size = max(1, min(16, _PORTION_BYTES // (3 * side**2), num_tasks // num_workers))
+    portions = iter(lambda: list(islice(tasks, size)), [])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([store.__module__])
+    pool = ProcessPoolExecutor(min(num_workers, num_tasks), context, _obey_the_parent)
+    pending: deque[Future[list[Stored]]] = deque()
+    try:
+        for portion in islice(portions, 3 * num_workers):
+            pending.append(pool.submit(store_all, portion, storage))
+        while pending:
+            yield from pending.popleft().result()
+            pending.extend(pool.submit(store_all, portion, storage) for portion in islice(portions, 1))
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was killed, perhaps because memory ran out: the same command with fewer --workers "
+            "goes on from here"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _obey_the_parent() -> None:
+    """A worker leaves interrupts to its parent, and ends when that does, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def follow() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()

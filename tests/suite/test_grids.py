@@ -1,0 +1,157 @@
+"""The bundled grids hold the cells that are promised, compare like with like, and say where each value comes from."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from cost import operations, table
+
+import models
+from suite.config import Cell, Data, Training
+from suite.gridfile import BUNDLED, bundled_names, load_grid
+
+PAPERS = {
+    "imagenet": {
+        *("resnet18", "resnet50", "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"),
+        "vit_base_patch16_224",
+    },
+    "cifar10": {"resnet20", "resnet56", "vit_mini_patch4_32"},
+    "cifar100": {"resnet20", "resnet56", "vit_mini_patch4_32"},
+}
+BINARY = {"bc", "pc", "bnn", "bnn+", "bnn++"}
+SEEDS = {0, 1, 2}
+REPRODUCING = Path(__file__).parents[2] / "docs" / "reproducing.md"
+SOURCES = ("He 2016", "DeiT", "ViT", "ClassyVision", "the PC++ paper, as told", "ours")
+
+
+def _cells(grid: str) -> list[Cell]:
+    return list(load_grid(grid).cells())
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_every_bundled_grid_can_be_read_and_has_its_files_name(name: str) -> None:
+    grid = load_grid(name)
+    assert grid.name == name
+    assert grid.description
+    assert grid.cells()
+
+
+@pytest.mark.parametrize(("grid", "num_cells"), [("imagenet", 198), ("cifar10", 99), ("cifar100", 99)])
+def test_each_model_is_trained_from_scratch_and_fine_tuned_by_every_method(grid: str, num_cells: int) -> None:
+    cells = _cells(grid)
+    expected = {
+        *((m, q, s, "scratch") for m in PAPERS[grid] for q in {"fp"} | BINARY for s in SEEDS),
+        *((m, q, s, "finetune") for m in PAPERS[grid] for q in BINARY for s in SEEDS),
+    }
+    assert {(cell.model, cell.quantizer, cell.seed, cell.init) for cell in cells} == expected
+    assert len(cells) == num_cells
+
+
+@pytest.mark.parametrize("grid", PAPERS)
+def test_fine_tuning_takes_100_epochs_from_the_full_precision_cell_of_its_seed(grid: str) -> None:
+    cells = {cell.id: cell for cell in _cells(grid)}
+    for cell in cells.values():
+        if cell.init == "finetune":
+            assert cell.training.epochs == 100
+            parent = cells[str(cell.parent)]
+            assert (parent.quantizer, parent.init) == ("fp", "scratch")
+            assert (parent.model, parent.seed) == (cell.model, cell.seed)
+
+
+@pytest.mark.parametrize("grid", ["cifar10", "cifar100"])
+def test_training_on_cifar_from_scratch_takes_300_epochs(grid: str) -> None:
+    assert {cell.training.epochs for cell in _cells(grid) if cell.init == "scratch"} == {300}
+
+
+@pytest.mark.parametrize("grid", PAPERS)
+def test_methods_that_are_compared_share_everything_but_the_quantizer(grid: str) -> None:
+    recipes = defaultdict(set)
+    for cell in _cells(grid):
+        recipes[cell.model, cell.init].add((cell.data.model_dump_json(), cell.training.model_dump_json()))
+    assert all(len(found) == 1 for found in recipes.values()), recipes
+
+
+@pytest.mark.parametrize("grid", PAPERS)
+def test_fine_tuning_keeps_the_recipe_but_for_its_length_and_a_tenth_of_the_learning_rate(grid: str) -> None:
+    trained = {(cell.model, cell.init): cell.training for cell in _cells(grid)}
+    for model in PAPERS[grid]:
+        scratch, finetune = trained[model, "scratch"], trained[model, "finetune"]
+        assert finetune.learning_rate == pytest.approx(scratch.learning_rate / 10)
+        length = {"epochs": 0, "warmup_epochs": 0, "learning_rate": 0}
+        assert finetune.model_copy(update=length) == scratch.model_copy(update=length)
+
+
+def test_no_network_of_the_imagenet_grid_is_trained_twice_in_the_same_way() -> None:
+    """deit_base_patch16_224 and vit_base_patch16_224 are one network, drawn alike: same recipe, same result."""
+    recipes = {cell.model: cell.training for cell in _cells("imagenet") if cell.init == "scratch"}
+    seen: dict[str, list[Training]] = defaultdict(list)
+    for name, training in recipes.items():
+        with torch.device("meta"):
+            network = repr(models.create(name, num_classes=1000, image_size=224))
+        assert training not in seen[network], name
+        seen[network].append(training)
+    assert max(map(len, seen.values())) == 2
+
+
+def test_cifar_100_is_trained_as_cifar_10_is() -> None:
+    recipes = [{(c.model, c.quantizer, c.seed, c.init): _recipe(c) for c in _cells(grid)} for grid in list(PAPERS)[1:]]
+    assert recipes[0] == recipes[1]
+
+
+def _recipe(cell: Cell) -> dict[str, Any]:
+    return cell.model_dump(include={"data", "training", "quantization"})
+
+
+@pytest.mark.parametrize("grid", PAPERS)
+@pytest.mark.parametrize("num_processes", [1, 2, 4, 8, 16])
+def test_batches_divide_over_processes_and_into_pairs_and_micro_batches(grid: str, num_processes: int) -> None:
+    for cell in _cells(grid):
+        share, rest = divmod(cell.training.batch_size, num_processes)
+        assert rest == 0
+        assert share % 2 == 0
+        assert share % min(cell.execution.micro_batch_size or share, share) == 0
+
+
+@pytest.mark.parametrize("grid", PAPERS)
+def test_every_value_of_a_recipe_names_its_source(grid: str) -> None:
+    settings = Data.model_fields.keys() | Training.model_fields.keys()
+    unmarked = []
+    for number, line in enumerate((BUNDLED / f"{grid}.yaml").read_text(encoding="utf-8").splitlines(), 1):
+        value, _, comment = line.partition("#")
+        key = re.match(r" +(\w+): +[^{&\s]", value)
+        if key and key[1] in settings and not comment.strip().startswith((*SOURCES, "224 / 256, as DeiT")):
+            unmarked.append(f"{grid}.yaml:{number}: {line.strip()}")
+    assert not unmarked
+
+
+def test_cells_of_the_first_cifar_10_grid_keep_their_ids() -> None:
+    names = {cell.id: cell.name for cell in _cells("cifar10")}
+    assert names["c7aaa6bd440f"] == "cifar10/resnet20/fp/s0"
+    assert names["207d1e6e4a25"] == "cifar10/resnet56/bnn++/s2/finetune"
+
+
+@pytest.mark.parametrize(("grid", "share"), [pytest.param("imagenet", 0.2, marks=pytest.mark.slow), ("cifar10", 0.01)])
+def test_the_estimates_in_the_docs_are_what_the_script_prints(grid: str, share: float) -> None:
+    printed = "\n".join(table(_cells(grid), share * 312e12))
+    assert printed in REPRODUCING.read_text(encoding="utf-8")
+
+
+def test_operations_are_counted_as_the_literature_counts_them() -> None:
+    """He et al. 2016, table 1: 1.8 billion multiply-adds for ResNet-18; a step is three passes, but for the images'."""
+    each = operations("resnet18", "imagenet", 224)
+    assert each.forward / 2 == pytest.approx(1.8e9, rel=0.02)
+    assert 2.9 < each.step / each.forward < 3
+
+
+def test_the_docs_grid_of_published_weights_can_be_read(tmp_path: Path) -> None:
+    (text,) = re.findall(r"\n\n(    name: .*?)\n\n", REPRODUCING.read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(line[4:] for line in text.splitlines()), encoding="utf-8")
+    cells = load_grid(str(path)).cells()
+    assert {cell.init for cell in cells} == {"pretrained"}
+    tags = {cell.model for cell in cells}
+    assert all(name in timm.list_pretrained() for name in tags)
