@@ -33,13 +33,6 @@ LATEX = str.maketrans(
 """What LaTeX would misread, and the symbols that this module writes."""
 
 
-def render(table: Table, layout: str, *, details: bool = False) -> str:
-    """The table in the format of that name; html, csv and json have the details always."""
-    if layout in {"markdown", "latex"}:
-        return {"markdown": to_markdown, "latex": to_latex}[layout](table, details=details)
-    return {"html": to_html, "csv": to_csv, "json": to_json}[layout](table)
-
-
 def to_markdown(table: Table) -> str:
     """Pipe tables, a heading per block."""
     parts = [_markdown_list("Findings", table.findings)] if table.findings else []
@@ -53,12 +46,17 @@ def to_latex(table: Table) -> str:
     warnings = "\n".join(rf"{{\footnotesize\textbf{{Finding:}} {_latex(finding)}\par}}" for finding in table.findings)
     environments = []
     for block in table.blocks:
-        body = _body(table, block, markup, details=details)
+        body = _body(block, table.against).map(_latex).rename(index=_latex, columns=_latex)
         tabular = body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1]), multicol_align="c")
-        # The empty line ends TeX's: the notes stand under the table, not beside it.
-        parts = [rf"\caption{{{_latex(block.title)}}}", warnings, FIT, tabular.rstrip() + "}\n", footnotes]
-        content = "\n".join(part for part in parts if part)
-        environments.append(f"\\begin{{table}}\n\\centering\n{content}\n\\end{{table}}")
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(block.title)}}}",
+            warnings,
+            tabular.rstrip(),
+            footnotes,
+        ]
+        environments.append("\n".join([*(line for line in lines if line), r"\end{table}"]))
     return "\n\n".join(environments) + "\n"
 
 

@@ -124,10 +124,11 @@ def test_a_bad_override_is_refused(override: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("name", "num_cells", "digest"),
     [
-        ("cifar10", 66, "a026e2c69af498c8"),
+        ("cifar10", 99, "d5eaf46faa9b2700"),
+        ("cifar100", 99, "3ca46d0d8ac6e7a0"),
         ("digits", 36, "2071f93f12c0ac2b"),
         ("fashion-mnist", 18, "c143e376bd16a0c7"),
-        ("imagenet", 108, "76a1ab9e2a0385f5"),
+        ("imagenet", 198, "85d089837ad1c11c"),
         ("zoo", 180, "1f129ffca2e6e570"),
     ],
 )
