@@ -62,8 +62,7 @@ def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     while trainer.epoch < trainer.cell.training.epochs:
         metrics = trainer.train_epoch(on_step)
-        del metrics["time/images_per_second"]
-        found[f"epoch {trainer.epoch}"] = metrics
+        found[f"epoch {trainer.epoch}"] = {k: v for k, v in metrics.items() if k[:5] != "time/"}
         if folder is not None:
             _save(trainer, folder / f"{trainer.epoch * trainer.steps_per_epoch - 1:02d}-end")
     found["test"] = trainer.test()

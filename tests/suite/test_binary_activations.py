@@ -42,8 +42,7 @@ def _trainer(cell: Cell) -> Trainer:
 
 def _epoch(trainer: Trainer) -> dict[str, float]:
     metrics = trainer.train_epoch(lambda _step, _loss: None)
-    del metrics["time/images_per_second"]
-    return metrics
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
 def _input_mus(trainer: Trainer) -> set[float]:
