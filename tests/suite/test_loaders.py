@@ -1,8 +1,7 @@
 """Every sample once an epoch, in an order and with an augmentation that depend on the seed and on nothing else."""
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,16 +155,8 @@ def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Fil
 
 @pytest.mark.slow
 def test_workers_leave_signals_to_stop_to_the_process_that_can_save(files: Files) -> None:
-    batches = _folder(files, 1, num_workers=2).epoch(0)
-    next(batches)
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGUSR2)
-        os.kill(worker.pid, signal.SIGTERM)
-    assert len(list(batches)) == len(files.labels) - 1
-    assert len(workers) == 2
-    assert [worker.exitcode for worker in workers] in ([0, 0], [None, None])
+    command = [sys.executable, str(Path(__file__).with_name("signalled.py")), str(files.paths[0].parent)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split() == ["10", "2"]
 
 
 def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files) -> None:
