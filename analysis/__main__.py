@@ -3,11 +3,14 @@
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analysis.errors import UserError
+
+if TYPE_CHECKING:  # pandas comes with it, and --help must not wait for that
+    from analysis.cells import Results
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -32,24 +35,60 @@ def analysis() -> None:
     """  # noqa: D301 - \b is typer's: keep these lines
 
 
+Grid = Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid there is.")]
+Root = Annotated[
+    Path, typer.Option(envvar="PROXBENCH_ROOT", help="Folder of the runs; its mlflow.db is the default store.")
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.  [default: sqlite:///ROOT/mlflow.db]"),
+]
+FromRuns = Annotated[bool, typer.Option("--from-runs", help="Read the run directories in ROOT, no MLflow store.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse, with exit status 2, if cells are missing, failed, doubled or mixed."),
+]
+
+
+def _results(grid: str | None, uri: str, root: Path, *, from_runs: bool, strict: bool) -> "Results":
+    """What the options common to all commands ask for."""
+    from analysis import folders, runs
+
+    results = folders.load(root, grid) if from_runs else runs.load(uri, grid)
+    if strict and results.doubts:
+        raise UserError(f"--strict: {len(results.doubts)} findings put numbers in doubt: {'; '.join(results.doubts)}")
+    return results
+
+
 @app.command()
 def tables(
-    grid: Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid in the store.")] = None,
+    grid: Grid = None,
     layout: Annotated[
         Format,
         typer.Option("--format", help="markdown, latex (booktabs) and html in percent; csv and json as fractions."),
     ] = Format.markdown,
-    root: Annotated[
-        Path, typer.Option(envvar="PROXBENCH_ROOT", help="Folder of the runs; its mlflow.db is the default store.")
-    ] = Path("runs"),
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.  [default: sqlite:///ROOT/mlflow.db]"),
-    ] = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    from_runs: FromRuns = False,
+    strict: Strict = False,
     completions: Annotated[
         bool,
         typer.Option("--completions", help="Compare each surrogate gradient with its completion: bnn+ with bnn++, ..."),
     ] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Soft-hard gap and size in markdown and latex, too; the others have them.")
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Published numbers beside ours, with a verdict: a name in analysis/published, or a file.",
+        ),
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET/MODEL/QUANTIZER", help="Instead of the table, the runs behind one entry of it."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
 ) -> None:
     """Accuracy of every quantizer and model, with BNN++'s paired difference to it, or its completion's.
@@ -62,22 +101,69 @@ def tables(
       python -m analysis tables digits
       python -m analysis tables zoo --completions
       python -m analysis tables digits --format latex --output digits.tex
+      python -m analysis tables digits --explain digits/resnet8/bnn++
+      python -m analysis tables cifar10 --against resnet-cifar10 --strict
       python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis import comparison
+    from analysis import comparison, explanation, published
     from analysis import tables as render
-    from analysis.runs import load
 
-    results = load(tracking_uri or f"sqlite:///{root}/mlflow.db", grid)
-    against = comparison.completions() if completions else comparison.BNN_PLUS_PLUS
-    table = comparison.comparison(results.frame, results.findings, against)
-    text = getattr(render, f"to_{layout.value}")(table)
+    publication = published.load(against) if against is not None else None
+    results = _results(grid, _uri(tracking_uri, root), root, from_runs=from_runs, strict=strict)
+    if explain is not None:
+        text = explanation.render(results, explain, layout.value)
+    else:
+        reference = comparison.completions() if completions else comparison.BNN_PLUS_PLUS
+        table = comparison.comparison(results.frame, results.findings, reference, publication)
+        text = render.render(table, layout.value, details=details)
     if output is not None:
         output.write_text(text, encoding="utf-8")
     elif layout is Format.markdown and sys.stdout.isatty():
         _draw(text)
     else:
         sys.stdout.write(text)
+
+
+def _uri(tracking_uri: str | None, root: Path) -> str:
+    return tracking_uri or f"sqlite:///{root}/mlflow.db"
+
+
+@app.command()
+def figures(
+    output: Annotated[Path, typer.Option(help="Folder for the pictures, each as PDF and as PNG.")],
+    grid: Grid = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    from_runs: FromRuns = False,
+    strict: Strict = False,
+) -> None:
+    """Paired differences, curves and flip rates over training, soft-hard gap, accuracy against size, ranks over models.
+
+    Writes each picture of each data set as PDF and PNG, and prints their names; what cannot be drawn is told on stderr.
+
+    \b
+    Examples:
+      python -m analysis figures digits --output figures
+      python -m analysis figures digits --from-runs --output figures
+    """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis import curves, runs
+    from analysis import figures as render
+    from analysis.comparison import comparison
+
+    uri = _uri(tracking_uri, root)
+    results = _results(grid, uri, root, from_runs=from_runs, strict=strict)
+    for finding in results.findings:
+        print(f"finding: {finding}", file=sys.stderr)
+    if from_runs:
+        recorded = curves.from_folders(results.frame)
+    else:
+        recorded = curves.curves_of(runs.histories(uri, results.frame, curves.METRICS))
+    pictures = render.pictures(results.frame, comparison(results.frame, results.findings), recorded)
+    for path in render.write(pictures, output):
+        print(path)
+    for picture in pictures:
+        if picture.figure is None:
+            print(f"no {picture.name}: {picture.caption}", file=sys.stderr)
 
 
 def _draw(markdown: str) -> None:

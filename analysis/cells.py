@@ -1,9 +1,14 @@
 """The tidy frame that every analysis starts from, one row per cell, and what is wrong with it in one-line findings."""
 
+import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
+
+from analysis.errors import UserError
 
 SCHEMA = {
     "grid": "string",
@@ -20,9 +25,53 @@ SCHEMA = {
     "git_commit": "string",  # "" until the cell has run
     "top1_hard": "float64",  # test accuracy, a fraction, NaN until measured
     "top1_soft": "float64",
+    "num_binary_parameters": "float64",  # NaN until measured
+    "num_full_precision_parameters": "float64",
+    "job_id": "string",  # as the launcher wrote it, "" until the cell has run
+    "data_checksum": "string",  # of the data the run read, "" where not known
+    "run": "string",  # where the row was read: MLflow's run id, or the run directory
 }
 SETTING = ["grid", "dataset", "model", "quantizer", "task", "init"]
 """Cells equal in these differ by seed only, or should."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of one grid or more: `frame`, one row per cell with columns SCHEMA, and what a reader must know first.
+
+    Both are lines of text: `doubts` put numbers in doubt, and --strict refuses them; `remarks` do not.
+    """
+
+    frame: pd.DataFrame
+    doubts: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What stands above every output."""
+        return (*self.remarks, *self.doubts)
+
+
+def results(rows: Iterable[dict[str, object]], left_out: Collection[str] = ()) -> Results:
+    """The rows, from the oldest run to the newest, as results; left_out names cells of earlier launches.
+
+    Raises:
+        ValueError: the rows break the schema.
+    """
+    runs = validate(pd.DataFrame(list(rows), columns=list(SCHEMA)).astype(SCHEMA))
+    remarks: tuple[str, ...] = ()
+    if left_out:
+        which = shortened(sorted(left_out, key=natural_key))
+        remarks = (f"{len(left_out)} cells that the grid had before its last launch are left out ({which})",)
+    return Results(one_per_cell(runs), findings(runs), remarks)
+
+
+def require_known(kind: str, name: str, known: Collection[str], where: str) -> None:
+    """Raises UserError where name is not known: what it may have meant, and what there is in `where`."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown {kind} {name!r}; {hint}in {where}: {shortened(sorted(known), limit=20) or 'none'}")
 
 
 def validate(frame: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +90,7 @@ def validate(frame: pd.DataFrame) -> pd.DataFrame:
         wrong = measured[~measured[column].between(0, 1)]
         if len(wrong):
             raise ValueError(
-                f"{column} of {_names(wrong)[0]} is {wrong[column].iloc[0]:g}; accuracies are fractions in [0, 1]"
+                f"{column} of {names(wrong)[0]} is {wrong[column].iloc[0]:g}; accuracies are fractions in [0, 1]"
             )
     return frame
 
@@ -57,7 +106,7 @@ def one_per_cell(runs: pd.DataFrame) -> pd.DataFrame:
     return cells.sort_values(order, key=lambda column: column.map(natural_key)).reset_index(drop=True)
 
 
-def natural_key(value: str | int) -> tuple[tuple[int, str], ...]:
+def natural_key(value: object) -> tuple[tuple[int, str], ...]:
     """Sorting key that reads digits as numbers: resnet20, resnet56, resnet110."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(value)))
 
@@ -71,6 +120,7 @@ def findings(runs: pd.DataFrame) -> tuple[str, ...]:
         *_repeated_seeds(cells),
         *_mixed_commits(cells),
         *_not_done(cells),
+        *_missing_seeds(cells),
         *_unmeasured(cells),
     )
 
@@ -81,7 +131,7 @@ def _duplicate_runs(runs: pd.DataFrame) -> Iterator[str]:
         values = done["top1_hard"].dropna().unique()
         disagree = f" that disagree on top1_hard ({shortened(f'{value:.6g}' for value in values)})" * (len(values) > 1)
         used = "newest" if done.empty else "newest done"
-        yield f"{_names(same)[0]} has {len(same)} runs in the store{disagree}; the {used} one is used"
+        yield f"{names(same)[0]} has {len(same)} runs in the store{disagree}; the {used} one is used"
 
 
 def _mixed_recipes(cells: pd.DataFrame) -> Iterator[str]:
@@ -90,14 +140,14 @@ def _mixed_recipes(cells: pd.DataFrame) -> Iterator[str]:
         if len(recipes) > 1:
             yield (
                 f"cells of {len(recipes)} recipes ({shortened(recipes)}) instead of one, so no mean is shown: "
-                f"{shortened(_names(group))}; give an edited grid a new name, or remove the old cells"
+                f"{shortened(names(group))}; give an edited grid a new name, or remove the old cells"
             )
 
 
 def _repeated_seeds(cells: pd.DataFrame) -> Iterator[str]:
     again = cells[cells.duplicated([*SETTING, "seed", "recipe_id"])]
     if len(again):
-        yield f"several cells of the same recipe and seed, so no mean is shown: {shortened(_names(again))}"
+        yield f"several cells of the same recipe and seed, so no mean is shown: {shortened(names(again))}"
 
 
 def _mixed_commits(cells: pd.DataFrame) -> Iterator[str]:
@@ -110,13 +160,30 @@ def _mixed_commits(cells: pd.DataFrame) -> Iterator[str]:
 
 def _not_done(cells: pd.DataFrame) -> Iterator[str]:
     for status, group in cells[cells["state"] != "done"].groupby(status_of(cells)):
-        yield f"{len(group)} of {len(cells)} cells {status} ({shortened(_names(group))})"
+        yield f"{len(group)} of {len(cells)} cells {status} ({shortened(names(group))})"
+
+
+def _missing_seeds(cells: pd.DataFrame) -> Iterator[str]:
+    for _, same_model in cells.groupby(["grid", "dataset", "model", "task", "init"], sort=False):
+        seeds = set(same_model["seed"])
+        for _, own in same_model.groupby("quantizer", sort=False):
+            if missing := sorted(seeds - set(own["seed"])):
+                group = "".join(_groups(own.iloc[:1])[0])
+                yield f"{group} has no cell for {len(missing)} of {len(seeds)} seeds ({shortened(missing)})"
 
 
 def _unmeasured(cells: pd.DataFrame) -> Iterator[str]:
     unmeasured = cells[(cells["state"] == "done") & cells["top1_hard"].isna()]
     if len(unmeasured):
-        yield f"done without test/top1_hard in the store: {shortened(_names(unmeasured))}"
+        yield f"done without test/top1_hard in the store: {shortened(names(unmeasured))}"
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The frame's rows with their `status`, as plain values."""
+    return [
+        {str(key): value for key, value in row.items()}
+        for row in frame.assign(status=status_of(frame)).to_dict("records")
+    ]
 
 
 def status_of(cells: pd.DataFrame) -> pd.Series:
@@ -124,12 +191,17 @@ def status_of(cells: pd.DataFrame) -> pd.Series:
     return cells["state"].where(cells["cause"] == "", cells["state"] + ": " + cells["cause"])
 
 
-def _names(cells: pd.DataFrame) -> list[str]:
+def names(cells: pd.DataFrame) -> list[str]:
     """Display names as suite.config.Cell's: `cifar10/resnet20/bnn++/s3`, then a start not scratch and a task not bw."""
-    rows = zip(*(cells[key] for key in ("dataset", "model", "quantizer", "seed", "init", "task")), strict=True)
+    return [f"{group}/s{seed}{rest}" for (group, rest), seed in zip(_groups(cells), cells["seed"], strict=True)]
+
+
+def _groups(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """Of each display name what stands before and after the seed."""
+    rows = zip(*(cells[key] for key in ("dataset", "model", "quantizer", "init", "task")), strict=True)
     return [
-        f"{dataset}/{model}/{quantizer}/s{seed}" + f"/{init}" * (init != "scratch") + f"/{task}" * (task != "bw")
-        for dataset, model, quantizer, seed, init, task in rows
+        (f"{dataset}/{model}/{quantizer}", f"/{init}" * (init != "scratch") + f"/{task}" * (task != "bw"))
+        for dataset, model, quantizer, init, task in rows
     ]
 
 

@@ -3,15 +3,19 @@
 The reference is BNN++, or for a published surrogate its completion.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import cells
-from analysis.statistics import Difference, paired_difference, sample_sd
+from analysis.groups import Group, difference
+from analysis.published import Key as NumberKey
+from analysis.published import Number, Publication, Reproduction, by_key, reproduction
+from analysis.ranks import Ranks, ranks
+from analysis.statistics import Difference
+from analysis.verdicts import Adjusted, Member, Standing, adjusted, standings
 
 FULL_PRECISION = "fp"
 ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
@@ -20,6 +24,7 @@ ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
 
 Key = tuple[str, str, str, str]
 """Grid, data set, task, init."""
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ def completions() -> Against:
 class Entry:
     """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
 
-    `missing` counts the seeds without a measurement by reason, `failed: oom`; `difference` is
-    `reference` minus this one.
+    `missing` counts the seeds without a measurement by reason, `failed: oom`; `difference` is `reference` minus this
+    one, `adjusted` its p among all comparisons of the block. `gap_mean` is soft minus hard accuracy. `standing` is the
+    place among the binary methods of the model, None from the third on.
     """
 
     model: str
@@ -61,11 +67,19 @@ class Entry:
     top1_soft_mean: float | None
     reference: str | None
     difference: Difference | None
+    adjusted: Adjusted | None = None
+    gap_mean: float | None = None
+    num_bytes: float | None = None
+    standing: Standing | None = None
+    published: Reproduction | None = None
 
 
 @dataclass(frozen=True)
 class Block:
-    """The entries of one grid, data set, task and init, row by row; `title` tells it from the other blocks."""
+    """The entries of one grid, data set, task and init, row by row; `title` tells it from the other blocks.
+
+    `family_size` counts its comparisons with the reference, whether or not their runs are done.
+    """
 
     title: str
     grid: str
@@ -75,131 +89,154 @@ class Block:
     models: tuple[str, ...]
     quantizers: tuple[str, ...]
     entries: tuple[Entry, ...]
+    family_size: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """Blocks, what their quantizers are compared with, and what a reader must know before them."""
+    """Blocks, what their quantizers are compared with, and what a reader must know before them.
+
+    `ranks` compares the methods over all models, where there are enough; `publication` is what the entries' published
+    numbers are of.
+    """
 
     blocks: tuple[Block, ...]
     against: str
     findings: tuple[str, ...]
+    ranks: tuple[Ranks, ...] = ()
+    publication: Publication | None = None
 
 
-def comparison(frame: pd.DataFrame, findings: tuple[str, ...] = (), against: Against = BNN_PLUS_PLUS) -> Table:
+def comparison(
+    frame: pd.DataFrame,
+    findings: tuple[str, ...] = (),
+    against: Against = BNN_PLUS_PLUS,
+    publication: Publication | None = None,
+) -> Table:
     """The comparison of all quantizers in a frame with columns `cells.SCHEMA`, one row per cell.
 
     Raises:
         ValueError: the frame breaks the schema.
     """
     cells.validate(frame)
-    judged = frame.assign(
-        measured=(frame["state"] == "done") & frame["top1_hard"].notna(),
-        reason=cells.status_of(frame).replace("done", "done without accuracy"),  # why not measured
-    )
-    judged = judged[judged["quantizer"].map(against.shows)]
-    references = {str(quantizer): against.reference(str(quantizer)) for quantizer in judged["quantizer"].unique()}
-    blocks = tuple(_block(judged, key, rows, references) for key, rows in _rows_by_block(judged).items())
-    return Table(blocks, against.label, findings)
+    rows = cells.records(frame[frame["quantizer"].map(against.shows)])
+    numbers = by_key(publication)
+    told_apart = {name for name in ("grid", "task", "init") if len({row[name] for row in rows}) > 1}
+    blocks = tuple(_block(key, own, against, numbers, told_apart) for key, own in rows_by_block(rows).items())
+    if publication and not any(entry.published for block in blocks for entry in block.entries):
+        wanted = cells.shortened("/".join(key[:3]) for key in numbers)
+        findings = (*findings, f"none of the published numbers is of these cells; they are of {wanted}")
+    return Table(blocks, against.label, findings, tuple(_ranks(blocks)), publication)
 
 
-def _rows_by_block(frame: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     """Rows by (grid, data set, task, init), full precision beside the methods it is compared to.
 
     A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
     full-precision cells stand in every block where it has methods, those of the same init if there are any; without
     methods, in the block of their own task and init.
     """
-    parts: dict[Key, list[pd.DataFrame]] = {}
-    for (grid, dataset, _), rows in frame.groupby(["grid", "dataset", "model"], sort=False):
-        full_precision = rows[rows["quantizer"] == FULL_PRECISION]
-        methods = rows[rows["quantizer"] != FULL_PRECISION]
-        settings = (full_precision if methods.empty else methods)[["task", "init"]].drop_duplicates()
-        for task, init in settings.itertuples(index=False):
-            same_init = full_precision[full_precision["init"] == init]
-            baseline = full_precision if same_init.empty else same_init
-            key = (str(grid), str(dataset), str(task), str(init))
-            own = methods[(methods["task"] == task) & (methods["init"] == init)]
-            parts.setdefault(key, []).extend([baseline, own])
-    return {key: pd.concat(groups) for key, groups in parts.items()}
+    by_model: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        by_model.setdefault((row["grid"], row["dataset"], row["model"]), []).append(row)
+    parts: dict[Key, list[Row]] = {}
+    for (grid, dataset, _), own in by_model.items():
+        full_precision = [row for row in own if row["quantizer"] == FULL_PRECISION]
+        methods = [row for row in own if row["quantizer"] != FULL_PRECISION]
+        for task, init in dict.fromkeys((row["task"], row["init"]) for row in methods or full_precision):
+            same_init = [row for row in full_precision if row["init"] == init]
+            here = [row for row in methods if (row["task"], row["init"]) == (task, init)]
+            parts.setdefault((grid, dataset, task, init), []).extend([*(same_init or full_precision), *here])
+    return parts
 
 
-def _block(frame: pd.DataFrame, key: Key, rows: pd.DataFrame, references: dict[str, str | None]) -> Block:
+def _block(
+    key: Key, rows: Iterable[Row], against: Against, numbers: Mapping[NumberKey, Number], told_apart: Collection[str]
+) -> Block:
     grid, dataset, task, init = key
-    models = tuple(sorted(rows["model"].unique(), key=cells.natural_key))
-    quantizers = tuple(sorted(rows["quantizer"].unique(), key=_row_position))
-    told_apart = {"grid": grid, "task": task, "init": init}
-    title = ", ".join(
-        [dataset, *(f"{name} {value}" for name, value in told_apart.items() if len(frame[name].unique()) > 1)]
-    )
-    own = dict(iter(rows.groupby(["model", "quantizer"])))
-    num_seeds = rows.groupby("model")["seed"].nunique().to_dict()  # Python's ints, for JSON
-    nothing = rows.iloc[:0]
+    by_member: dict[Member, list[Row]] = {}
+    for row in rows:
+        by_member.setdefault((row["quantizer"], row["model"]), []).append(row)
+    quantizers = tuple(sorted({name for name, _ in by_member}, key=_row_position))
+    models = tuple(sorted({model for _, model in by_member}, key=cells.natural_key))
+    groups = {(name, model): Group.of(by_member.get((name, model), ())) for name in quantizers for model in models}
+    references = {name: against.reference(name) for name in quantizers}
+    differences, family_size = _family(groups, references)
+    p = adjusted(differences, family_size)
+    binary = [name for name in quantizers if name != FULL_PRECISION]
+    places = {model: standings({name: groups[name, model] for name in binary}) for model in models}
+    num_seeds = {model: len(set().union(*(groups[name, model].seeds for name in quantizers))) for model in models}
     entries = tuple(
-        _entry(
-            model,
-            quantizer,
-            own.get((model, quantizer), nothing),
-            references[quantizer],
-            own.get((model, references[quantizer]), nothing),
-            num_seeds[model],
+        Entry(
+            model=model,
+            quantizer=name,
+            num_seeds=num_seeds[model],
+            num_done=len(group.hard),
+            missing=group.missing(num_seeds[model]),
+            conflict=group.conflict,
+            top1_hard_mean=group.mean,
+            top1_hard_sd=group.sd,
+            top1_soft_mean=group.soft_mean,
+            reference=references[name],
+            difference=differences.get((name, model)),
+            adjusted=p.get((name, model)),
+            gap_mean=group.gap_mean,
+            num_bytes=group.num_bytes,
+            standing=places[model].get(name),
+            published=_published(dataset, model, name, group, numbers),
         )
-        for quantizer in quantizers
-        for model in models
+        for (name, model), group in groups.items()
     )
-    return Block(title, grid, dataset, task, init, models, quantizers, entries)
+    title = ", ".join([dataset, *(f"{name} {value}" for name, value in _named(key).items() if name in told_apart)])
+    return Block(title, grid, dataset, task, init, models, quantizers, entries, family_size)
+
+
+def _named(key: Key) -> dict[str, str]:
+    grid, _, task, init = key
+    return {"grid": grid, "task": task, "init": init}
 
 
 def _row_position(quantizer: str) -> tuple[int, str]:
     return (ROW_ORDER.index(quantizer) if quantizer in ROW_ORDER else len(ROW_ORDER), quantizer)
 
 
-def _entry(
-    model: str, quantizer: str, own: pd.DataFrame, reference: str | None, reference_cells: pd.DataFrame, num_seeds: int
-) -> Entry:
-    """The entry of the cells `own`, beside its reference's; the model has num_seeds seeds over all its quantizers."""
-    measured = own[own["measured"]]
-    conflict = _conflict(own)
-    usable = len(measured) > 0 and conflict is None
-    soft = measured["top1_soft"].dropna()
-    return Entry(
-        model=model,
-        quantizer=quantizer,
-        num_seeds=num_seeds,
-        num_done=len(measured),
-        missing=_missing(own, num_seeds) if len(own) else (),
-        conflict=conflict,
-        top1_hard_mean=float(measured["top1_hard"].mean()) if usable else None,
-        top1_hard_sd=sample_sd(measured["top1_hard"]) if usable and len(measured) > 1 else None,
-        top1_soft_mean=float(soft.mean()) if usable and len(soft) else None,
-        reference=reference,
-        difference=_difference(reference_cells, own) if usable and reference is not None else None,
-    )
+def _family(
+    groups: Mapping[Member, Group], references: Mapping[str, str | None]
+) -> tuple[dict[Member, Difference], int]:
+    """Reference minus method for each comparison that has pairs; the size of the family, which is all that have cells.
+
+    What failed or has not run yet counts as a member: it was declared when the grid was.
+    """
+    pairs: dict[Member, tuple[Group, Group]] = {}
+    for (name, model), group in groups.items():
+        reference = references[name]
+        if reference is not None and (reference, model) in groups:
+            pairs[name, model] = (groups[reference, model], group)
+    declared = {member: pair for member, pair in pairs.items() if all(group.seeds for group in pair)}
+    differences = {member: difference(candidate, baseline) for member, (candidate, baseline) in declared.items()}
+    return {member: found for member, found in differences.items() if found is not None}, len(declared)
 
 
-def _missing(own: pd.DataFrame, num_seeds: int) -> tuple[tuple[str, int], ...]:
-    """Why seeds have no measurement: their cells' status, or other quantizers have the seed and this one no cell."""
-    reasons = Counter(own.loc[~own["measured"], "reason"])
-    reasons["not in the store"] = num_seeds - len(own["seed"].unique())
-    return tuple(sorted((reason, count) for reason, count in reasons.items() if count))
+def _published(
+    dataset: str, model: str, quantizer: str, group: Group, numbers: Mapping[NumberKey, Number]
+) -> Reproduction | None:
+    """What was published of these very cells: for fp, of its own task and init."""
+    found = [numbers.get((dataset, model, quantizer, task, init)) for task, init in group.settings]
+    return reproduction(found[0], group.usable) if len(found) == 1 and found[0] is not None else None
 
 
-def _conflict(own: pd.DataFrame) -> str | None:
-    """Why no mean may be taken over these cells, if so."""
-    num_recipes = len(own["recipe_id"].unique())
-    if num_recipes > 1:
-        return f"{num_recipes} recipes mixed"
-    return "several cells per seed" if own["seed"].duplicated().any() else None
-
-
-def _difference(candidate: pd.DataFrame, baseline: pd.DataFrame) -> Difference | None:
-    """Candidate minus baseline, None if they share no measured seed or the candidate's cells are in conflict."""
-    ours, theirs = (_top1_hard_by_seed(rows[rows["measured"]]) for rows in (candidate, baseline))
-    if _conflict(candidate) or not ours.keys() & theirs.keys():
-        return None
-    # A fresh generator each: an interval depends on its own pairs, not on what else is in the table.
-    return paired_difference(ours, theirs, np.random.default_rng(0))
-
-
-def _top1_hard_by_seed(rows: pd.DataFrame) -> dict[int, float]:
-    return dict(zip(rows["seed"].tolist(), rows["top1_hard"].tolist(), strict=True))
+def _ranks(blocks: Sequence[Block]) -> Iterator[Ranks]:
+    """One ranking per task and init, over the models of all data sets; none where a model would count twice."""
+    for task, init in dict.fromkeys((block.task, block.init) for block in blocks):
+        here = [block for block in blocks if (block.task, block.init) == (task, init)]
+        models = [f"{block.dataset}/{model}" for block in here for model in block.models]
+        if len(set(models)) < len(models):
+            continue
+        means: dict[str, dict[str, float | None]] = {model: {} for model in models}
+        for block in here:
+            for entry in block.entries:
+                if entry.quantizer != FULL_PRECISION:
+                    means[f"{block.dataset}/{entry.model}"][entry.quantizer] = entry.top1_hard_mean
+        methods = sorted({name for row in means.values() for name in row}, key=_row_position)
+        if found := ranks(task, init, means, methods):
+            yield found

@@ -1,19 +1,26 @@
 """Table -> markdown, LaTeX, HTML for people (percent), CSV and JSON for programs (fractions). Rendering only.
 
-In the three for people a column holds, per model: accuracy with spread and n, reference minus row with its interval, p.
-Findings stand above the table, what the numbers mean below it.
+In the three for people a column holds, per model: accuracy with spread and n, reference minus row with its interval, p;
+with a publication its number and the verdict; with details the soft-hard gap and the size. Findings stand above the
+table, what the numbers mean below it.
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from html import escape
 
 import pandas as pd
 
-from analysis.comparison import FULL_PRECISION, Block, Entry, Table
-from analysis.statistics import ALPHA, BCA_FROM, CONFIDENCE, Difference, is_underpowered, smallest_p
+from analysis.comparison import Block, Entry, Table
+from analysis.notes import TIED, notes
+from analysis.published import Reproduction
+from analysis.statistics import Difference, is_underpowered
+from analysis.verdicts import Place
 
-ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "{against} − row, points (n)", "p"
+ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "{against} − row, points (n)", "adjusted p"
+PUBLISHED, VERDICT = "published, %", "ours − published, points (n)"
+GAP, SIZE = "soft − hard, points", "size, kB"
 NONE = "—"
 LATEX = str.maketrans(
     {
@@ -28,47 +35,62 @@ LATEX = str.maketrans(
         "−": "$-$",
         "—": "---",
         "≤": r"$\leq$",
+        TIED: r"\textsuperscript{\textdagger}",
     }
 )
-"""What LaTeX would misread, and the symbols that this module writes."""
+"""What LaTeX would misread, and the symbols that this package writes."""
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+"""A wide table shrinks to the line, a narrow one stays as it is."""
 
 
-def to_markdown(table: Table) -> str:
-    """Pipe tables, a heading per block."""
+@dataclass(frozen=True)
+class _Markup:
+    """How a format escapes text and sets off the best and the second."""
+
+    escape: Callable[[str], str]
+    best: str
+    second: str
+
+
+def render(table: Table, layout: str, *, details: bool = False) -> str:
+    """The table in the format of that name; html, csv and json have the details always."""
+    if layout in {"markdown", "latex"}:
+        return {"markdown": to_markdown, "latex": to_latex}[layout](table, details=details)
+    return {"html": to_html, "csv": to_csv, "json": to_json}[layout](table)
+
+
+def to_markdown(table: Table, *, details: bool = False) -> str:
+    """Pipe tables, a heading per block; details adds the columns of gap and size."""
     parts = [_markdown_list("Findings", table.findings)] if table.findings else []
-    parts += [f"## {block.title}\n\n{_markdown_body(block, table.against)}" for block in table.blocks]
-    return "\n\n".join([*parts, _markdown_list("Notes", notes(table))]) + "\n"
+    parts += [f"## {block.title}\n\n{_markdown_body(table, block, details=details)}" for block in table.blocks]
+    return "\n\n".join([*parts, _markdown_list("Notes", notes(table, details=details))]) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    r"""One `table` environment per block, for a document with \usepackage{booktabs}; all text is escaped."""
-    footnotes = "\n".join(rf"{{\footnotesize {_latex(note)}\par}}" for note in notes(table))
+def to_latex(table: Table, *, details: bool = False) -> str:
+    r"""One `table` environment per block, for \usepackage{booktabs,graphicx}; all text is escaped."""
+    footnotes = "\n".join(rf"{{\footnotesize {_latex(note)}\par}}" for note in notes(table, details=details))
     warnings = "\n".join(rf"{{\footnotesize\textbf{{Finding:}} {_latex(finding)}\par}}" for finding in table.findings)
+    markup = _Markup(_latex, r"\textbf{{{}}}", r"\underline{{{}}}")
     environments = []
     for block in table.blocks:
-        body = _body(block, table.against).map(_latex).rename(index=_latex, columns=_latex)
+        body = _body(table, block, markup, details=details)
         tabular = body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1]), multicol_align="c")
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(block.title)}}}",
-            warnings,
-            tabular.rstrip(),
-            footnotes,
-        ]
-        environments.append("\n".join([*(line for line in lines if line), r"\end{table}"]))
+        # The empty line ends TeX's: the notes stand under the table, not beside it.
+        parts = [rf"\caption{{{_latex(block.title)}}}", warnings, FIT + tabular.rstrip() + "}\n", footnotes]
+        content = "\n".join(part for part in parts if part)
+        environments.append(f"\\begin{{table}}\n\\centering\n{content}\n\\end{{table}}")
     return "\n\n".join(environments) + "\n"
 
 
 def to_html(table: Table) -> str:
-    """A page of its own that needs no other file; all text is escaped."""
+    """A page of its own that needs no other file, details included; all text is escaped."""
     parts = [_html_list("Findings", table.findings)] if table.findings else []
+    markup = _Markup(escape, "<strong>{}</strong>", "<u>{}</u>")
     for block in table.blocks:
-        style = _body(block, table.against).style.set_caption(escape(block.title)).format(escape="html")
-        styled = style.format_index(escape="html").format_index(escape="html", axis="columns")
+        style = _body(table, block, markup, details=True).style.set_caption(escape(block.title))
         # Without ids, two renderings of one table are the same text.
-        parts.append(styled.to_html(table_uuid="comparison", cell_ids=False, table_attributes='border="1"'))
-    body = "\n".join([*parts, _html_list("Notes", notes(table))])
+        parts.append(style.to_html(table_uuid="comparison", cell_ids=False, table_attributes='border="1"'))
+    body = "\n".join([*parts, _html_list("Notes", notes(table, details=True))])
     head = '<meta charset="utf-8"><title>proxbench: hard test accuracy</title>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
@@ -80,82 +102,140 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """{"findings": [...], "entries": [...]}, entries as the lines of the CSV; what is undefined is null."""
-    document = {"findings": table.findings, "entries": records(table)}
+    """{"findings": [...], "entries": [...], "ranks": [...]}, entries as the CSV's lines; what is undefined is null."""
+    document = {"findings": table.findings, "entries": records(table), "ranks": [asdict(one) for one in table.ranks]}
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def records(table: Table) -> list[dict[str, object]]:
-    """Each entry as one flat dictionary, the difference's fields prefixed `difference_`; accuracies are fractions."""
-    fields = list(Difference.__dataclass_fields__)
+    """Each entry as one flat dictionary; accuracies are fractions, sizes bytes.
+
+    The fields of its difference are prefixed `difference_`, those of its published number `published_`.
+    """
     rows: list[dict[str, object]] = []
     for block in table.blocks:
         for entry in block.entries:
-            difference = asdict(entry.difference) if entry.difference else dict.fromkeys(fields)
-            where = {"grid": block.grid, "dataset": block.dataset, "task": block.task, "init": block.init}
-            flat = {**asdict(entry), "missing": "; ".join(f"{count} {reason}" for reason, count in entry.missing)}
-            del flat["difference"]
-            flat["underpowered"] = entry.difference and is_underpowered(entry.difference.n)
-            rows.append({**where, **flat, **{f"difference_{field}": difference[field] for field in fields}})
+            flat = asdict(entry)
+            for nested in ("difference", "adjusted", "standing", "published"):
+                del flat[nested]
+            flat["missing"] = "; ".join(f"{count} {reason}" for reason, count in entry.missing)
+            rows.append(
+                {
+                    "grid": block.grid,
+                    "dataset": block.dataset,
+                    "task": block.task,
+                    "init": block.init,
+                    **flat,
+                    "place": entry.standing and entry.standing.place.value,
+                    "tied": entry.standing and entry.standing.tied,
+                    "adjusted_p": entry.adjusted and entry.adjusted.p,
+                    "family_size": block.family_size,
+                    "underpowered": entry.adjusted and entry.adjusted.underpowered,
+                    **_prefixed("difference_", entry.difference),
+                    **(_published_record(entry.published) if table.publication else {}),
+                }
+            )
     return rows
 
 
-def notes(table: Table) -> tuple[str, ...]:
-    """What the numbers mean and what they cannot say, for the entries that are there."""
-    entries = [entry for block in table.blocks for entry in block.entries]
-    differences = [entry.difference for entry in entries if entry.difference]
-    few = sorted({difference.n for difference in differences if is_underpowered(difference.n)})
-    bca = f", BCa from {BCA_FROM} pairs on" if any(difference.n >= BCA_FROM for difference in differences) else ""
-    candidates = {
-        "Accuracy: top-1 on the test set, read once after the last epoch with every quantised weight exactly −1 or +1; "
-        "mean ± sample standard deviation (ddof 1) over n seeds.": True,
-        "fp is full precision: not a binary network.": any(entry.quantizer == FULL_PRECISION for entry in entries),
-        f"{table.against} − row: mean of the differences paired by seed, in percentage points, with its "
-        f"{CONFIDENCE:.0%} interval (Student's t{bca}) over n pairs.": bool(differences),
-        "p: two-sided sign-flip test of the paired differences, not adjusted for the "
-        f"{len(differences)} comparisons shown.": bool(differences),
-        f"underpowered: no data from so few pairs could reach p ≤ {ALPHA} (the smallest possible p is "
-        f"{', '.join(f'{smallest_p(n):g} for n={n}' for n in few)}); it is no evidence of equality.": bool(few),
-        "no interval: it is undefined for one pair, and for differences that are all equal.": any(
-            difference.low is None for difference in differences
-        ),
+def _prefixed(prefix: str, difference: Difference | None) -> dict[str, object]:
+    values = asdict(difference) if difference else dict.fromkeys(Difference.__dataclass_fields__)
+    return {prefix + name: value for name, value in values.items()}
+
+
+def _published_record(published: Reproduction | None) -> dict[str, object]:
+    test = published and published.test
+    verdict = published and (test.verdict.value if test else "untestable")
+    return {
+        "published_accuracy": published and published.accuracy,
+        "published_row": published and published.row,
+        "published_verified": published and published.verified,
+        "published_margin": published and published.margin,
+        "published_verdict": verdict,
+        **{
+            f"published_{name}": test and getattr(test, name)
+            for name in ("n", "difference", "low", "high", "p_equivalent", "p_different")
+        },
     }
-    return tuple(note for note, applies in candidates.items() if applies)
 
 
-def _body(block: Block, against: str) -> pd.DataFrame:
-    """The block as text: quantizers by (model, column)."""
-    cells = {(entry.quantizer, entry.model): _texts(entry) for entry in block.entries}
-    columns = pd.MultiIndex.from_product([block.models, (ACCURACY, DIFFERENCE.format(against=against), P_VALUE)])
-    rows = [[text for model in block.models for text in cells[quantizer, model]] for quantizer in block.quantizers]
-    return pd.DataFrame(rows, index=pd.Index(block.quantizers), columns=columns)
+def _body(table: Table, block: Block, markup: _Markup, *, details: bool) -> pd.DataFrame:
+    """The block as escaped text: quantizers by (model, column)."""
+    columns: dict[str, Callable[[Entry], str]] = {
+        ACCURACY: lambda entry: _accuracy(entry, markup),
+        DIFFERENCE.format(against=table.against): lambda entry: markup.escape(_difference(entry)),
+        P_VALUE: lambda entry: markup.escape(_p(entry, block.family_size)),
+    }
+    if table.publication and any(entry.published for entry in block.entries):
+        columns[PUBLISHED] = lambda entry: markup.escape(_published(entry.published))
+        columns[VERDICT] = lambda entry: markup.escape(_verdict(entry.published))
+    if details:
+        columns[GAP] = lambda entry: NONE if entry.gap_mean is None else markup.escape(_points(entry.gap_mean))
+        columns[SIZE] = lambda entry: NONE if entry.num_bytes is None else f"{entry.num_bytes / 1000:.1f}"
+    entries = {(entry.quantizer, entry.model): entry for entry in block.entries}
+    rows = [
+        [text(entries[quantizer, model]) for model in block.models for text in columns.values()]
+        for quantizer in block.quantizers
+    ]
+    header = pd.MultiIndex.from_product([map(markup.escape, block.models), map(markup.escape, columns)])
+    return pd.DataFrame(rows, index=pd.Index([markup.escape(name) for name in block.quantizers]), columns=header)
 
 
-def _texts(entry: Entry) -> tuple[str, str, str]:
-    difference = entry.difference
-    if difference is None:
-        return _accuracy(entry), NONE, NONE
-    p = f"underpowered (n={difference.n})" if is_underpowered(difference.n) else f"{difference.p:.2g}"
-    return _accuracy(entry), _difference(difference), p
-
-
-def _accuracy(entry: Entry) -> str:
+def _accuracy(entry: Entry, markup: _Markup) -> str:
     """`97.10 ± 0.30 (3)`; some missing: `97.10 ± 0.30 (2 of 3; 1 failed: oom)`; all: `missing (3 queued)`."""
     missing = ", ".join(f"{count} {reason}" for reason, count in entry.missing)
     if entry.conflict:
-        return f"{entry.conflict}, no mean"
+        return markup.escape(f"{entry.conflict}, no mean")
     if entry.top1_hard_mean is None:
-        return f"missing ({missing})" if missing else NONE
+        return markup.escape(f"missing ({missing})" if missing else NONE)
+    mean = markup.escape(f"{100 * entry.top1_hard_mean:.2f}")
+    if entry.standing:
+        mean = (markup.best if entry.standing.place is Place.best else markup.second).format(mean)
+        mean += markup.escape(TIED) * entry.standing.tied
     spread = "" if entry.top1_hard_sd is None else f" ± {100 * entry.top1_hard_sd:.2f}"
     n = f"{entry.num_done} of {entry.num_seeds}; {missing}" if missing else f"{entry.num_done}"
-    return f"{100 * entry.top1_hard_mean:.2f}{spread} ({n})"
+    return mean + markup.escape(f"{spread} ({n})")
 
 
-def _difference(difference: Difference) -> str:
+def _difference(entry: Entry) -> str:
     """`+0.53 [−0.20, +1.27] (3)`, or `+0.53, no interval (1)`."""
-    if difference.low is None or difference.high is None:
-        return f"{_points(difference.mean)}, no interval ({difference.n})"
-    return f"{_points(difference.mean)} [{_points(difference.low)}, {_points(difference.high)}] ({difference.n})"
+    difference = entry.difference
+    if difference is None:
+        return NONE
+    return f"{_with_interval(difference.mean, difference.low, difference.high)} ({difference.n})"
+
+
+def _with_interval(mean: float, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"{_points(mean)}, no interval"
+    return f"{_points(mean)} [{_points(low)}, {_points(high)}]"
+
+
+def _p(entry: Entry, family_size: int) -> str:
+    """`0.031`; `underpowered (n=3)`; where only the family is too large for so many pairs, it says so."""
+    if entry.difference is None or entry.adjusted is None:
+        return NONE
+    n = entry.difference.n
+    if entry.adjusted.p is None:
+        return f"underpowered (n={n})" if is_underpowered(n) else f"underpowered (n={n}, family of {family_size})"
+    return f"{entry.adjusted.p:.2g}"
+
+
+def _published(published: Reproduction | None) -> str:
+    if published is None:
+        return NONE
+    return f"{100 * published.accuracy:.2f}" + " (unverified)" * (not published.verified)
+
+
+def _verdict(published: Reproduction | None) -> str:
+    """`inconclusive: −0.12 [−0.60, +0.36] (3), margin 0.50`."""
+    if published is None:
+        return NONE
+    margin = f"margin {100 * published.margin:.2f}"
+    test = published.test
+    if test is None:
+        return f"untestable: no run, {margin}"
+    return f"{test.verdict.value}: {_with_interval(test.difference, test.low, test.high)} ({test.n}), {margin}"
 
 
 def _points(fraction: float) -> str:
@@ -163,11 +243,11 @@ def _points(fraction: float) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
-def _markdown_body(block: Block, against: str) -> str:
-    body = _body(block, against)
+def _markdown_body(table: Table, block: Block, *, details: bool) -> str:
+    body = _body(table, block, _Markup(_markdown, "**{}**", "<u>{}</u>"), details=details)
     header = ["quantizer", *(": ".join(column) for column in body.columns)]
     lines = [header, ["---"] * len(header), *body.reset_index().to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(_markdown(text) for text in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _markdown(text: str) -> str:

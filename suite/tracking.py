@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
+_COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 _MAX_PER_BATCH = 1000  # MLflow's own limit on metrics in a batch
 
 
@@ -126,7 +127,9 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "attempt": str(state.attempt),
         "job_id": state.job_id,
         "git_commit": (provenance.get("code") or {}).get("commit") or "",
-        "num_train_images": str(result.get("num_train_images", "")),
+        "data_checksum": provenance.get("data_checksum") or "",
+        # So that the store alone makes the tables, sizes included.
+        **{key: str(result.get(key, "")) for key in _COUNTS},
     }
 
 

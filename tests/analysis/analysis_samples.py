@@ -9,7 +9,7 @@ from analysis.cells import SCHEMA
 NAN = float("nan")
 
 
-def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: str) -> list[dict[str, object]]:
+def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: object) -> list[dict[str, object]]:
     """One row per seed 0, 1, ...: done with that hard accuracy, or in the state named instead, `failed: oom`."""
     rows = []
     for seed, accuracy in enumerate(accuracies):
@@ -24,6 +24,11 @@ def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: str) 
             "init": "scratch",
             "recipe_id": f"recipe of {quantizer}",
             "git_commit": "c0ffee" if state == "done" else "",
+            "num_binary_parameters": (0 if quantizer == "fp" else 8000) if state == "done" else NAN,
+            "num_full_precision_parameters": (9000 if quantizer == "fp" else 1000) if state == "done" else NAN,
+            "job_id": "",
+            "data_checksum": "",
+            "run": "",
             **columns,
             "seed": seed,
             "state": state,

@@ -81,6 +81,12 @@ def test_findings_name_cells_as_the_launcher_does() -> None:
     assert finding == "1 of 1 cells queued (digits/resnet20/bnn++/s0/finetune)"
 
 
+def test_a_seed_that_only_other_quantizers_have_is_found() -> None:
+    frame = frame_of(cells_of("bc", [0.5], init="finetune"), cells_of("bnn++", [0.6, 0.7], init="finetune"))
+    assert findings(frame) == ("digits/resnet20/bc/finetune has no cell for 1 of 2 seeds (1)",)
+    assert findings(frame_of(cells_of("bc", [0.5], model="vit"), cells_of("bnn++", [0.6, 0.7]))) == ()
+
+
 def test_a_done_cell_without_accuracy_is_found() -> None:
     unmeasured = frame_of(cells_of("bc", [0.5, float("nan")]))
     assert findings(unmeasured) == ("done without test/top1_hard in the store: digits/resnet20/bc/s1",)

@@ -1,6 +1,8 @@
 """From a real sqlite MLflow store, one for all tests, to a frame; and the command line on top."""
 
 import contextlib
+import gc
+import io
 import json
 import os
 import socket
@@ -22,7 +24,8 @@ from analysis.cells import SCHEMA
 from analysis.errors import UserError
 from analysis.runs import load
 
-TAGS = [column for column in SCHEMA if not column.startswith("top1")]
+COUNTS = ["num_binary_parameters", "num_full_precision_parameters"]
+TAGS = [column for column in SCHEMA if not column.startswith("top1") and column not in {*COUNTS, "run"}]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +58,10 @@ def _fill(folder: Path) -> None:
     _copy_the_last_run(folder / "mlflow.db", num_copies=1049)
     before = cells_of("bc", [0.5, 0.5], grid="edited", recipe_id="old", current="false")
     _write(client, artifacts, "edited", [*before, *cells_of("bc", [0.75], grid="edited", current="true")])
+    _write(client, artifacts, "old", cells_of("bc", [0.5], grid="old", sizes=False))
+    torn = cells_of("bc", ["running"], grid="torn")
+    _write(client, artifacts, "torn", [{**torn[0], "top1_hard": 0.5, "top1_soft": 0.5, "has_metrics": True}])
+    _write(client, artifacts, "odd", [{**cells_of("bc", ["queued"], grid="odd")[0], "seed": "zero"}])
     foreign = client.create_experiment("foreign", artifact_location=artifacts)
     client.create_run(foreign, run_name="somebody's", tags={"dataset": "digits"})
 
@@ -69,8 +76,9 @@ def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any
     for start, row in enumerate(rows, start=1):
         name = f"{row['dataset']}/{row['model']}/{row['quantizer']}/s{row['seed']}"
         tags = {tag: str(row[tag]) for tag in (*TAGS, "current") if tag in row}
+        tags |= {tag: f"{row[tag]:.0f}" if row["state"] == "done" else "" for tag in COUNTS if row.get("sizes", True)}
         run = client.create_run(experiment, start_time=start, tags=tags, run_name=name)
-        if row["state"] == "done":
+        if row["state"] == "done" or row.get("has_metrics"):
             metrics = [Metric(f"test/{key}", row[key], timestamp=0, step=9) for key in ("top1_hard", "top1_soft")]
             client.log_batch(run.info.run_id, metrics)
 
@@ -102,7 +110,8 @@ def test_what_was_written_is_read(root: Path) -> None:
     results = load(uri(root), "digits")
     key = ["model", "quantizer", "seed"]
     read, written = (frame.sort_values(key).reset_index(drop=True) for frame in (results.frame, example()))
-    assert read.equals(written)
+    assert read.drop(columns="run").equals(written.drop(columns="run"))
+    assert read["run"].str.fullmatch("[0-9a-f]{32}").all()
     assert results.findings[0] == "2 of 24 cells failed: nan (digits/resnet110/bc/s1, digits/resnet110/bc/s2)"
 
 
@@ -124,6 +133,26 @@ def test_cells_from_before_a_grid_was_edited_are_left_out_and_told(root: Path) -
     )
 
 
+def test_a_store_from_before_sizes_were_kept_is_read(root: Path) -> None:
+    frame = load(uri(root), "old").frame
+    assert frame["top1_hard"].tolist() == [0.5]
+    assert frame[COUNTS].isna().all(axis=None)
+
+
+def test_a_metric_without_a_result_is_no_measurement(root: Path) -> None:
+    assert load(uri(root), "torn").frame[["top1_hard", "top1_soft"]].isna().all(axis=None)
+
+
+def test_a_seed_that_is_no_number_is_refused_by_name(root: Path) -> None:
+    with pytest.raises(UserError, match="of odd: seed is 'zero', not a whole number"):
+        load(uri(root), "odd")
+
+
+def test_reading_turns_the_garbage_collector_on_again(root: Path) -> None:
+    load(uri(root), "digits")
+    assert gc.isenabled()
+
+
 def test_reading_leaves_the_tracking_uri_alone(root: Path) -> None:
     load(uri(root), "digits")
     assert "MLFLOW_TRACKING_URI" not in os.environ
@@ -133,7 +162,8 @@ def test_an_unknown_grid_is_refused_with_the_grids_in_the_store(root: Path) -> N
     with pytest.raises(UserError) as caught:
         load(uri(root), "digit")
     assert str(caught.value) == (
-        "unknown grid 'digit'; did you mean 'digits'? in the store: again, digits, edited, foreign, large"
+        "unknown grid 'digit'; did you mean 'digits'? "
+        "in the store: again, digits, edited, foreign, large, odd, old, torn"
     )
 
 
@@ -191,9 +221,51 @@ def test_tables_writes_the_output_file_and_reads_the_root_from_the_environment(
     assert capsys.readouterr().out == ""
 
 
+def test_strict_refuses_what_is_in_doubt_and_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "tables", "digits", "--root", str(root), "--strict") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("--strict: 4 findings put numbers in doubt: 2 of 24 cells failed: nan (digits/")
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert run_main(monkeypatch, "tables", "edited", "--root", str(root), "--strict") == 0
+    assert "left out" in capsys.readouterr().out
+
+
+def test_explain_lists_the_runs_behind_an_entry(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["tables", "digits", "--root", str(root), "--explain", "digits/resnet20/bc"]
+    assert run_main(monkeypatch, *arguments) == 0
+    text = capsys.readouterr().out
+    runs = load(uri(root), "digits").frame.set_index("cell_id")["run"]
+    own = runs[runs.index.str.startswith("digits/resnet20/bc/")]
+    assert len(own) == 3
+    assert all(f"run {run};" in text for run in own)
+    assert "2 of 3 cells are in the mean" in text
+    assert "- seed 2: failed: oom (not in the mean);" in text
+    assert run_main(monkeypatch, *arguments, "--format", "json") == 0
+    cells = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["cells"]
+    assert [(cell["seed"], cell["counts"], cell["top1_hard"]) for cell in cells] == [
+        (0, True, 0.9702),
+        (1, True, 0.9738),
+        (2, False, None),
+    ]
+    assert run_main(monkeypatch, *arguments, "--format", "csv") == 0
+    assert len(pd.read_csv(io.StringIO(capsys.readouterr().out))) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tables", "digits", "--explain", "digits/resnet20/bnm"], "did you mean 'digits/resnet20/bnn'?"),
+        (["tables", "digits", "--explain", "digits/resnet20/bnn", "--format", "html"], "choose markdown, csv or json"),
+        (
+            ["tables", "digits", "--against", "resnet-cifar"],
+            "unknown publication 'resnet-cifar'; did you mean 'resnet-c",
+        ),
+        (["tables", "digits", "--against", "nowhere.yaml"], "nowhere.yaml"),
+        (["tables", "digits", "--from-runs"], "unknown grid 'digits'; in "),
         (["tables", "digit"], "unknown grid 'digit'; did you mean 'digits'?"),
         (["tables", "digits", "--output", "/nowhere/at/all.md"], "No such file or directory: '/nowhere/at/all.md'"),
         (["tables", "--root", "nowhere"], "nowhere/mlflow.db: no MLflow store there"),

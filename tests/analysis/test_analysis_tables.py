@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -51,7 +53,7 @@ def test_the_difference_is_bnn_plus_plus_minus_the_row_over_shared_seeds() -> No
 
 def test_missing_and_failed_seeds_are_shown_in_their_place() -> None:
     text = to_markdown(example_table())
-    assert "| 97.20 ± 0.25 (2 of 3; 1 failed: oom) |" in text
+    assert "| <u>97.20</u>† ± 0.25 (2 of 3; 1 failed: oom) |" in text
     assert "| missing (2 queued, 1 running) |" in text
     assert "| 94.50 (1 of 3; 2 failed: nan) | +3.50, no interval (1) | underpowered (n=1) |" in text
 
@@ -80,6 +82,123 @@ def test_from_six_pairs_on_p_is_printed() -> None:
     text = to_markdown(better)
     assert "| 0.031 |" in text
     assert "underpowered" not in text
+
+
+def many(shift: float, num_seeds: int = 8) -> list[float]:
+    """Accuracies about 0.5 + shift, the same spread for each shift and another order."""
+    return [
+        0.5 + shift + (0.01 * ((3 * seed + round(100 * shift)) % num_seeds)) / num_seeds for seed in range(num_seeds)
+    ]
+
+
+def test_p_is_adjusted_over_all_comparisons_of_the_block_whether_run_or_not() -> None:
+    table = comparison(
+        frame_of(
+            cells_of("fp", many(0.3)),
+            cells_of("bc", many(0.0)),
+            cells_of("bnn", ["failed: oom"] * 8),
+            cells_of("bnn++", many(0.1)),
+            cells_of("bc", many(0.0), model="resnet56"),
+            cells_of("bnn++", many(0.1), model="resnet56"),
+        )
+    )
+    (block,) = table.blocks
+    assert block.family_size == 4  # fp, bc and bnn on one model, bc on the other
+    smallest = 2 / 2**8
+    found = {(e.quantizer, e.model): e.adjusted.p for e in block.entries if e.adjusted}
+    assert found == pytest.approx(
+        {("fp", "resnet20"): 4 * smallest, ("bc", "resnet20"): 4 * smallest, ("bc", "resnet56"): 4 * smallest}
+    )
+    assert "4 comparisons" in to_markdown(table)
+
+
+def test_pairs_enough_for_one_comparison_and_too_few_for_its_family_are_underpowered() -> None:
+    groups = [cells_of(name, many(0.0, 6), model=model) for name in ("bc", "bnn") for model in ("a", "b")]
+    best = [cells_of("bnn++", many(0.1, 6), model=model) for model in ("a", "b")]
+    table = comparison(frame_of(*groups, *best))
+    text = to_markdown(table)
+    assert text.count("underpowered (n=6, family of 4)") == 4
+    assert "in its family" in text
+    assert {entry.adjusted.p for block in table.blocks for entry in block.entries if entry.adjusted} == {None}
+
+
+def test_the_best_and_the_second_are_set_off_and_fp_is_not_ranked() -> None:
+    table = comparison(
+        frame_of(
+            cells_of("fp", many(0.3)),
+            *(cells_of(*row) for row in [("bc", many(0.0)), ("bnn", many(0.05)), ("bnn++", many(0.2))]),
+        )
+    )
+    places = {e.quantizer: (e.standing.place.value, e.standing.tied) for e in table.blocks[0].entries if e.standing}
+    assert places == {"bnn++": ("best", False), "bnn": ("second", False)}
+    assert "| **70.44** ± " in to_markdown(table)
+    assert r"\textbf{70.44} $\pm$" in to_latex(table)
+    assert "<strong>70.44</strong> ± " in to_html(table)
+    assert "†" not in to_markdown(table)
+
+
+def test_what_is_not_separable_is_marked_as_tied() -> None:
+    near = [value + 0.001 * (-1) ** seed for seed, value in enumerate(many(0.0))]
+    table = comparison(frame_of(cells_of("bc", many(0.0)), cells_of("bnn", near), cells_of("pc", many(-0.2))))
+    tied = {e.quantizer for e in table.blocks[0].entries if e.standing and e.standing.tied}
+    assert tied == {"bc", "bnn"}
+    assert "† tied" in to_markdown(table)
+
+
+def test_equal_means_are_both_best_and_there_is_no_second() -> None:
+    table = comparison(frame_of(*(cells_of(name, many(0.0)) for name in ("bc", "bnn")), cells_of("pc", many(-0.2))))
+    assert to_markdown(table).count("**50.44**†") == 2
+    assert "<u>" not in to_markdown(table)
+
+
+def test_gap_and_size_are_columns_where_asked_for_and_always_in_html_csv_and_json() -> None:
+    table = example_table()
+    entry = entry_of(table, "bnn++")
+    assert entry.gap_mean == pytest.approx(0.004)
+    assert entry.num_bytes == 8000 / 8 + 4 * 1000
+    assert entry_of(table, "fp").num_bytes == 36_000
+    for text in (to_markdown(table, details=True), to_latex(table, details=True), to_html(table)):
+        assert "size, kB" in text
+        assert "+0.40" in text
+    assert "size, kB" not in to_markdown(table) + to_latex(table)
+    assert json.loads(to_json(table))["entries"][0]["num_bytes"] == 36_000
+
+
+def test_cells_of_different_size_have_none() -> None:
+    cells = cells_of("bc", [0.5, 0.6])
+    cells[0]["num_binary_parameters"] = 16
+    assert entry_of(comparison(frame_of(cells)), "bc").num_bytes is None
+
+
+def test_from_five_models_on_methods_are_ranked_across_models_by_one_mean_each() -> None:
+    names = ("bc", "bnn", "bnn++")
+    models = [(f"resnet{20 + k}", "digits" if k < 3 else "cifar10") for k in range(5)]
+    cells = [
+        cells_of(name, [0.5 + shift, 0.6 + shift], model=model, dataset=dataset)
+        for model, dataset in models
+        for name, shift in zip(names, (0.0, 0.1, 0.2), strict=True)
+    ]
+    table = comparison(frame_of(*cells, cells_of("pc", [0.9], model="resnet20")))
+    (ranks,) = table.ranks
+    assert ranks.ranking.methods == ("bnn++", "bnn", "bc")
+    assert ranks.ranking.average_ranks == (1.0, 2.0, 3.0)
+    assert ranks.ranking.friedman.num_blocks == 5
+    assert ranks.incomplete == ("pc",)
+    text = to_markdown(table)
+    assert "Across 5 models (task bw, init scratch; " in text
+    assert "bnn++ 1.00, bnn 2.00, bc 3.00" in text
+    assert "Left out, without a mean on every model: pc" in text
+    assert comparison(frame_of(*cells[:-3])).ranks == ()
+
+
+def test_a_model_that_stands_in_two_grids_is_not_counted_twice() -> None:
+    cells = [
+        cells_of(name, [0.5], model=f"m{k}", grid=grid)
+        for grid in "ab"
+        for k in range(5)
+        for name in ("bc", "pc", "bnn")
+    ]
+    assert comparison(frame_of(*cells)).ranks == ()
 
 
 def test_fine_tuned_methods_stand_beside_the_full_precision_cells_they_start_from() -> None:
@@ -158,7 +277,7 @@ def test_every_finding_stands_above_the_numbers(render: Callable[[Table], str]) 
 @pytest.mark.parametrize("render", FOR_PEOPLE)
 def test_tables_for_people_say_what_they_measure(render: Callable[[Table], str]) -> None:
     text = render(example_table())
-    for words in ("ddof 1", "exactly", "not a binary network", "paired by seed", "Student's t", "not adjusted"):
+    for words in ("ddof 1", "exactly", "not a binary network", "paired by seed", "Student's t", "Holm"):
         assert words in text.replace("&#x27;", "'")
     assert "underpowered (n=3)" in text
 
@@ -206,7 +325,8 @@ def test_html_is_well_formed_and_holds_the_cells() -> None:
     page = _Page()
     page.feed(to_html(example_table()))
     assert page.open == []
-    assert "97.20 ± 0.25 (2 of 3; 1 failed: oom)" in page.cells
+    assert "96.57 ± 0.57 (3)" in page.cells
+    assert "† ± 0.25 (2 of 3; 1 failed: oom)" in page.cells  # after the underlined mean
     assert to_html(example_table()) == to_html(example_table())
 
 
@@ -222,6 +342,21 @@ def test_latex_is_escaped_everywhere() -> None:
     assert not re.search(r"(?<!\\)[#%]", text)
     assert text.isascii()
     assert to_latex(example_table()).isascii()
+
+
+@pytest.mark.skipif(not (shutil.which("tectonic") or shutil.which("pdflatex")), reason="no LaTeX here")
+def test_latex_compiles_as_it_is(tmp_path: Path) -> None:
+    body = "\n".join(to_latex(table, details=True) for table in (example_table(), hostile_table()))
+    preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"
+    source = tmp_path / "tables.tex"
+    source.write_text(rf"{preamble}\begin{{document}}{body}\end{{document}}", encoding="utf-8")
+    program = ["tectonic"] if shutil.which("tectonic") else ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
+    result = subprocess.run(
+        [*program, source.name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert source.with_suffix(".pdf").stat().st_size > 10_000
+    assert "Overfull" not in result.stdout
 
 
 def test_html_and_markdown_are_escaped() -> None:

@@ -1,5 +1,6 @@
 """MLflow holds what the run directories hold, however often and whenever it is brought up to date."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +161,14 @@ def test_the_task_is_a_tag_and_the_quantizer_of_inputs_a_parameter(
     assert (stored.info.run_name, stored.data.tags["task"]) == ("digits/resnet8/bnn++/s0/bwa", "bwa")
     assert stored.data.params["quantization.inputs.quantizer"] == "bnn"
     assert stored.data.params["quantization.full_precision"] == "ends"
+
+
+def test_sizes_and_the_checksum_of_the_data_are_tags_once_the_run_is_done(run: RunDir, uri: str) -> None:
+    keys = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters", "data_checksum")
+    sync(run.path.parent, uri)
+    assert [_stored(run, uri)[0].data.tags[key] for key in keys] == [""] * 4
+    counts = {"num_train_images": 1294, "num_binary_parameters": 9216, "num_full_precision_parameters": 1274}
+    run.provenance_path.write_text('{"data_checksum": "d1"}', encoding="utf-8")
+    run.result_path.write_text(json.dumps({"cell": run.path.name, **counts}), encoding="utf-8")
+    sync(run.path.parent, uri)
+    assert [_stored(run, uri)[0].data.tags[key] for key in keys] == ["1294", "9216", "1274", "d1"]

@@ -1,0 +1,107 @@
+"""The cells of one quantizer on one model, summed up: what an entry of a table is made of. Plain values, no frame.
+
+A grid of 10,000 cells has a thousand such groups, and each look into a frame would cost a millisecond.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.statistics import Difference, paired_difference, sample_sd
+
+BYTES_PER_FLOAT, BITS_PER_BYTE = 4, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the cells measured, and why some did not. Accuracies are fractions, by seed.
+
+    `settings` are the cells' tasks and inits; those of fp need not be the block's. `num_bytes` is the size with one bit
+    for a binary parameter and float32 for any other: None where not recorded, or not the same for all cells.
+    `conflict` says why no mean may be taken, if so.
+    """
+
+    seeds: frozenset[int] = frozenset()
+    settings: frozenset[tuple[str, str]] = frozenset()
+    hard: Mapping[int, float] = field(default_factory=dict)
+    soft: Mapping[int, float] = field(default_factory=dict)
+    why_not: Mapping[str, int] = field(default_factory=dict)
+    num_bytes: float | None = None
+    conflict: str | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Group":
+        """The group of these rows of a frame with columns cells.SCHEMA and `status`."""
+        measured = [row for row in rows if row["state"] == "done" and not math.isnan(row["top1_hard"])]
+        soft = {row["seed"]: row["top1_soft"] for row in measured if not math.isnan(row["top1_soft"])}
+        reasons = [row["status"] for row in rows if row not in measured]
+        return cls(
+            seeds=frozenset(row["seed"] for row in rows),
+            settings=frozenset((row["task"], row["init"]) for row in rows),
+            hard={row["seed"]: row["top1_hard"] for row in measured},
+            soft=soft,
+            why_not=Counter("done without accuracy" if reason == "done" else reason for reason in reasons),
+            num_bytes=_num_bytes(measured),
+            conflict=_conflict(rows),
+        )
+
+    @property
+    def usable(self) -> Mapping[int, float]:
+        """Hard accuracies that a mean may be taken of; none in a conflict."""
+        return {} if self.conflict else self.hard
+
+    @property
+    def mean(self) -> float | None:
+        """Mean hard accuracy over the seeds; None where there is none."""
+        return float(np.mean(list(self.usable.values()))) if self.usable else None
+
+    @property
+    def sd(self) -> float | None:
+        """Its sample standard deviation (ddof 1); None below two seeds."""
+        return sample_sd(list(self.usable.values())) if len(self.usable) > 1 else None
+
+    @property
+    def soft_mean(self) -> float | None:
+        """Mean soft accuracy over the seeds that have one."""
+        return float(np.mean(list(self.soft.values()))) if self.usable and self.soft else None
+
+    @property
+    def gap_mean(self) -> float | None:
+        """Mean of soft minus hard accuracy over the seeds that have both."""
+        gaps = [value - self.usable[seed] for seed, value in self.soft.items() if seed in self.usable]
+        return float(np.mean(gaps)) if gaps else None
+
+    def missing(self, num_seeds: int) -> tuple[tuple[str, int], ...]:
+        """Seeds without a measurement by reason, of num_seeds that the model has; none where the grid has no cell."""
+        if not self.seeds:
+            return ()
+        reasons = {**self.why_not, "not in the store": num_seeds - len(self.seeds)}
+        return tuple(sorted((reason, count) for reason, count in reasons.items() if count))
+
+
+def difference(candidate: Group, baseline: Group) -> Difference | None:
+    """Candidate minus baseline, None if they share no seed that is measured on both sides and free of conflict."""
+    if not candidate.usable.keys() & baseline.usable.keys():
+        return None
+    # A fresh generator each: an interval depends on its own pairs, not on what else is in the table.
+    return paired_difference(candidate.usable, baseline.usable, np.random.default_rng(0))
+
+
+def _num_bytes(measured: Sequence[Mapping[str, Any]]) -> float | None:
+    sizes = {
+        row["num_binary_parameters"] / BITS_PER_BYTE + BYTES_PER_FLOAT * row["num_full_precision_parameters"]
+        for row in measured
+    }
+    size = sizes.pop() if len(sizes) == 1 else math.nan
+    return None if math.isnan(size) else float(size)
+
+
+def _conflict(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    num_recipes = len({row["recipe_id"] for row in rows})
+    if num_recipes > 1:
+        return f"{num_recipes} recipes mixed"
+    return "several cells per seed" if len({row["seed"] for row in rows}) < len(rows) else None
