@@ -166,6 +166,53 @@ def figures(
             print(f"no {picture.name}: {picture.caption}", file=sys.stderr)
 
 
+@app.command()
+def power(
+    grid: Grid = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    from_runs: FromRuns = False,
+    strict: Strict = False,
+    difference: Annotated[float, typer.Option(metavar="POINTS", help="The difference you want to find.")] = 1.0,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of seeds to tell about.")] = "3,5,10,20",
+    chance: Annotated[float, typer.Option("--power", help="The chance to find it, between 0 and 1.")] = 0.8,
+    sd: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Assume this spread of the paired differences instead of reading runs."),
+    ] = None,
+    family: Annotated[
+        int | None, typer.Option(min=1, help="Comparisons tested together.  [default: those of the grid; 1 with --sd]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: a file.png or file.pdf.")] = None,
+) -> None:
+    """What difference n seeds can detect, and how many seeds a wanted difference takes, before a GPU-hour is spent.
+
+    The spread is that of the runs' own paired differences, BNN++ minus each method; two seeds are enough to begin with.
+
+    \b
+    Examples:
+      python -m analysis power digits --difference 0.5
+      python -m analysis power --sd 0.4 --difference 0.3 --family 10
+      python -m analysis power cifar10 --seeds 5,10,15 --plot power.png
+    """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis import plans
+
+    wish = plans.wish(difference, seeds, chance)
+    if sd is not None:
+        found = [plans.assumed(sd, family or 1)]
+        text = plans.to_markdown(found, wish)
+    else:
+        results = _results(grid, _uri(tracking_uri, root), root, from_runs=from_runs, strict=strict)
+        found = plans.plans(results, family)
+        text = plans.to_markdown(found, wish, results.findings)
+    if plot is not None:
+        plans.write(plans.draw(found, wish), plot)
+    if sys.stdout.isatty():
+        _draw(text)
+    else:
+        sys.stdout.write(text)
+
+
 def _draw(markdown: str) -> None:
     """For eyes: aligned columns, bold headings."""
     from rich.console import Console
