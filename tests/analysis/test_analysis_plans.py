@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from analysis_samples import cells_of, example, frame_of
 
@@ -86,7 +87,7 @@ def test_wishes_that_make_no_sense_are_refused(points: float, seeds: str, chance
 def test_the_picture_starts_where_a_test_can_reject_and_its_file_is_what_its_name_says(tmp_path: Path) -> None:
     found = plans.plans(_results(cells_of("bc", [0.5, 0.5, 0.5]), cells_of("bnn++", [0.5, 0.6, 0.7])))
     figure = plans.draw(found, WISH)
-    ((first, value), *_) = figure.axes[0].lines[0].get_xydata()
+    first, value = np.asarray(figure.axes[0].lines[0].get_xydata())[0]
     assert first == 6
     expected = sign_flip_detectable(6, found[0].spread.sd)
     assert expected is not None
