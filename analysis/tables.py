@@ -244,7 +244,7 @@ def _points(fraction: float) -> str:
 
 
 def _markdown_body(table: Table, block: Block, *, details: bool) -> str:
-    body = _body(table, block, _Markup(_markdown, "**{}**", "<u>{}</u>"), details=details)
+    body = _body(table, block, _Markup(_markdown, "**{}**", "<ins>{}</ins>"), details=details)
     header = ["quantizer", *(": ".join(column) for column in body.columns)]
     lines = [header, ["---"] * len(header), *body.reset_index().to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -53,7 +53,7 @@ def test_the_difference_is_bnn_plus_plus_minus_the_row_over_shared_seeds() -> No
 
 def test_missing_and_failed_seeds_are_shown_in_their_place() -> None:
     text = to_markdown(example_table())
-    assert "| <u>97.20</u>† ± 0.25 (2 of 3; 1 failed: oom) |" in text
+    assert "| <ins>97.20</ins>† ± 0.25 (2 of 3; 1 failed: oom) |" in text
     assert "| missing (2 queued, 1 running) |" in text
     assert "| 94.50 (1 of 3; 2 failed: nan) | +3.50, no interval (1) | underpowered (n=1) |" in text
 
@@ -148,7 +148,7 @@ def test_what_is_not_separable_is_marked_as_tied() -> None:
 def test_equal_means_are_both_best_and_there_is_no_second() -> None:
     table = comparison(frame_of(*(cells_of(name, many(0.0)) for name in ("bc", "bnn")), cells_of("pc", many(-0.2))))
     assert to_markdown(table).count("**50.44**†") == 2
-    assert "<u>" not in to_markdown(table)
+    assert "<ins>" not in to_markdown(table)
 
 
 def test_gap_and_size_are_columns_where_asked_for_and_always_in_html_csv_and_json() -> None:
