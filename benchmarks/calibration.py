@@ -25,7 +25,7 @@ from scipy import stats
 
 from analysis.equivalence import Published, Verdict, equivalence
 from analysis.families import critical_difference, probability_of_improvement
-from analysis.power import SD_CONFIDENCE, detectable_difference, power
+from analysis.power import SD_CONFIDENCE, detectable_difference, power, sign_flip_detectable, sign_flip_power
 from analysis.statistics import ALPHA, CONFIDENCE, is_underpowered
 
 Array = npt.NDArray[np.float64]
@@ -146,13 +146,21 @@ def bootstrap_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def power_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """Rejections with the right sign minus what power() says."""
+    """Rejections with the right sign minus what power() says; those of the sign-flip test minus sign_flip_power()."""
     for n, size, target in itertools.product((3, 5, 10, 20), (1, 5), (0.3, 0.8, 0.95)):
         effect = detectable_difference(n, 1.0, size, target)
         differences_SN = rng.normal(effect, size=(num, n))
         found = (t_test_p(differences_SN) <= ALPHA / size) & (differences_SN.mean(axis=1) > 0)
         gap = float(found.mean()) - power(n, effect, 1.0, size)
         yield Rate(f"power minus power(): n={n}, {size} comparisons, planned {target:.0%}", num, gap, (-0.03, 0.03))
+    for (size, sizes), target in itertools.product({1: (6, 8, 10), 5: (8, 9, 12)}.items(), (0.5, 0.8)):
+        for n in sizes:
+            effect = sign_flip_detectable(n, 1.0, size, target)
+            assert effect is not None  # noqa: S101 - these n can reject
+            found = sign_flip_p(rng.normal(effect, size=(min(num, 4000), n))) <= ALPHA / size * (1 + 1e-12)
+            gap = float(found.mean()) - sign_flip_power(n, effect, 1.0, size)
+            claim = f"power minus sign_flip_power(): n={n}, {size} comparisons, planned {target:.0%}"
+            yield Rate(claim, min(num, 4000), gap, (-0.03, 0.03))
 
 
 def spread_bound(rng: np.random.Generator, num: int) -> Iterator[Rate]:
