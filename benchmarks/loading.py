@@ -93,28 +93,24 @@ def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> W
     import torch
 
     from suite.config import Data
-    from suite.data import augmentation
     from suite.data.augmentation import IMAGENET, draw
-    from suite.data.loader import Finish, Loader, Reader
+    from suite.data.loader import Loader, Reader
     from suite.data.parts import Encoded, Files
     from suite.distributed import Layout
 
     cpu, settings = torch.device("cpu"), Data(image_size=SIZE, crop="random_resized", horizontal_flip=True)
     reader: Reader
-    finish: Finish = augmentation.finish
     repeated = part.subset(torch.arange(setting.num_samples) % len(part.labels))
     if isinstance(repeated, Encoded):
-        from suite.data import compiled
         from suite.data.ffcv import FFCVReader
 
-        finish = compiled.finish
         reader = FFCVReader(repeated, setting.batch_size, setting.num_workers, cpu)
     else:
         from suite.data.folder import FolderReader
 
         assert isinstance(repeated, Files)  # noqa: S101
         reader = FolderReader(repeated, setting.num_workers, cpu)
-    loader = Loader(reader, settings, SIZE, IMAGENET, setting.batch_size, 0, Layout(), finish)
+    loader = Loader(reader, settings, SIZE, IMAGENET, setting.batch_size, 0, Layout())
 
     def to_bytes(epoch: int) -> Iterator["Tensor"]:
         batches = torch.split(torch.randperm(setting.num_samples), setting.batch_size)[: len(loader)]

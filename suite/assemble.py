@@ -13,9 +13,8 @@ import models
 from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
 from quantizers.shapes import Shape
 from suite.config import Cell, Sharpness, Training
-from suite.data import augmentation
 from suite.data.augmentation import IMAGENET, Normalization
-from suite.data.loader import Finish, Loader, Reader
+from suite.data.loader import Loader, Reader
 from suite.data.memory import MemoryReader
 from suite.data.parts import Encoded, Files, Part, Pixels, Source, hold_out
 from suite.data.sources import is_small
@@ -59,8 +58,7 @@ def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
     normalization = _normalization(cell, train)
 
     def make(part: Part) -> Loader:
-        reader, finish = _reader(part, cell, layout), _finish(part, layout)
-        return Loader(reader, cell.data, size, normalization, batch_size, cell.seed, layout, finish)
+        return Loader(_reader(part, cell, layout), cell.data, size, normalization, batch_size, cell.seed, layout)
 
     return Loaders(make(train), None if validation is None else make(validation), make(source.test), len(kept))
 
@@ -70,14 +68,6 @@ def _normalization(cell: Cell, train: Part) -> Normalization:
     if isinstance(train, Encoded) and is_small(cell.dataset):
         train = train.pixels()
     return Normalization.of(train.images) if isinstance(train, Pixels) else IMAGENET
-
-
-def _finish(part: Part, layout: Layout) -> Finish:
-    if not isinstance(part, Encoded) or layout.device.type != "cpu":
-        return augmentation.finish
-    from suite.data import compiled
-
-    return compiled.finish
 
 
 def _reader(part: Part, cell: Cell, layout: Layout) -> Reader:

@@ -107,6 +107,12 @@ def draw(settings: Data, num_samples: int, seed: int, epoch: int) -> Draws:
     return Draws(shifts, flips, crops)
 
 
+def unchanged(num_samples: int, centre_ratio: float) -> Draws:
+    """What evaluation does: the middle of each image, neither shifted nor mirrored."""
+    shifts, flips = torch.zeros((num_samples, 2), dtype=torch.int64), torch.zeros(num_samples, dtype=torch.bool)
+    return Draws(shifts, flips, Centre(centre_ratio))
+
+
 def padding(settings: Data) -> int:
     """Zeros around each training image, in pixels."""
     return settings.crop_padding if settings.crop == "padded" else 0

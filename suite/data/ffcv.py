@@ -1,9 +1,9 @@
 """Images decoded by threads from an FFCV file: the fast way for what does not fit in memory.
 
-FFCV gives the file, the decoders in C, and the thread that decodes ahead into pinned buffers. Which samples come, in
-which order and through which window is said from outside. FFCV's own order is not used: over several processes it
-repeats samples until they divide evenly, and takes seed 0 unless told otherwise. Nor is its augmentation, which draws
-from a random state that cannot be seeded.
+FFCV gives the file, the JPEG decoder in C, the thread that decodes ahead, and pinned buffers for a GPU. Which samples
+come, in which order and through which window is said from outside. FFCV's own order is not used: over several processes
+it repeats samples until they divide evenly, and takes seed 0 unless told otherwise. Nor is its augmentation, which
+draws from a random state that cannot be seeded. Where there is no GPU, its threads also mirror and normalise.
 """
 
 import io
@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from suite.data.augmentation import Crops
+from suite.data import compiled
+from suite.data.augmentation import Crops, Normalization, finish
+from suite.data.batches import Memory, Wish, normalized
 from suite.data.beton import Index, read_index
-from suite.data.compiled import enlarge
 from suite.data.parts import Encoded
 from suite.errors import DataError
 
 _torch_threads = torch.get_num_threads()
 import numba  # noqa: E402
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
-from ffcv.libffcv import imdecode, resize_crop  # noqa: E402
+from ffcv.libffcv import imdecode  # noqa: E402
 from ffcv.loader import Loader  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
@@ -82,12 +83,30 @@ class FFCVReader:
         Raises:
             DataError: an image cannot be decoded, or none comes for STUCK_SECONDS.
         """
+        return self._read(batches, Wish(crops, size))
+
+    def read_finished(
+        self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`read`, then `augmentation.finish`, to the bit; on the CPU by the decoding threads, six times as fast.
+
+        `mirrored`: bool [N], of all samples of the part.
+        """
+        if self._stream is None:
+            return self._read(batches, Wish(crops, size, mirrored.numpy(), normalized(normalization)))
+        read = zip(batches, self.read(batches, crops, size), strict=True)
+        return ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
+
+    def _read(self, batches: Sequence[Tensor], wish: Wish) -> Iterator[tuple[Tensor, Tensor]]:
         if not batches:
             return
         if any(len(batch) != self._loader.batch_size for batch in batches[:-1]):
             raise ValueError(f"every batch but the last has to have {self._loader.batch_size} samples")
-        self._decoder.size = size
-        decoding = _Decoding(self._loader, torch.cat(list(batches)).numpy(), crops)
+        memory = None
+        if self._stream is None:
+            memory = Memory((len(batches[0]), wish.size, wish.size, 3), wish.dtype)
+        self._decoder.pinned_size = wish.size if memory is None else 0
+        decoding = _Decoding(self._loader, torch.cat(list(batches)).numpy(), (wish, memory))
         try:
             for batch in batches:
                 yield self._handed_out(torch.from_numpy(decoding.take()).permute(0, 3, 1, 2), self.labels[batch])
@@ -95,9 +114,9 @@ class FFCVReader:
             decoding.close()
 
     def _handed_out(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of their own: FFCV decodes into the same few buffers again and again."""
+        """On the GPU, copies: FFCV decodes into the same few pinned buffers again and again."""
         if self._stream is None:
-            return images.clone(), labels
+            return images, labels
         # Without non_blocking the copies are there when .to() returns, and FFCV may have its buffer back. On a stream
         # of their own they do not wait for the network's work.
         with torch.cuda.stream(self._stream):
@@ -116,12 +135,16 @@ def _decode(
     widths: NDArray[np.int64],
     is_jpeg: NDArray[np.bool_],
     boxes: NDArray[np.int32],
-    images: NDArray[np.uint8],
+    mirrored: NDArray[np.bool_],
     doubtful: NDArray[np.bool_],
+    normalized: NDArray[np.float32],
+    windows: NDArray[np.uint8],
+    finished: NDArray[np.float32],
 ) -> None:
-    """Windows `boxes` [n, 4] of n images of the file's `content`, resized into `images` [n, size, size, 3].
+    """Windows `boxes` [n, 4] of n images of the file's `content`, resized and perhaps finished.
 
-    `scratch` holds one decoded image. `doubtful` [n]: TurboJPEG had something to say about it.
+    `scratch` holds one decoded image. `doubtful` [n]: TurboJPEG had something to say about it. The rest is for
+    `compiled.render`.
     """
     for i in range(len(offsets)):
         image, height, width = (
@@ -132,37 +155,23 @@ def _decode(
         if is_jpeg[i]:
             doubtful[i] = _imdecode(image, scratch, height, width, height, width, 0, 0, 1, 1, False, False) != 0
             image = scratch[: 3 * heights[i] * widths[i]]
-        _resize_fast(image.reshape((heights[i], widths[i], 3)), boxes[i], images[i])
-
-
-def _resize(image: NDArray[np.uint8], box: NDArray[np.int32], resized: NDArray[np.uint8]) -> None:
-    """Window `box` [4] of image [H, W, 3] into `resized` [h, w, 3]: each new pixel is the mean of what it covers."""
-    top, left, height, width = box
-    new_height, new_width = resized.shape[:2]
-    if height >= new_height and width >= new_width:
-        _resize_crop(image, top, top + height, left, left + width, resized)
-        return
-    # OpenCV shrinks exactly. Where one side grows, though, it skips pixels of one that shrinks, and where an old pixel
-    # begins with a new one it may take the pixel before.
-    between = image[top : top + height, left : left + width]
-    if height > new_height or width > new_width:
-        between = np.empty((min(height, new_height), min(width, new_width), 3), np.uint8)
-        _resize_crop(image, top, top + height, left, left + width, between)
-    enlarge(between, resized)
+        compiled.render(
+            i, image.reshape((heights[i], 3 * widths[i])), boxes[i], mirrored[i], normalized, windows, finished
+        )
 
 
 # Compiled once per process, whatever the number of readers, threads and sizes: FFCV compiles for each of its loaders.
-_imdecode, _resize_crop = numba.njit(imdecode), numba.njit(resize_crop)
-_resize_fast = numba.njit(nogil=True)(_resize)
+_imdecode = numba.njit(imdecode)
 _decode_fast: Any = numba.njit(nogil=True)(_decode)
+_UNFINISHED, _AS_IT_IS = np.empty((0, 0, 0), np.float32), np.empty((0, 3), np.float32)
 
 
 class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no types
-    """The pipeline's one operation. `size` is that of the images in epochs to come."""
+    """The pipeline's one operation. `pinned_size`: side of the images FFCV gets memory for, 0 if it is to get none."""
 
     def __init__(self, part: Encoded, num_workers: int) -> None:
         super().__init__()
-        self.path, self.size = part.path, 0
+        self.path, self.pinned_size = part.path, 0
         self._samples, self._index = part.samples.numpy(), read_index(part.path)
         self._own = threading.local()
         self._threads, self._num_workers = ThreadPoolExecutor(num_workers, "decoder"), num_workers
@@ -171,37 +180,58 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         """What FFCV allocates: a slot for each image of the batches ahead."""
-        shape, dtype = (self.size, self.size, 3), np.dtype("u1")
+        shape, dtype = (self.pinned_size, self.pinned_size, 3), np.dtype("u1")
         return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
-    def generate_code(self) -> Callable[..., NDArray[np.uint8]]:
+    def generate_code(self) -> Callable[..., NDArray[Any]]:
         """What FFCV calls for each batch, in its thread."""
         return self._batch
 
     def _batch(
-        self, samples: NDArray[np.int64], images: NDArray[np.uint8], crops: Crops, storage: tuple[Any, ...]
-    ) -> NDArray[np.uint8]:
-        """Fills `images` [B, size, size, 3] with windows of the samples [B] of the part."""
+        self,
+        samples: NDArray[np.int64],
+        pinned: NDArray[np.uint8],
+        wanted: tuple[Wish, Memory | None],
+        storage: tuple[Any, ...],
+    ) -> NDArray[Any]:
+        """Images [B, size, size, 3] of the samples [B] of the part; in `pinned` unless there is other memory."""
+        wish, memory = wanted
+        images = pinned if memory is None else memory.take(len(samples))
         rows = _rows(self._index, self._samples[samples])
-        boxes = crops.boxes(samples, rows.heights, rows.widths)
-        arrays = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes, images)
+        boxes = wish.crops.boxes(samples, rows.heights, rows.widths)
+        mirrored = np.zeros(len(samples), np.bool_) if wish.mirrored is None else wish.mirrored[samples]
         doubtful, content = np.zeros(len(samples), np.bool_), np.asarray(storage[0])
+        stored = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes, mirrored, doubtful)
 
         def decode(begin: int) -> None:
-            mine = [array[begin : begin + step] for array in (*arrays, doubtful)]
-            _decode_fast(content, self._scratch(), *mine)
+            mine = slice(begin, begin + step)
+            _decode_fast(
+                content, self._scratch(), *(array[mine] for array in stored), *self._targets(wish, images[mine])
+            )
 
         step = -(-len(samples) // (TASKS_PER_THREAD * self._num_workers))
         for _ in self._threads.map(decode, range(0, len(samples), step)):
             pass  # raises what a thread has raised
         for i in np.flatnonzero(doubtful).tolist():
-            stored = content[rows.offsets[i] : rows.offsets[i] + rows.num_bytes[i]]
+            encoded = content[rows.offsets[i] : rows.offsets[i] + rows.num_bytes[i]]
             sample = self._samples[samples[i]]
-            image = _second_opinion(self.path, sample, stored.tobytes())
+            image = _second_opinion(self.path, sample, encoded.tobytes())
             if image.shape[:2] != (rows.heights[i], rows.widths[i]):
                 raise DataError(f"{self.path}: sample {sample} is of another size than the file's index says")
-            _resize_fast(image, boxes[i], images[i])
+            compiled.render(
+                0, image.reshape(len(image), -1), boxes[i], mirrored[i], *self._targets(wish, images[i : i + 1])
+            )
         return images
+
+    def _targets(self, wish: Wish, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """What `compiled.render` calls normalized, windows and finished, so that it fills the images."""
+        rows = images.reshape(*images.shape[:2], -1)
+        if wish.normalized is None:
+            return _AS_IT_IS, rows, _UNFINISHED
+        window, shape = getattr(self._own, "window", _UNFINISHED), (1, *rows.shape[1:])
+        if window.shape != shape:
+            window = self._own.window = np.empty(shape, np.uint8)
+        return wish.normalized, window, rows
 
     def _scratch(self) -> NDArray[np.uint8]:
         """This thread's room for the largest JPEG of the file: a fresh one would have to be paged in each time."""
@@ -223,12 +253,14 @@ def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]
     """uint8 [H, W, 3]. TurboJPEG takes a stray byte for an error; Pillow, which `prepare` trusted, reads such files."""
     try:
         with Image.open(io.BytesIO(stored)) as image:
-            return np.ascontiguousarray(image.convert("RGB"))
+            pixels = np.ascontiguousarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
             f"{path}: sample {sample} cannot be decoded ({error}); has the file changed since it was made? "
             f"python -m suite.data verify {path}"
         ) from error
+    pixels.flags.writeable = False  # so it is of one type with the file's content
+    return pixels
 
 
 class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
@@ -271,11 +303,11 @@ def _nothing_compiled() -> Iterator[None]:
 class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
     """FFCV's thread, which decodes a few batches ahead; `order` is int64 [n], sample numbers of the part."""
 
-    def __init__(self, loader: _Loader, order: NDArray[np.int64], crops: Crops) -> None:
+    def __init__(self, loader: _Loader, order: NDArray[np.int64], wanted: tuple[Wish, Memory | None]) -> None:
         self._failure: BaseException | None = None
         self._num_taken = 0
         # What FFCV hands to the decoder of its first field, the image, along with sample numbers.
-        loader.reader.metadata = {"f0": crops}
+        loader.reader.metadata = {"f0": wanted}
         super().__init__(loader, order)
 
     def run(self) -> None:
@@ -286,8 +318,8 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
             self._failure = error
             self.output_queue.put(None)
 
-    def take(self) -> NDArray[np.uint8]:
-        """The next batch's images [B, size, size, 3], good until the next one is taken.
+    def take(self) -> NDArray[Any]:
+        """The next batch's images [B, size, size, 3]; if they are pinned, good until the next one is taken.
 
         Raises:
             DataError: it does not come.

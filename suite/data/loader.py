@@ -3,14 +3,14 @@
 Readers (memory, folder, ffcv) only turn sample numbers into pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from suite.config import Data
-from suite.data.augmentation import Centre, Crops, Normalization, draw, finish, padding, shift, side
+from suite.data.augmentation import Crops, Draws, Normalization, draw, finish, padding, shift, side, unchanged
 from suite.distributed import Layout
 from suite.seeds import stream
 
@@ -27,8 +27,14 @@ class Reader(Protocol):
         """
 
 
-Finish = Callable[[Tensor, Tensor, Normalization], Tensor]
-"""`augmentation.finish`, or what gives its bits sooner."""
+@runtime_checkable
+class FinishingReader(Reader, Protocol):
+    """One that has a faster way to float32 images."""
+
+    def read_finished(
+        self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`read`, then `augmentation.finish`, to the bit; `mirrored` is bool [N], of all samples of the part."""
 
 
 class Loader:
@@ -48,10 +54,9 @@ class Loader:
         batch_size: int,
         seed: int,
         layout: Layout,
-        finish: Finish = finish,
     ) -> None:
         self.reader, self.settings, self.size, self.normalization = reader, settings, size, normalization
-        self.batch_size, self.seed, self.layout, self._finish = batch_size, seed, layout, finish
+        self.batch_size, self.seed, self.layout = batch_size, seed, layout
 
     def __len__(self) -> int:
         """Optimizer steps of one training epoch."""
@@ -66,15 +71,22 @@ class Loader:
         batches = torch.split(order[: len(self) * self.batch_size], self.batch_size)[start:]
         shares = [batch.chunk(self.layout.world_size)[self.layout.rank] for batch in batches]
         size = side(self.settings.progressive_resizing, self.size, epoch)
-        for samples, (pixels, labels) in zip(shares, self.reader.read(shares, draws.crops, size), strict=True):
-            images = pixels
-            if num_pixels := padding(self.settings):
-                images = shift(images, num_pixels, draws.shifts[samples])
-            yield self._finish(images, draws.flips[samples], self.normalization), labels
+        yield from self._finished(shares, draws, size, padding(self.settings))
 
     def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of all samples as they are, each once over all processes."""
-        mine = torch.arange(self.layout.rank, len(self.reader.labels), self.layout.world_size)
+        num_samples = len(self.reader.labels)
+        mine = torch.arange(self.layout.rank, num_samples, self.layout.world_size)
         batches = torch.split(mine, max(self.batch_size // self.layout.world_size, 1))
-        for images, labels in self.reader.read(batches, Centre(self.settings.centre_ratio), self.size):
-            yield self._finish(images, torch.zeros(len(labels), dtype=torch.bool), self.normalization), labels
+        yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), self.size, 0)
+
+    def _finished(
+        self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches as they leave the loader; `num_pixels` of zeros are put around the images before they are shifted."""
+        if isinstance(self.reader, FinishingReader) and not num_pixels:
+            yield from self.reader.read_finished(batches, draws.crops, size, draws.flips, self.normalization)
+            return
+        for samples, (pixels, labels) in zip(batches, self.reader.read(batches, draws.crops, size), strict=True):
+            images = shift(pixels, num_pixels, draws.shifts[samples]) if num_pixels else pixels
+            yield finish(images, draws.flips[samples], self.normalization), labels

@@ -17,9 +17,8 @@ pytest.importorskip("ffcv")
 from ffcv.loader.epoch_iterator import EpochIterator
 
 from suite.data import ffcv as module
-from suite.data.augmentation import IMAGENET, NUM_UNIFORMS, Centre, RandomResized
+from suite.data.augmentation import IMAGENET, NUM_UNIFORMS, Centre, RandomResized, finish
 from suite.data.beton import BetonWriter, Sample, read_index
-from suite.data.compiled import finish
 from suite.data.ffcv import FFCVReader
 from suite.data.loader import Reader
 from suite.data.parts import Encoded
@@ -349,12 +348,31 @@ def test_it_is_a_reader(small: tuple[Encoded, Tensor]) -> None:
     assert torch.equal(one.labels, small[0].labels)
 
 
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_images_are_finished_to_the_bits_that_torch_gives(
-    small: tuple[Encoded, Tensor], order: torch.memory_format
-) -> None:
-    pixels = small[1].contiguous(memory_format=order)
-    mirrored = torch.arange(20) % 3 == 0
-    finished = finish(pixels, mirrored, IMAGENET)
-    assert torch.equal(finished, IMAGENET(torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)))
-    assert finished.is_contiguous(memory_format=torch.channels_last)
+def test_images_are_finished_to_the_bits_that_torch_gives(mixed: Encoded) -> None:
+    one, batches, crops = reader(mixed, 7), in_order(mixed, 7), windows(mixed)
+    mirrored = torch.arange(len(mixed.labels)) % 3 == 0
+    pixels, finished = one.read(batches, crops, 24), one.read_finished(batches, crops, 24, mirrored, IMAGENET)
+    for batch, (images, labels), (found, found_labels) in zip(batches, pixels, finished, strict=True):
+        assert torch.equal(found, finish(images, mirrored[batch], IMAGENET))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found_labels, labels)
+
+
+def test_finished_images_may_be_kept_and_need_not_be(mixed: Encoded) -> None:
+    one, batches, mirrored = reader(mixed, 2), in_order(mixed, 2), torch.zeros(len(mixed.labels), dtype=torch.bool)
+    expected = [finish(images, mirrored[:2], IMAGENET) for images, _ in one.read(batches, Centre(1.0), 24)]
+    parts, addresses = [], set()
+    for number, (images, _) in enumerate(one.read_finished(batches, Centre(1.0), 24, mirrored, IMAGENET)):
+        addresses.add(images.data_ptr())
+        if number % 3 == 0:
+            parts.append(images[1, 2].numpy())  # what holds on to memory here is an array that shares it
+    assert len(parts) == 4
+    for number, part in enumerate(parts):
+        assert np.array_equal(part, expected[3 * number][1, 2].numpy())
+    assert len(parts) < len(addresses) < len(batches)
+
+
+def test_a_window_one_pixel_wide_is_that_pixel_everywhere(tmp_path: Path) -> None:
+    image = picture(0, 9, 1)
+    ((found, _),) = reader(written(tmp_path / "a.beton", [raw(image, 0)])).read([torch.zeros(1).long()], Whole(), 4)
+    assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - area_resize(image, 4, 4)).max() <= 1
