@@ -1,21 +1,24 @@
-# make demo   install, run the small grid on real data, print its table
+# make demo   install, run the small grid on real data, print its table, write its report
 # make test   install, check, run the whole test suite
 # make check  lint, types, import order, fast tests
-# make setup  .venv with everything, the system packages that FFCV is built from, and SLURM for its tests
+# make setup  .venv with everything, the system packages that FFCV is built from, SLURM and Chromium for the tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := pkg-config libopencv-dev libturbojpeg0-dev dataset-fashion-mnist
 SLURM_PACKAGES := slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server
+BROWSER_PACKAGES := chromium
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check setup system slurm clean
+.PHONY: demo test check setup system slurm browser clean
 .DEFAULT_GOAL := check
 
 demo: setup
 	$(BIN)/python -m launch grid digits --local
 	$(BIN)/python -m analysis tables digits
+	@echo && echo 'What that means, in words and figures:'
+	@$(BIN)/python -m analysis report digits
 
 # One thread for each process that the tests start: two OpenMP programs at once slow each other a hundredfold.
 # Two files of tests at a time; then, by themselves, the tests that look at the clock.
@@ -45,7 +48,7 @@ $(VENV)/installed: pyproject.toml constraints.txt Makefile
 	@touch $@
 
 # FFCV compiles against OpenCV and TurboJPEG. Without the right to install them, say what to install and go on.
-system: slurm
+system: slurm browser
 	@if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
@@ -63,6 +66,15 @@ slurm:
 		apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null; then :; \
 	else \
 		echo 'For the tests on a real SLURM cluster; on Debian: sudo apt-get install $(SLURM_PACKAGES)'; \
+	fi
+
+# For the tests that open a report as its readers do.
+browser:
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(BROWSER_PACKAGES) >/dev/null; then :; \
+	else \
+		echo 'For the tests in a real browser; on Debian: sudo apt-get install $(BROWSER_PACKAGES)'; \
 	fi
 
 clean:

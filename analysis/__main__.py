@@ -221,6 +221,58 @@ def _draw(markdown: str) -> None:
     Console().print(Markdown(markdown))
 
 
+@app.command()
+def report(
+    grid: Grid = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    from_runs: FromRuns = False,
+    strict: Strict = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Published numbers to compare with: a name in analysis/published, or a file."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write.  [default: ROOT/GRID/report.html, or ROOT/report.html]")
+    ] = None,
+) -> None:
+    """One HTML file with everything: verdicts in plain sentences, tables, figures, methods, provenance, missing cells.
+
+    It needs no network and no other file. The same runs give the same bytes. Prints its path.
+
+    \b
+    Examples:
+      python -m analysis report digits
+      python -m analysis report digits --from-runs --output report.html
+      python -m analysis report cifar10 --against resnet-cifar10
+    """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis.progress import progress
+
+    with progress() as say:
+        from analysis import curves, folders, provenance, published, runs
+        from analysis import report as render
+        from analysis.comparison import BNN_PLUS_PLUS, comparison
+
+        publication = published.load(against) if against is not None else None
+        uri = _uri(tracking_uri, root)
+        results = _results(grid, uri, root, from_runs=from_runs, strict=strict)
+        say("reading the curves")
+        if from_runs:
+            recorded, backgrounds = curves.from_folders(results.frame), folders.backgrounds(results.frame)
+        else:
+            recorded = curves.curves_of(runs.histories(uri, results.frame, curves.METRICS))
+            backgrounds = runs.backgrounds(uri, results.frame)
+        source = provenance.source(grid, root if from_runs else uri, against)
+        table = comparison(results.frame, results.findings, BNN_PLUS_PLUS, publication)
+        page = render.report(results, table, recorded, backgrounds, source, say)
+    path = output or root / (grid or "") / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    print(path)
+
+
 def main() -> None:
     """Runs the command line; what the user got wrong is told on stderr, with exit status 2."""
     try:

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from analysis import cells
+from analysis.backgrounds import Background, CellKey, facts_of
 from analysis.cells import Results
 from analysis.errors import UserError
+from suite import journal
 from suite.config import Cell
 from suite.rundir import RunDir, planned_cells, run_dirs
+from suite.tracking import recipe
 
 NUMBERS = ("top1_hard", "top1_soft", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 NAN = float("nan")
@@ -40,6 +44,31 @@ def load(root: Path, grid: str | None = None) -> Results:
         return cells.results(rows, left_out)
     except ValueError as error:
         raise UserError(f"{root}: {error}") from error
+
+
+def backgrounds(frame: pd.DataFrame) -> dict[CellKey, Background]:
+    """What else the run directories of a frame that `load` read there know of each cell.
+
+    Raises:
+        UserError: a file of a run that cannot be read.
+    """
+    found = {}
+    for (grid, folder), own in frame.groupby(["grid", frame["run"].map(lambda run: str(Path(run).parent))]):
+        planned = _planned(Path(str(folder)))
+        for cell_id, run in zip(own["cell_id"], own["run"], strict=True):
+            found[str(grid), str(cell_id)] = _background(RunDir(Path(run)), planned[cell_id])
+    return found
+
+
+def _background(run: RunDir, cell: Cell) -> Background:
+    params = {key: str(value) for key, value in recipe(cell)}
+    with _reading(run.path / "state.json"):
+        state = run.state()
+    with _reading(run.provenance_path):
+        facts = facts_of(run.provenance())
+    records = journal.read(run.journal)[0] if state.state == "done" else []
+    times = (records[0].time, state.heartbeat) if records else None
+    return Background(params, facts, state.reason, times)
 
 
 def _is_grid(path: Path) -> bool:

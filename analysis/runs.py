@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import cells
+from analysis.backgrounds import Background, CellKey
 from analysis.cells import Results
 from analysis.curves import Record
 from analysis.errors import UserError
@@ -177,3 +178,35 @@ def histories(tracking_uri: str, frame: "pd.DataFrame", metrics: Sequence[str]) 
                 raise UserError(f"cannot read {tracking_uri}: {str(error).splitlines()[0]}") from error
             for point in sorted(history, key=lambda point: point.timestamp):
                 yield grid, cell_id, point.step, metric, point.value
+
+
+def backgrounds(tracking_uri: str, frame: "pd.DataFrame") -> dict[CellKey, Background]:
+    """What else the store knows of the runs in a frame that `load` read from there: recipe, reason, times.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    cells_of = {run: (grid, cell_id) for run, grid, cell_id in frame[["run", "grid", "cell_id"]].to_numpy()}
+    grids = set(frame["grid"])
+    try:
+        client = MlflowClient(tracking_uri)
+        experiments = [number for number, name in _experiments(client, None).items() if name in grids]
+        with _uncollected():
+            return {
+                cells_of[run.info.run_id]: _background(run)
+                for run in _all_runs(client, experiments)
+                if run.info.run_id in cells_of
+            }
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(f"cannot read {tracking_uri}: {str(error).splitlines()[0]}") from error
+
+
+def _background(run: "Run") -> Background:
+    begin, end = run.info.start_time, run.info.end_time
+    is_done = run.data.tags["state"] == "done" and begin and end
+    times = (begin / 1000, end / 1000) if is_done else None
+    return Background(dict(run.data.params), {}, run.data.tags.get("reason", ""), times)

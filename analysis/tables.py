@@ -6,6 +6,7 @@ table, what the numbers mean below it.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from html import escape
@@ -84,15 +85,29 @@ def to_latex(table: Table, *, details: bool = False) -> str:
 
 def to_html(table: Table) -> str:
     """A page of its own that needs no other file, details included; all text is escaped."""
-    parts = [_html_list("Findings", table.findings)] if table.findings else []
-    markup = _Markup(escape, "<strong>{}</strong>", "<u>{}</u>")
-    for block in table.blocks:
-        style = _body(table, block, markup, details=True).style.set_caption(escape(block.title))
-        # Without ids, two renderings of one table are the same text.
-        parts.append(style.to_html(table_uuid="comparison", cell_ids=False, table_attributes='border="1"'))
-    body = "\n".join([*parts, _html_list("Notes", notes(table, details=True))])
+    findings = [_html_list("Findings", table.findings)] if table.findings else []
+    blocks = [html_table(table, block, 'border="1"') for block in table.blocks]
+    body = "\n".join([*findings, *blocks, _html_list("Notes", notes(table, details=True))])
     head = '<meta charset="utf-8"><title>proxbench: hard test accuracy</title>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def html_table(table: Table, block: Block, attributes: str = "", *, models: bool = True) -> str:
+    """The block as a <table> with details, for a page of others' making; all text is escaped.
+
+    models: a line above the columns with each one's model, which a block of one model may do without.
+    """
+    body = _body(table, block, _Markup(escape, "<strong>{}</strong>", "<u>{}</u>"), details=True)
+    if not models:
+        body.columns = pd.Index(body.columns.get_level_values(1))
+    groups = "colgroup" if models else "col"
+    style = body.style.set_caption(escape(block.title))
+    # Without ids, two renderings of one table are the same text.
+    text = style.to_html(table_uuid="comparison", cell_ids=False, table_attributes=attributes)
+    for kind, scope in (("row_heading", "row"), ("col_heading level0", groups), ("col_heading level1", "col")):
+        text = text.replace(f'class="{kind}', f'scope="{scope}" class="{kind}')
+    # Styler's numbering and its empty style sheet would stand on a page as often as it has tables.
+    return re.sub(r' id="T_comparison\w*"|<style.*?</style>\s*', "", text, flags=re.DOTALL)
 
 
 def to_csv(table: Table) -> str:
@@ -170,7 +185,7 @@ def _body(table: Table, block: Block, markup: _Markup, *, details: bool) -> pd.D
         columns[PUBLISHED] = lambda entry: markup.escape(_published(entry.published))
         columns[VERDICT] = lambda entry: markup.escape(_verdict(entry.published))
     if details:
-        columns[GAP] = lambda entry: NONE if entry.gap_mean is None else markup.escape(_points(entry.gap_mean))
+        columns[GAP] = lambda entry: NONE if entry.gap_mean is None else markup.escape(in_points(entry.gap_mean))
         columns[SIZE] = lambda entry: NONE if entry.num_bytes is None else f"{entry.num_bytes / 1000:.1f}"
     entries = {(entry.quantizer, entry.model): entry for entry in block.entries}
     rows = [
@@ -207,8 +222,8 @@ def _difference(entry: Entry) -> str:
 
 def _with_interval(mean: float, low: float | None, high: float | None) -> str:
     if low is None or high is None:
-        return f"{_points(mean)}, no interval"
-    return f"{_points(mean)} [{_points(low)}, {_points(high)}]"
+        return f"{in_points(mean)}, no interval"
+    return f"{in_points(mean)} [{in_points(low)}, {in_points(high)}]"
 
 
 def _p(entry: Entry, family_size: int) -> str:
@@ -238,7 +253,8 @@ def _verdict(published: Reproduction | None) -> str:
     return f"{test.verdict.value}: {_with_interval(test.difference, test.low, test.high)} ({test.n}), {margin}"
 
 
-def _points(fraction: float) -> str:
+def in_points(fraction: float) -> str:
+    """`+0.53`, `−0.20`, `0.00`: percentage points."""
     text = f"{100 * fraction:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 

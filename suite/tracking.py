@@ -71,7 +71,7 @@ def _sync_run(client: "MlflowClient", experiment_id: str, stored: "Run | None", 
     if stored is None:
         stored = client.create_run(experiment_id, _first_record_ms(run), tags, run.cell().name)
     if not stored.data.params:
-        client.log_batch(stored.info.run_id, params=[Param(key, str(value)) for key, value in _recipe(run.cell())])
+        client.log_batch(stored.info.run_id, params=[Param(key, str(value)) for key, value in recipe(run.cell())])
     have = stored.data.tags
     start = int(have.get("journal_offset", "0"))
     records, end = journal.read(run.journal, start)
@@ -101,11 +101,12 @@ def _first_record_ms(run: RunDir) -> int:
     return int(1000 * (records[0].time if records else time.time()))
 
 
-def _recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
-    recipe = cell.model_dump(mode="json", include={"data", "training", "quantization"})
+def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
+    """Name and value of each of the run's params: `training.epochs`, `quantization.sharpness.start`, ..."""
+    sections = cell.model_dump(mode="json", include={"data", "training", "quantization"})
     # One mu at most, the cell's own; its quantizer is a tag, and "bnn++" is no name for a parameter.
-    recipe["quantization"]["sharpness"] = recipe["quantization"]["sharpness"].get(cell.quantizer)
-    return _flatten(recipe)
+    sections["quantization"]["sharpness"] = sections["quantization"]["sharpness"].get(cell.quantizer)
+    return _flatten(sections)
 
 
 def _tags(run: RunDir, state: State) -> dict[str, str]:

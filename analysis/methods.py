@@ -1,0 +1,200 @@
+"""How the numbers of a report were made and judged, and what was not tested: sentences made from what was run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from analysis.cells import natural_key, shortened
+from analysis.comparison import ROW_ORDER, Table
+from analysis.families import MIN_BLOCKS
+from analysis.power import POWER
+from analysis.provenance import Backgrounds, counted, keys_of
+from analysis.statistics import ALPHA, BCA_FROM, CONFIDENCE, MAX_SIGN_FLIPS
+
+_NOTHING = {"", "None", "False", "0", "0.0", "none", "[]"}
+_PLACES = (("dataset",), ("model",), ("quantizer",), ("dataset", "model"), ("model", "quantizer"))
+
+
+def design(frame: pd.DataFrame) -> str:
+    """`36 runs: 2 models x 6 quantizers x 3 seeds (0, 1, 2) on digits; 36 are done.`"""
+    counts = [_plural(len(_values(frame, name)), name) for name in ("model", "quantizer", "seed")]
+    done = int((frame["state"] == "done").sum())
+    how_many = "all of them done" if done == len(frame) else f"{done} of them done"
+    return (
+        f"{_plural(len(frame), 'training run')}, {how_many}: {counts[0]} ({shortened(_values(frame, 'model'), 8)}), "
+        f"{counts[1]} ({shortened(_values(frame, 'quantizer'), 30)}) and {counts[2]} "
+        f"({shortened(_values(frame, 'seed'), 10)}), on {shortened(_values(frame, 'dataset'))}."
+    )
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _values(frame: pd.DataFrame, column: str) -> list[str]:
+    order = {name: place for place, name in enumerate(ROW_ORDER)}
+    values = {str(value) for value in frame[column]}
+    return sorted(values, key=lambda value: (order.get(value, len(order)), natural_key(value)))
+
+
+def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
+    """What was measured, how it was compared, and what the words mean; one paragraph each."""
+    inits = {"scratch": "random weights", "pretrained": "published weights", "finetune": "their full-precision run"}
+    tasks = {"bw": "binary weights", "bwa": "binary weights and activations"}
+    what = " and ".join(tasks.get(task, task) for task in _values(frame, "task"))
+    start = " or ".join(inits.get(init, init) for init in _values(frame, "init"))
+    sizes = sorted({block.family_size for block in table.blocks if block.family_size})
+    yield (
+        f"{design(frame)} Networks have {what} (task {', '.join(_values(frame, 'task'))}) and start from {start}. A "
+        "seed fixes initialisation, order of the data and augmentation; all quantizers of a model and seed share "
+        "these, so their results are compared in pairs."
+    )
+    yield (
+        "Accuracy is top-1 on the test set, as a percentage, read once after the last epoch, with every quantized "
+        "weight set to exactly −1 or +1 (hard accuracy). Soft accuracy is read with the weights as trained. Shown are "
+        "the mean and the sample standard deviation (ddof 1: squares summed are divided by n − 1) over n seeds."
+    )
+    if sizes:
+        yield from _tests(table.against, sizes)
+    if table.ranks:
+        yield (
+            f"Across models, each method has one number per model, its mean over seeds. From {MIN_BLOCKS} models on, "
+            "Friedman's test (with Iman and Davenport's F) asks whether all binary methods are alike, and Nemenyi's "
+            f"which two differ, at {ALPHA} over all pairs together."
+        )
+    if table.publication:
+        yield (
+            "Published numbers are compared by two one-sided t tests against a margin that the file of published "
+            f"numbers declares: reproduced, if the {1 - 2 * ALPHA:.0%} interval of ours − published lies within ± "
+            f"margin; differs, if the {1 - ALPHA:.0%} interval lies wholly outside; else inconclusive."
+        )
+
+
+def _tests(against: str, sizes: Sequence[int]) -> Iterator[str]:
+    family = ", ".join(map(str, sizes))
+    yield (
+        f"The quantity compared is {against} minus the other quantizer, paired by seed, in percentage points. Its "
+        f"{CONFIDENCE:.0%} interval is Student's t below {BCA_FROM} pairs, and the BCa bootstrap's from there on. It "
+        "is of one comparison alone, and Student's takes the differences as normal."
+    )
+    yield (
+        "The test is the two-sided sign-flip test: if two quantizers were alike, each difference could as well have "
+        f"had the other sign. It is exact up to 16 pairs, and draws {MAX_SIGN_FLIPS:,} sign patterns beyond. Its p is "
+        f"adjusted by Holm's method over the family of all comparisons with {against} under one heading ({family} "
+        f"comparison{'s' * (family != '1')}), run or not, so that the chance of even one false alarm in a family is at "
+        f"most {ALPHA:.0%}. A difference is called real, better or worse, where the adjusted p is {ALPHA} or below. "
+        f"n pairs cannot give a p below 2/2ⁿ; where that, adjusted, is above {ALPHA} whatever the data, a comparison "
+        "is called underpowered."
+    )
+    yield (
+        f"What would be needed is planned for the same test and family, with a power of {POWER:.0%}, from the spread "
+        "of these runs' own differences, taken as normal."
+    )
+
+
+def recipes(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]]:
+    """Whose recipe, and the recipe in words; as many as there are different ones. Then the schedules of mu."""
+    known = [backgrounds[key].recipe for key in keys_of(frame)]
+    if not any(known):
+        return [("all cells", "no recipe is recorded.")]
+    training = _by_text(frame, [_recipe(own) for own in known])
+    return [*training, *((f"mu of {who}", text) for who, text in _by_text(frame, [_sharpness(own) for own in known]))]
+
+
+def _by_text(frame: pd.DataFrame, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Each text with those whose it is, by the fewest names that tell them apart."""
+    told = frame[["dataset", "model", "quantizer"]].assign(text=list(texts))
+    if len(set(texts)) == 1:
+        return [("all cells", texts[0])]
+    for columns in _PLACES:
+        if len(told[list(columns)].drop_duplicates()) == len(told[[*columns, "text"]].drop_duplicates()):
+            names = told[list(columns)].agg("/".join, axis=1)
+            return [(shortened(dict.fromkeys(names[told["text"] == text]), 20), text) for text in dict.fromkeys(texts)]
+    return [(f"{texts.count(text)} cells", text) for text in dict.fromkeys(texts)]
+
+
+def _recipe(own: Mapping[str, str]) -> str:
+    def value(name: str) -> str:
+        found = own.get(name, "")
+        return "" if found in _NOTHING else _short(found)
+
+    training = [
+        f"{value('training.epochs')} epochs in batches of {value('training.batch_size')}",
+        f"{value('training.optimizer')}, learning rate {value('training.learning_rate')}",
+        f"{value('training.schedule')} schedule",
+    ]
+    optional = {
+        "training.warmup_epochs": "after {} epochs of warm-up",
+        "training.decay_epochs": "decay at epochs {}",
+        "training.weight_decay": "weight decay {}",
+        "training.label_smoothing": "label smoothing {}",
+        "training.mixup": "mixup {}",
+        "training.cutmix": "cutmix {}",
+        "training.clip_grad_norm": "gradients clipped to norm {}",
+        "training.ema_decay": "weights averaged with decay {}",
+        "training.reestimate_norm": "batch norms measured anew",
+        "data.image_size": "images of side {}",
+        "data.crop": "crop {}",
+        "data.horizontal_flip": "horizontal flips",
+        "data.validation_fraction": "{} of the training set held out for validation",
+        "quantization.update": "update {}",
+        "quantization.full_precision": "full-precision layers: {}",
+    }
+    if value("training.optimizer") == "sgd":
+        training.append(f"momentum {own.get('training.momentum', '')}")
+    training += [words.format(found) for name, words in optional.items() if (found := value(name))]
+    return ", ".join(training) + "."
+
+
+def _short(number: str) -> str:
+    """`2.0` as `2`."""
+    return number.removesuffix(".0")
+
+
+def _sharpness(own: Mapping[str, str]) -> str:
+    start, end = (own.get(f"quantization.sharpness.{name}", "None") for name in ("start", "end"))
+    if start == "None":
+        return "none."
+    if end == "None":
+        return f"constant at {_short(start)}."
+    return f"{own.get('quantization.sharpness.shape', '')} from {_short(start)} to {_short(end)} over training."
+
+
+def quantizers(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Names and citations of those that are in the catalogue."""
+    from quantizers import QUANTIZERS
+
+    return [(name, QUANTIZERS[name].citation) for name in _values(frame, "quantizer") if name in QUANTIZERS]
+
+
+def settings(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]]:
+    """Every setting of the recipes, and its value or values."""
+    known = [backgrounds[key].recipe for key in keys_of(frame)]
+    names = sorted({name for own in known for name in own})
+    return [(name, counted(own.get(name, "not set") for own in known)) for name in names]
+
+
+def not_tested(table: Table, frame: pd.DataFrame) -> Iterator[str]:
+    """What a reader might take from the report and must not."""
+    models, datasets = (shortened(_values(frame, column), 8) for column in ("model", "dataset"))
+    yield (
+        f"Other quantizers against each other: only {table.against} was tested against each of them. That one is above "
+        "another in a table is no result; † and the ranks, where there are some, are all that is said of it."
+    )
+    yield (
+        "Equality: methods that cannot be told apart have not been shown to be alike. No equivalence of two methods "
+        "was tested."
+    )
+    if not table.ranks:
+        yield f"Whether a difference holds across models: that takes {MIN_BLOCKS} models or more."
+    yield (
+        f"Anything beyond {models} on {datasets}: intervals and p are about new seeds of the same model and data, not "
+        "about other models, data sets, or a new test set. All runs read one test set."
+    )
+    yield (
+        "Other recipes: each method was run with the recipe under Methods. Whether it was tuned for one method more "
+        "than for another, the runs do not tell."
+    )
+    yield "Curves, flip rates, gaps and sizes are described, not tested. Speed, memory and energy were not measured."
+    if table.publication is None:
+        yield "Published numbers: none was compared with these runs (--against NAME does)."

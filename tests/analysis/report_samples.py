@@ -1,0 +1,38 @@
+"""Reports for the tests: their runs, and their page."""
+
+from functools import cache
+
+import numpy as np
+from analysis_samples import example, frame_of
+
+from analysis import curves
+from analysis.backgrounds import Background
+from analysis.cells import Results, findings
+from analysis.comparison import Table, comparison
+from analysis.provenance import Source, keys_of
+from analysis.report import report
+
+SOURCE = Source("runs", "python -m analysis report --from-runs --root runs", is_folder=True)
+RECIPE = {"training.epochs": "30", "training.batch_size": "64", "training.optimizer": "adamw"}
+
+
+def accuracies(shift: float, num_seeds: int = 10) -> list[float]:
+    """About 0.5 + shift; of two shifts, differences by seed that vary a little."""
+    noise = np.random.default_rng(round(1000 * shift)).normal(0, 0.005, num_seeds)
+    return [0.5 + shift + float(value) for value in noise]
+
+
+def page_of(*groups: list[dict[str, object]], table: Table | None = None) -> str:
+    frame = frame_of(*groups) if groups else example()
+    backgrounds = {
+        key: Background(RECIPE, {"torch": "2.9.0"}, "CUDA out of memory" if state == "failed" else "")
+        for key, state in zip(keys_of(frame), frame["state"], strict=True)
+    }
+    table = table or comparison(frame, findings(frame))
+    return report(Results(frame, findings(frame)), table, curves.curves_of([]), backgrounds, SOURCE)
+
+
+@cache
+def example_page() -> str:
+    """The page of analysis_samples.example()."""
+    return page_of()

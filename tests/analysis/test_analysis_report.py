@@ -1,0 +1,315 @@
+"""The report: its sentences, its page, the command, and how a real Chromium shows it."""
+
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_samples import cells_of, example, frame_of
+from report_samples import RECIPE, accuracies, example_page, page_of
+
+from analysis import folders, methods, runs
+from analysis.backgrounds import Background
+from analysis.cells import findings
+from analysis.comparison import BNN_PLUS_PLUS, Table, comparison
+from analysis.errors import UserError
+from analysis.progress import progress
+from analysis.provenance import keys_of, source, without_password
+from analysis.published import load
+from analysis.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
+from suite.journal import Journal
+from suite.rundir import RunDir, write_plan
+from suite.tracking import default_uri, sync
+
+
+def mixed_table() -> Table:
+    """On one model BNN++ is better than bc, worse than fp and like bnn; bnn+ failed."""
+    groups = [cells_of("fp", accuracies(0.3)), cells_of("bc", accuracies(0.0)), cells_of("bnn", accuracies(0.199))]
+    failed = cells_of("bnn+", ["failed: oom"] * 10)
+    return comparison(frame_of(*groups, failed, cells_of("bnn++", accuracies(0.2))))
+
+
+def sentences_of(table: Table) -> dict[str, tuple[Finding, str]]:
+    return {
+        one.quantizer: (one.finding, one.text)
+        for block in table.blocks
+        for section in sections(block, table.against)
+        for one in section.said
+    }
+
+
+def test_a_real_difference_is_told_with_its_size_its_interval_p_and_pairs() -> None:
+    told = sentences_of(mixed_table())
+    finding, text = told["bc"]
+    assert finding is Finding.better
+    assert re.fullmatch(
+        r"BNN\+\+ is better than bc on resnet20 by (20|19)\.\d\d points \[\d\d\.\d\d, \d\d\.\d\d\]; "
+        r"adjusted p 0\.0\d+, 10 pairs\.",
+        text,
+    )
+
+
+def test_worse_is_told_by_how_much_and_fp_is_called_full_precision() -> None:
+    finding, text = sentences_of(mixed_table())["fp"]
+    assert finding is Finding.worse
+    low, size, high = (float(re.findall(r"\d+\.\d\d", text)[k]) for k in (1, 0, 2))
+    assert "BNN++ is worse than fp (full precision) on resnet20 by " in text
+    assert 9 < low < size < high < 11
+
+
+def test_what_a_test_with_enough_pairs_does_not_separate_cannot_be_told_apart() -> None:
+    finding, text = sentences_of(mixed_table())["bnn"]
+    assert finding is Finding.inseparable
+    assert text.startswith("BNN++ and bnn on resnet20 cannot be told apart: the observed difference is ")
+
+
+def test_few_pairs_are_underpowered_however_large_the_difference() -> None:
+    table = comparison(frame_of(cells_of("bc", [0.5, 0.51, 0.5]), cells_of("bnn++", [0.9, 0.9, 0.91])))
+    finding, text = sentences_of(table)["bc"]
+    assert finding is Finding.underpowered
+    assert "cannot be told apart by any 3 pairs" in text
+    assert text.endswith("underpowered. Its interval excludes 0: a hint, not a result.")
+    assert bottom_line(table)[0] == "The one comparison does not show a difference that can be taken as real."
+
+
+def test_a_comparison_without_pairs_says_which_runs_are_missing() -> None:
+    finding, text = sentences_of(mixed_table())["bnn+"]
+    assert finding is Finding.no_pair
+    assert "no seed is measured on both sides (bnn+: 10 failed: oom)" in text
+
+
+@pytest.mark.parametrize("table", [mixed_table(), comparison(example())], ids=["mixed", "example"])
+def test_every_member_of_the_family_is_told_once(table: Table) -> None:
+    (block,) = table.blocks
+    assert len(compared(block)) == block.family_size
+    assert sum(len(section.said) for section in sections(block, table.against)) == block.family_size
+    assert sum(counter.total() for counter in counts(table).values()) == block.family_size
+
+
+def test_the_bottom_line_counts_what_is_real() -> None:
+    first, *others = bottom_line(mixed_table())
+    assert first == "2 of 4 comparisons show real differences: BNN++ is better in 1 and worse in 1."
+    assert others[-1] == "1 could not be made for want of runs."
+    assert counts(mixed_table())["full precision (fp)"] == {Finding.worse: 1}
+
+
+def test_without_bnn_plus_plus_the_report_says_that_nothing_is_compared() -> None:
+    groups = [cells_of("bc", [0.5, 0.6]), cells_of("bnn", [0.5, 0.6])]
+    assert "Nothing is compared: no model here has runs of BNN++" in page_of(*groups)
+
+
+def test_ranks_over_models_are_told_where_there_are_models_enough() -> None:
+    shifts = {"bc": 0.0, "bnn": 0.1, "bnn++": 0.2}
+    groups = [cells_of(name, [0.5 + s, 0.6 + s], model=f"m{k}") for k in range(8) for name, s in shifts.items()]
+    table = comparison(frame_of(*groups))
+    (text,) = across_models(table)
+    assert "Over 8 models by one mean each" in text
+    assert "BNN++ has the average rank 1.00 of 3 binary methods" in text
+    assert "By ranks it is better than bc; not separable from bnn" in text
+    assert text in page_of(*groups, table=table).replace("&#39;", "'")
+
+
+def test_published_numbers_get_their_verdicts() -> None:
+    frame = frame_of(cells_of("fp", [0.9120, 0.9130, 0.9125], dataset="cifar10"))
+    table = comparison(frame, (), BNN_PLUS_PLUS, load("resnet-cifar10"))
+    ((verdict, text),) = published(table)
+    assert verdict.value == "reproduced"
+    assert text.startswith(
+        "fp on resnet20 (cifar10), published 91.25 %; ours 91.25 %, 3 runs: difference 0.00 points ["
+    )
+
+
+class Page(HTMLParser):
+    """Headings, ids, links, what is loaded, and whether each tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[int] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in {"meta", "link", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.attributes if name == tag]
+
+
+def test_the_page_is_well_formed_and_its_headings_are_in_order() -> None:
+    page = Page(example_page())
+    assert page.open == []
+    assert page.headings[0] == 1
+    assert page.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+    assert page.all("html") == [{"lang": "en"}]
+    assert all("scope" in header or "blank" in (header.get("class") or "") for header in page.all("th"))
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def test_links_lead_to_places_on_the_page_and_nothing_is_loaded_from_elsewhere() -> None:
+    page = Page(example_page())
+    ids = [attributes["id"] for _, attributes in page.attributes if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"] for link in page.all("a")} <= {f"#{name}" for name in ids}
+    loaded = [
+        attributes[key] or "" for _, attributes in page.attributes for key in ("src", "href") if key in attributes
+    ]
+    assert all(address.startswith(("data:", "#")) for address in loaded)
+    assert page.all("script") == []
+
+
+def test_verdicts_come_before_tables_and_findings_before_all() -> None:
+    text = example_page()
+    places = ["findings", "verdicts", "needed", "tables", "figures", "methods", "not-tested", "provenance", "missing"]
+    assert sorted(places, key=lambda name: text.index(f'id="{name}"')) == places
+    for line in findings(example()):
+        assert line in text
+        assert text.index(line) < text.index('id="verdicts"')
+
+
+def test_the_same_runs_give_the_same_bytes() -> None:
+    assert page_of() == example_page()
+
+
+def test_missing_cells_have_their_reasons_and_all_cells_are_listed() -> None:
+    text = example_page()
+    assert re.search(r"digits/resnet20/bc/s2</th><td>failed: oom</td><td>CUDA out of memory", text)
+    assert "6 of 24 cells have no result" in text
+    for name in ("digits/resnet20/fp/s0", "digits/resnet110/bnn++/s2"):
+        assert f'<th scope="row">{name}</th>' in text
+
+
+def test_names_are_escaped_everywhere() -> None:
+    name = "<script>alert(1)</script>&\"'"
+    text = page_of(cells_of(name, [0.5], model=name, dataset=name), cells_of("bnn++", [0.6], model=name, dataset=name))
+    assert "<script" not in text
+    assert Page(text).open == []
+
+
+def test_recipes_are_told_by_what_tells_them_apart() -> None:
+    frame = frame_of(*(cells_of(name, [0.5], model=model) for name in ("bc", "bnn++") for model in ("a", "b")))
+    mu = {"quantization.sharpness.shape": "exponential", "quantization.sharpness.start": "2.0"}
+    backgrounds = {
+        key: Background(
+            {**RECIPE, "training.epochs": "30" if model == "a" else "20"}
+            | ({**mu, "quantization.sharpness.end": "500.0"} if quantizer == "bnn++" else {})
+        )
+        for key, model, quantizer in zip(keys_of(frame), frame["model"], frame["quantizer"], strict=True)
+    }
+    told = dict(methods.recipes(frame, backgrounds))
+    assert told["a"].startswith("30 epochs in batches of 64, adamw")
+    assert told["b"].startswith("20 epochs")
+    assert told["mu of bnn++"] == "exponential from 2 to 500 over training."
+    assert told["mu of bc"] == "none."
+    assert dict(methods.settings(frame, backgrounds))["training.epochs"] == "30 (2 cells), 20 (2 cells)"
+
+
+def test_a_stores_password_is_not_shown() -> None:
+    told = source("digits", "http://me:secret@host:5000/store?token=x", None)
+    assert told.command == "python -m analysis report digits --tracking-uri http://host:5000/store"
+    assert without_password("sqlite:///runs/mlflow.db") == "sqlite:///runs/mlflow.db"
+
+
+@pytest.fixture
+def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
+    """A grid of two methods and two seeds, one cell of which failed; in run directories and in a store."""
+    made = [make_run("tiny", seed=seed, quantizer=name) for name in ("bc", "bnn++") for seed in range(2)]
+    for number, run in enumerate(made[1:]):
+        provenance = {"code": {"commit": "c0ffee"}, "data_checksum": "d1", "packages": {"torch": "2.9.0"}}
+        run.provenance_path.write_text(json.dumps(provenance), encoding="utf-8")
+        run.update(state="running", attempt=1, job_id="7")
+        journal = Journal(run.journal, 1)
+        journal.append(1, {"val/top1": 0.9, "health/flip_rate": 0.01, "mu": 2.0})
+        journal.close()
+        result = {"cell": run.path.name, "top1_hard": 0.9 + number / 30, "top1_soft": 0.9}
+        run.result_path.write_text(json.dumps(result), encoding="utf-8")
+        run.update(state="done")
+    made[0].update(state="failed", cause="error", reason="the disk is full")
+    write_plan(tmp_path / "tiny", [run.cell() for run in made])
+    sync(tmp_path / "tiny", default_uri(tmp_path))
+    return tmp_path
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "analysis", "report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_command_writes_one_file_and_prints_its_path(root: Path) -> None:
+    done = call("tiny", "--root", root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{root}/tiny/report.html\n", "")
+    text = (root / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert f"python -m analysis report tiny --tracking-uri sqlite:///{root}/mlflow.db" in text
+    assert "the disk is full" in text
+    assert "c0ffee" in text
+    strict = call("tiny", "--root", root, "--from-runs", "--strict", "--output", root / "strict.html")
+    assert strict.returncode == 2
+    assert not (root / "strict.html").exists()
+
+
+def test_store_and_run_directories_tell_the_same_of_each_cell(root: Path) -> None:
+    uri = default_uri(root)
+    read, stored = folders.load(root, "tiny").frame, runs.load(uri, "tiny").frame
+    from_folders, from_store = folders.backgrounds(read), runs.backgrounds(uri, stored)
+    assert from_folders.keys() == from_store.keys()
+    for key, own in from_folders.items():
+        other = from_store[key]
+        assert (own.recipe, own.reason) == (other.recipe, other.reason)
+        assert own.recipe["training.epochs"]
+        assert (own.times is None) == (other.times is None)
+        assert np.allclose(own.times or (), other.times or (), rtol=0, atol=0.001)
+    assert {own.facts.get("torch") for own in from_folders.values()} == {"2.9.0", None}
+
+
+def test_a_torn_provenance_is_refused_in_one_line(root: Path) -> None:
+    frame = folders.load(root, "tiny").frame
+    torn = Path(frame["run"].iloc[-1]) / "provenance.json"
+    torn.write_text('{"packages": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"provenance\.json: not what a run writes there"):
+        folders.backgrounds(frame)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("patience", "shows"), [(0.0, True), (60.0, False)])
+def test_progress_is_shown_on_a_terminal_to_those_who_wait(
+    monkeypatch: pytest.MonkeyPatch, patience: float, *, shows: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress(patience) as say:
+        say("drawing the figures")
+        time.sleep(0.3)
+        shown = terminal.getvalue()
+    assert ("drawing the figures" in shown) is shows
+
+
+@pytest.mark.alone
+def test_help_does_not_wait_for_what_a_report_needs() -> None:
+    begin = time.perf_counter()
+    assert "--output" in call("--help").stdout
+    assert time.perf_counter() - begin < 1.5  # 0.4 s where nothing else runs
+
+
+def test_the_table_is_the_one_that_was_given() -> None:
+    table = dataclasses.replace(mixed_table(), findings=("the cat slept",))
+    assert "the cat slept" in page_of(table=table)
