@@ -251,6 +251,7 @@ def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_file_and_prints_its_path(root: Path) -> None:
     done = call("tiny", "--root", root)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{root}/tiny/report.html\n", "")

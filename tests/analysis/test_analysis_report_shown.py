@@ -91,9 +91,14 @@ def test_wide_tables_scroll_in_boxes_that_the_keyboard_reaches(browser: Browser,
 
 def test_printed_no_table_is_cut_off(browser: Browser, shown: Path) -> None:
     browser.open(shown, 690)  # A4 less its margins, in CSS pixels
+    folded = "[...document.querySelectorAll('details table')]"
+    assert not browser.ask(f"{folded}.some(table => table.checkVisibility())")
     browser.call("Emulation.setEmulatedMedia", media="print")
     try:
         assert browser.ask("document.documentElement.scrollWidth") <= 690
+        assert browser.ask("[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)")
+        # What is folded on a screen is open on paper.
+        assert browser.ask(f"{folded}.every(table => table.checkVisibility())")
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")
     assert browser.pdf().startswith(b"%PDF")
