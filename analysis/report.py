@@ -146,6 +146,8 @@ def _image(picture: Picture, figure: Figure) -> Image:
     """Without the caption that figures have for papers: here it is text."""
     figure.supxlabel("")
     with house_style(), mpl.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path"}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once: with 80 panels that takes many seconds
         kind, content = "svg+xml", _saved(figure, "svg", {"Date": None})
         if len(content) > MAX_SVG_BYTES:
             kind, content = "png", _saved(figure, "png")
