@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.cells import Results
-from analysis.errors import UserError
-from analysis.plans import Plan, plans
+from analysis.plans import TOGETHER, Plan, plans
 from analysis.power import POWER, SD_CONFIDENCE, sign_flip_detectable, sign_flip_pairs
 from analysis.statistics import fewest_pairs
 
 WANTED_POINTS = (0.5, 1.0, 2.0)
 MAX_MODELS = 12
 """Plans by model up to so many; beyond, of all models together only."""
-_ROUNDING = 1e-9
 NOTHING = "none"
-TOGETHER = "all models"
-"""What analysis.plans calls the plan of a block's models together."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +38,7 @@ class Needs:
 
 def needs(results: Results) -> Needs:
     """What each model would take. Raises UserError where no two paired differences tell a spread."""
-    # Differences that are equal up to rounding have no spread to plan with.
-    found = [plan for plan in plans(results) if plan.spread.sd > _ROUNDING]
-    if not found:
-        raise UserError("no comparison has two pairs that differ")
+    found = plans(results)
     if len(found) > MAX_MODELS:
         found = [plan for plan in found if plan.name == TOGETHER] or found[:MAX_MODELS]
     explanation = (

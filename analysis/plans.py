@@ -17,8 +17,12 @@ from analysis.statistics import ALPHA, fewest_pairs
 from analysis.verdicts import Member
 
 NONE = "—"
+TOGETHER = "all models"
+"""The plan of a block's models together."""
 MAX_DRAWN = 40
 """Seeds at the right end of the picture."""
+_ROUNDING = 1e-9
+"""Differences of fractions that spread by less are all equal."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,10 @@ def _of_block(block: Block, members: Mapping[Member, Cells], family_size: int | 
     size = family_size or max(1, block.family_size)
     groups = dict(pairs)
     if len(pairs) > 1:
-        groups["all models"] = [group for own in pairs.values() for group in own]
+        groups[TOGETHER] = [group for own in pairs.values() for group in own]
     for name, own in groups.items():
         found_spread = spread(own, sharing=max(map(len, pairs.values())) if name not in pairs else len(own))
-        if found_spread.sd > 0:
+        if found_spread.sd > _ROUNDING:
             yield Plan(block.title, name, max(map(len, own)), found_spread, size)
 
 

@@ -57,9 +57,13 @@ def test_the_table_has_what_is_found_by_the_spread_and_by_its_bound() -> None:
 
 
 def test_without_two_seeds_that_differ_the_error_says_what_to_do() -> None:
-    for accuracies in ([0.6], [0.6, 0.6]):
+    for ours, theirs in (
+        ([0.6], [0.5]),
+        ([0.6, 0.6], [0.5, 0.5]),
+        ([0.9, 0.8], [0.8, 0.7]),
+    ):
         with pytest.raises(UserError, match="run two, or assume a spread with --sd POINTS"):
-            plans.plans(_results(cells_of("bc", [0.5] * len(accuracies)), cells_of("bnn++", accuracies)))
+            plans.plans(_results(cells_of("bc", theirs), cells_of("bnn++", ours)))
 
 
 def test_an_assumed_spread_is_taken_as_known() -> None:
