@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from analysis import curves
+from analysis.cells import natural_key, shortened
 from analysis.comparison import FULL_PRECISION, Block
 from analysis.figure_cells import Cells
 from analysis.figure_style import (
@@ -54,9 +55,8 @@ def accuracy_against_size(block: Block, members: Mapping[Member, Cells], finding
         return Picture(name, None, f"{block.title}: no measured run has its size recorded")
     figure = new_figure(3.9)
     (axes,) = panels(figure, [""], "size of the parameters", "hard test accuracy, %")
-    sizes = {
-        x: ", ".join(sorted({point.model for point in points if point.x == x})) for x in sorted({p.x for p in points})
-    }
+    models = {x: {point.model for point in points if point.x == x} for x in sorted({point.x for point in points})}
+    sizes = {x: shortened(sorted(own, key=natural_key), limit=3) for x, own in models.items()}
     margin = (max(sizes) / min(sizes)) ** 0.06 * 1.1
     look = styles(block.quantizers)
     _draw(axes, points, look, (min(sizes) / margin, max(sizes) * margin))

@@ -1,19 +1,23 @@
 """Results and curves -> pictures: pure, but for `draw`, which writes them. Rendering only."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import curves
 from analysis.cells import Results
-from analysis.comparison import Table, comparison
+from analysis.comparison import Block, Table, comparison
 from analysis.figure_cells import cells_by_block, key_of
 from analysis.figure_differences import forest
 from analysis.figure_epochs import ACCURACY, FLIP_RATE, over_epochs
 from analysis.figure_points import accuracy_against_size, gap_against_sharpness
 from analysis.figure_ranks import critical_differences
 from analysis.figure_style import Picture, house_style, save
+
+MAX_MODELS = 12
+"""Of a block in one picture; the others stand in further ones, NAME-2 and so on."""
 
 
 def pictures(frame: pd.DataFrame, table: Table, recorded: pd.DataFrame) -> list[Picture]:
@@ -24,17 +28,25 @@ def pictures(frame: pd.DataFrame, table: Table, recorded: pd.DataFrame) -> list[
     members, by_cell = cells_by_block(frame), curves.by_cell(recorded)
     drawn = []
     with house_style():
-        for block in table.blocks:
+        for number, block in (page for whole in table.blocks for page in enumerate(_pages(whole), start=1)):
             own = members[key_of(block)]
-            drawn += [
+            page = [
                 forest(block, own, table.against, table.findings),
                 *over_epochs(block, own, by_cell, ACCURACY, table.findings),
                 *over_epochs(block, own, by_cell, FLIP_RATE, table.findings),
                 gap_against_sharpness(block, own, by_cell, table.findings),
                 accuracy_against_size(block, own, table.findings),
             ]
+            drawn += page if number == 1 else [replace(picture, name=f"{picture.name}-{number}") for picture in page]
         drawn += critical_differences(table)
     return drawn
+
+
+def _pages(block: Block) -> Iterator[Block]:
+    """The block itself, or as many of MAX_MODELS models as it takes."""
+    for start in range(0, len(block.models), MAX_MODELS):
+        models = block.models[start : start + MAX_MODELS]
+        yield replace(block, models=models, entries=tuple(entry for entry in block.entries if entry.model in models))
 
 
 def write(drawn: Iterable[Picture], folder: Path) -> list[Path]:

@@ -488,3 +488,17 @@ def test_what_the_user_got_wrong_is_one_line_and_exit_status_2(
 def test_help_does_not_wait_for_matplotlib() -> None:
     code = "import sys, analysis.__main__; sys.exit('matplotlib' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_more_models_than_a_picture_holds_stand_in_further_ones() -> None:
+    groups = [cells_of(name, [0.5, 0.6], model=f"m{k}") for k in range(13) for name in ("bc", "bnn++")]
+    frame = frame_of(*groups)
+    drawn = pictures(frame, comparison(frame), recorded_of(frame))
+    figures = {picture.name: picture.figure for picture in drawn if picture.figure}
+    titles = [
+        [axes.get_title(loc="left") for axes in figures[f"differences-digits-bw-scratch{k}"].axes] for k in ("", "-2")
+    ]
+    assert titles == [[f"m{k}" for k in range(12)], ["m12"]]
+    (sizes,) = figures["size-digits-bw-scratch"].axes[0].child_axes
+    assert [text.get_text() for text in sizes.get_xticklabels()] == ["m0, m1, m2 and 9 more"]
+    assert len(drawn) == len({picture.name for picture in drawn})
