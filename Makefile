@@ -1,6 +1,7 @@
 # make demo   install, run the small grid on real data, print its table, write its report
 # make test   install, check, run the whole test suite
 # make check  lint, types, import order, fast tests
+# make bench  measure: a quarter of an hour; writes benchmarks/RESULTS.md
 # make setup  .venv with everything, the system packages that FFCV is built from, SLURM and Chromium for the tests
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server
 BROWSER_PACKAGES := chromium
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check setup system slurm browser clean
+.PHONY: demo test check bench setup system slurm browser clean
 .DEFAULT_GOAL := check
 
 demo: setup
@@ -29,6 +30,9 @@ test: setup lint
 
 check: setup lint
 	$(PYTEST) -q --numprocesses 2 --dist loadfile -m "not slow and not alone"
+
+bench: setup
+	$(BIN)/python benchmarks/run_all.py
 
 .PHONY: lint
 lint: setup

@@ -10,13 +10,12 @@ A save is all that training waits for: gathering the state, its checksum, the wr
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from noise import synchronize, trainer_of
+from machine import describe
+from noise import Stepping, trainer_of
 
 from suite import checkpoint
 from suite.trainer import Trainer
@@ -27,28 +26,15 @@ def measure(trainer: Trainer, num_steps: int, num_saves: int, folder: Path) -> t
     steps: list[float] = []
     saves: list[float] = []
     path = folder
-    loop = _steps(trainer)
+    stepping = Stepping(trainer)
     for _ in range(3):  # the first ones allocate
-        next(loop)
+        stepping.step()
     for _ in range(num_saves):
-        steps.extend(next(loop) for _ in range(num_steps))
+        steps.extend(stepping.step() for _ in range(num_steps))
         start = time.perf_counter()
         path = checkpoint.save(folder, trainer.state_dict())
         saves.append(time.perf_counter() - start)
     return steps, saves, path.stat().st_size
-
-
-def _steps(trainer: Trainer) -> Iterator[float]:
-    """Seconds of one step after the other, loading and agreeing included."""
-    while True:
-        batches = trainer.loaders.train.epoch(0)
-        trainer.step = 0
-        for _ in range(trainer.steps_per_epoch):
-            start = time.perf_counter()
-            images, labels = next(batches)
-            trainer._train_step(images, labels)  # noqa: SLF001  (an epoch would be too long)
-            synchronize()
-            yield time.perf_counter() - start
 
 
 def main(
@@ -61,7 +47,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="On the disk that counts; default: a temporary one.")] = None,
 ) -> None:
     """Time training steps and checkpoints of BNN++ models."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {batch_size}, {precision}")
+    print(f"{describe()}\nbatch {batch_size}, {precision}")
     for model in models.split(","):
         trainer = trainer_of(model, "bnn++", batch_size, precision)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:

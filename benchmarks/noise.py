@@ -1,9 +1,16 @@
-"""A data set of random pixels, CIFAR-10's size and shape: what a step costs does not depend on what is in them."""
+"""Data sets of random pixels, CIFAR-10's size and shape or larger: what is in them is nothing to what a step costs.
 
+A model is written `resnet20`, or `resnet18@64` for images of 64 px instead of 32.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from suite.config import Cell
 from suite.data.parts import Pixels, Source
@@ -11,40 +18,74 @@ from suite.data.small import LOADERS
 from suite.distributed import Layout
 from suite.trainer import Trainer
 
-NAME = "noise"
-NUM_IMAGES = 20_000
+SIZE = 32
+NUM_BYTES = 20_000 * 3 * SIZE * SIZE
+"""Of a data set's training images, whatever their size."""
 
 
-def _noise(_directory: Path) -> Source:
+def data_set(size: int) -> str:
+    """The name of a data set of random images of `size` px, which it registers: for nobody else."""
+    name = f"noise{size}"
+    LOADERS.setdefault(name, lambda _: _noise(size))
+    return name
+
+
+@cache
+def _noise(size: int) -> Source:
+    num_images = NUM_BYTES // (3 * size * size)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (NUM_IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    data = Pixels(images, torch.arange(NUM_IMAGES) % 10)
-    return Source(tuple("0123456789"), data, data, 32, checksum="")
+    images = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8, generator=generator)
+    data = Pixels(images, torch.arange(num_images) % 10)
+    return Source(tuple("0123456789"), data, data, size, checksum="")
 
 
-def trainer_of(model: str, quantizer: str, batch_size: int, precision: str) -> Trainer:
-    """A trainer of `model` on noise: SGD with momentum for convolutions, AdamW for transformers; crops and flips."""
-    LOADERS.setdefault(NAME, _noise)  # a data set for nobody else
+def cell_of(model: str, quantizer: str, batch_size: int, precision: str = "float32", **training: object) -> Cell:
+    """SGD with momentum for convolutions, AdamW for transformers; crops and flips; what `training` says instead."""
+    name, _, size = model.partition("@")
     base: dict[str, Any] = (
         {"optimizer": "adamw", "learning_rate": 1e-3}
-        if model.startswith("vit")
+        if name.startswith("vit")
         else {"optimizer": "sgd", "learning_rate": 0.05}
     )
-    cell = Cell.model_validate(
+    recipe = {"epochs": 10, "batch_size": batch_size, "precision": precision, "weight_decay": 1e-4, **base, **training}
+    sharp = {quantizer: {"shape": "linear", "start": 2.0, "end": 50.0}} if quantizer == "bnn++" else {}
+    return Cell.model_validate(
         {
-            "dataset": NAME,
-            "model": model,
+            "dataset": data_set(int(size or SIZE)),
+            "model": name,
             "quantizer": quantizer,
             "seed": 0,
             "data": {"crop": "padded", "horizontal_flip": True},
-            "training": {"epochs": 10, "batch_size": batch_size, "precision": precision, "weight_decay": 1e-4, **base},
-            "quantization": {"sharpness": {quantizer: {"shape": "linear", "start": 2.0, "end": 50.0}}}
-            if quantizer != "fp"
-            else {},
+            "training": recipe,
+            "quantization": {"sharpness": sharp},
         }
     )
+
+
+def trainer_of(model: str, quantizer: str, batch_size: int, precision: str = "float32", **training: object) -> Trainer:
+    """A trainer of `model` on noise, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cell = cell_of(model, quantizer, batch_size, precision, **training)
     return Trainer(cell, Layout(device=device), Path(), None)
+
+
+class Stepping:
+    """A trainer's steps, one at a time, epoch after epoch."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def step(self) -> float:
+        """Seconds of the next step, with its loading."""
+        start = time.perf_counter()
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches, self.trainer.step = self.trainer.loaders.train.epoch(0), 0
+            batch = next(self._batches)
+        self.trainer._train_step(*batch)  # noqa: SLF001  (an epoch would be too long)
+        synchronize()
+        return time.perf_counter() - start
 
 
 def synchronize() -> None:

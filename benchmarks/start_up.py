@@ -1,32 +1,75 @@
-"""From a job's start to its first training step on a real SLURM cluster: seconds, and where they go.
+"""From the command to the first training step: seconds, and where they go; here, or on a real SLURM cluster.
 
-    python benchmarks/start_up.py
+    python benchmarks/start_up.py                  the command on this machine, and --help of every command
+    python benchmarks/start_up.py --on-cluster     a job on a private cluster (as tests/cluster: root, `make setup`)
 
-Starts a private cluster (as tests/cluster does: root, and `make setup`) and runs small cells one after another. The
-moments are times of files: what the batch script's first line writes, submitit's first message, the run's lock,
-provenance.json (written when data, network and optimizer are ready), and the checkpoint after the first step.
+Here, `suite.train` runs the digits grid's first steps again and again; the parts are those of a process that does the
+same one after the other. The best of the repeats counts: whatever else the machine does makes a start longer. Seconds
+of processor time beside those of the clock tell how busy it was.
+
+On the cluster small cells run one after another, and the moments are times of files: what the batch script's first line
+writes, submitit's first message, the run's lock, provenance.json (written when data, network and optimizer are ready),
+and the checkpoint after the first step.
 """
 
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from machine import describe, verdict
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from suite.gridfile import load_grid
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from cluster.lab import Lab, obstacle
 from tiny_cells import tiny_grid
 
+BAR_SECONDS, BAR_HELP_SECONDS = 5.0, 0.5
+COMMANDS = (
+    *("launch", "launch grid", "launch status", "launch doctor", "analysis", "analysis tables", "analysis figures"),
+    *("quantizers", "quantizers certify", "suite.data", "suite.data prepare", "suite.export", "suite.train"),
+)
+PARTS = """
+import gc, json, sys, time
+gc.disable()
+stamps = []
+def done(part):
+    stamps.append((part, time.time(), time.process_time()))
+import suite.train
+done("Python, typer, pydantic")
+cell = suite.train.open_run(suite.train.Path(sys.argv[1])).cell()
+import torch
+done("the cell is read and checked; import of torch")
+import torch._dynamo
+done("import of torch._dynamo, which torch.optim and torchvision want")
+import models.catalog
+models.catalog._timm()
+done("import of timm")
+from suite.distributed import Layout
+from suite.trainer import Trainer
+done("imports of ours, and of what is left")
+trainer = Trainer(cell, Layout(), suite.train.Path("data"), None)
+done("data, network, optimizer")
+suite.train._collect_from_here()
+batch = next(trainer.loaders.train.epoch(0))
+done("first batch")
+trainer._train_step(*batch)
+done("first step")
+print(json.dumps(stamps))
+"""
 MOMENTS = (
     ("batch script starts", "SLURM's prolog, the shell"),
     ("the job's Python is up", "srun, the import of submitit and launch"),
@@ -35,6 +78,62 @@ MOMENTS = (
     ("the first step is done and saved", "one step, one checkpoint"),
     ("the job has ended", "the rest of the training; the processes' ends"),
 )
+
+
+def timed(command: Sequence[str], folder: str) -> tuple[float, float, str]:
+    """(seconds by the clock, seconds of processor time, output) of a command that runs in `folder`."""
+    before, start = os.times(), time.perf_counter()
+    # Where the packages lie, for a folder that is not theirs.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    output = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+    seconds, after = time.perf_counter() - start, os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, busy, output
+
+
+def here(repeats: int, console: Console) -> list[str]:
+    """Prints the parts of a start on this machine, and what --help takes; the verdicts."""
+    digits = next(cell for cell in load_grid("digits").cells() if cell.name == "digits/resnet8/bnn++/s0")
+    with tempfile.TemporaryDirectory(prefix="start-up-") as folder, console.status("starting") as status:
+        cell = Path(folder) / "cell.yaml"
+        cell.write_text(yaml.safe_dump(digits.model_dump(mode="json")), encoding="utf-8")
+        command = [sys.executable, "-m", "suite.train", str(cell), "--max-steps", "1"]
+        whole = sorted(timed(command, folder)[:2] for _ in range(repeats))
+        rows = [_parts([sys.executable, "-c", PARTS, str(cell)], folder) for _ in range(repeats)]
+        helps = {}
+        for name in COMMANDS:
+            status.update(f"{name} --help")
+            module, *rest = name.split()
+            times = (timed([sys.executable, "-m", module, *rest, "--help"], folder)[:2] for _ in range(repeats))
+            helps[name] = min(times)
+    table = Table("part", "seconds", "of processor time", title=f"to the first step: best of {repeats}")
+    for part in rows[0]:
+        best = min((row[part] for row in rows), key=lambda times: times[0])
+        table.add_row(part, f"{best[0]:.2f}", f"{best[1]:.2f}")
+    table.add_row("the command, to its end after one step", f"{whole[0][0]:.2f}", f"{whole[0][1]:.2f}")
+    console.print(table)
+    table = Table("--help of", "seconds", "of processor time", title=f"best of {repeats}")
+    for name, best in helps.items():
+        table.add_row(f"python -m {name}", f"{best[0]:.2f}", f"{best[1]:.2f}")
+    console.print(table)
+    slowest = max(helps, key=lambda name: helps[name][0])
+    return [
+        verdict("the command, one step of a cell", whole[0][0], BAR_SECONDS, unit=" s"),
+        verdict("of processor time", min(busy for _, busy in whole), BAR_SECONDS, unit=" s"),
+        verdict(f"--help, the slowest ({slowest})", helps[slowest][0], BAR_HELP_SECONDS, unit=" s"),
+        verdict("of processor time", max(busy for _, busy in helps.values()), BAR_HELP_SECONDS, unit=" s"),
+    ]
+
+
+def _parts(command: Sequence[str], folder: str) -> dict[str, tuple[float, float]]:
+    """(seconds by the clock, of processor time) of the parts of a start, the last one from the command on."""
+    start = time.time()
+    stamps = json.loads(timed(command, folder)[2])
+    before = [(start, 0.0), *((clock, busy) for _, clock, busy in stamps)]
+    return {
+        part: (clock - clock_before, busy - busy_before)
+        for (part, clock, busy), (clock_before, busy_before) in zip(stamps, before, strict=False)
+    }
 
 
 def moments(root: Path, job: str) -> list[float]:
@@ -52,10 +151,8 @@ def _unix(stamp: str) -> float:
     return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").astimezone().astimezone(timezone.utc).timestamp()
 
 
-def main(
-    cells: Annotated[int, typer.Option(min=2, help="How many jobs; medians are shown.")] = 6,
-) -> None:
-    """Measure what it costs to start a cell; the first job warms the file cache and is left out."""
+def cluster(cells: int, console: Console) -> None:
+    """Prints the moments of jobs on a private cluster; the first job warms the file cache and is left out."""
     if why := obstacle():
         print(why, file=sys.stderr)
         raise SystemExit(2)
@@ -78,7 +175,21 @@ def main(
         since = statistics.median(row[number] - row[0] for row in found)
         part = statistics.median(row[number] - row[max(number - 1, 0)] for row in found)
         table.add_row(moment, f"{since:.2f}", f"{part:.2f}", what)
-    Console().print(table)
+    console.print(table)
+
+
+def main(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each command is started here.")] = 3,
+    on_cluster: Annotated[bool, typer.Option("--on-cluster", help="Start jobs on a private SLURM cluster.")] = False,
+    cells: Annotated[int, typer.Option(min=2, help="How many jobs there; medians are shown.")] = 6,
+) -> None:
+    """Measure what it costs to start a cell."""
+    print(describe())
+    console = Console()
+    if on_cluster:
+        cluster(cells, console)
+    else:
+        print("\n".join(here(repeats, console)))
 
 
 if __name__ == "__main__":

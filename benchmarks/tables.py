@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from machine import describe
 
 QUANTIZERS = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
 NUM_SEEDS, NUM_EPOCHS = 10, 3
@@ -139,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10_000)
     num_cells = parser.parse_args().cells
+    print(describe())
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         make_store(Path(folder), num_cells)

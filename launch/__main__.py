@@ -23,7 +23,6 @@ from launch.selection import (
     matching,
 )
 from suite.errors import UserError
-from suite.gridfile import load_grid
 
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
     from launch.resources import Profile
@@ -65,6 +64,7 @@ def grid(
     [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
     """
     from launch.plan import select
+    from suite.gridfile import load_grid
 
     loaded = load_grid(grid, set_)
     cells = loaded.cells()
@@ -90,6 +90,7 @@ def debug(
     """
     from launch.debug import first_steps
     from launch.plan import matches
+    from suite.gridfile import load_grid
 
     found = [each for each in load_grid(grid, set_).cells() if matches(each, cell)]
     if not found:

@@ -52,7 +52,7 @@ def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
     kept, held_out = hold_out(len(source.train.labels), fraction)
     if batch_size > len(kept):
         raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
-    train = source.train.subset(kept)
+    train = source.train.subset(kept) if fraction else source.train  # all of it: no second copy of the images
     validation = source.train.subset(held_out) if fraction else source.validation
     size = cell.data.image_size or source.image_size
     normalization = _normalization(cell, train)

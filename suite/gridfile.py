@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from suite.bundled import BUNDLED, bundled_names
 from suite.config import Block, Grid
 from suite.errors import UserError
 from suite.yamlfile import Faults, Location, read, unknown
 
-BUNDLED = Path(__file__).parent / "grids"
 SCHEMA = BUNDLED / "grid.schema.json"
 _KEYS_OF_A_FILE = ("name", "description", "blocks")
 """Beside a block's."""
@@ -28,11 +28,6 @@ _KEYS_OF_A_FILE = ("name", "description", "blocks")
 
 class GridError(UserError):
     """A grid cannot be read; one line per fault."""
-
-
-def bundled_names() -> list[str]:
-    """Names of the grids that come with the package."""
-    return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
 def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:

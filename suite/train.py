@@ -89,6 +89,7 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
 
     trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell))
     _resume(trainer, run)
+    _collect_from_here()
     checkpoints = Checkpoints(run, trainer, options.checkpoint_steps, options.checkpoint_minutes)
     with ExitStack() as stack:
         record = Record(run, trainer) if layout.is_main else None
@@ -133,6 +134,8 @@ def _asked_by_signals(trainer: "Trainer") -> Iterator[list[str]]:
 
 
 def _first_steps(trainer: "Trainer", max_steps: int) -> None:
+    _collect_from_here()
+
     def on_step(step: int, loss: float) -> None:
         log.info("step %d  loss %.4f", step, loss)
         if step + 1 >= max_steps:
@@ -141,6 +144,13 @@ def _first_steps(trainer: "Trainer", max_steps: int) -> None:
     with suppress(StopTrainingError):
         while trainer.epoch < trainer.cell.training.epochs:
             trainer.train_epoch(on_step)
+
+
+def _collect_from_here() -> None:
+    """Has garbage collected again, where this process has put it off, and never walks what start-up has made."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _resume(trainer: "Trainer", run: RunDir) -> None:
@@ -292,6 +302,8 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    # Imports make a million objects that stay; to look for garbage among them takes a tenth of the start.
+    gc.disable()
     try:
         typer.run(main)
     finally:
@@ -299,3 +311,5 @@ if __name__ == "__main__":
         # go through it: it joins the threads that exchanged tensors.
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             gc.freeze()
+        else:
+            gc.unfreeze()

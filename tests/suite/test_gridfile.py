@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantizers import QUANTIZERS
-from suite.gridfile import SCHEMA, GridError, bundled_names, load_grid, schema
+from suite.bundled import bundled_names
+from suite.gridfile import SCHEMA, GridError, load_grid, schema
 
 
 def _errors(path: Path, text: str, overrides: list[str] | None = None) -> list[str]:

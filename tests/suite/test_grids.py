@@ -11,8 +11,9 @@ import torch
 from cost import operations, table
 
 import models
+from suite.bundled import BUNDLED, bundled_names
 from suite.config import Cell, Data, Training
-from suite.gridfile import BUNDLED, bundled_names, load_grid
+from suite.gridfile import load_grid
 
 PAPERS = {
     "imagenet": {

@@ -1,0 +1,167 @@
+"""What a training step holds at its peak, against what it has to: are there hidden copies?
+
+    python benchmarks/memory.py
+
+The limit is 4 bytes a parameter for each of w, gradient and momentum, one more for w* of each quantized one, and the
+activations. These are what full precision's peak has above its own three: the same network on the same batch. What is
+left over is counted in copies of the quantized parameters. One of them is known: a layer with a gain keeps g W for its
+backward pass (models.layers), so a transformer, all of whose layers have one, has 1. The peak of the optimizer's step,
+where no activations are, is shown for itself: its temporaries are hidden wherever activations are larger.
+
+On a GPU the peaks are torch.cuda.max_memory_allocated's. On a processor they are the running sum of what torch's
+allocator gives and takes back over one step, on top of what network and optimizer hold before it; and, since
+oneDNN and malloc have memory of their own, the peak of the whole process over that of its imports and data (Linux).
+"""
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from machine import describe, verdict
+from noise import Stepping, data_set, trainer_of
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from suite.data.small import LOADERS
+from suite.trainer import Trainer
+
+CASES = (("resnet20", 128), ("resnet18@64", 16), ("vit_mini_patch4_32", 32))
+QUANTIZERS = ("fp", "bnn++")
+BAR = 0.0
+"""Copies of the parameters that nobody asked for, rounded to a tenth."""
+
+
+def state_bytes(trainer: Trainer) -> int:
+    """Bytes of the parameters, buffers, latents and the base optimizer's state: what a step finds and leaves."""
+    tensors: list[Tensor] = [*trainer.engine.model.parameters(), *trainer.engine.model.buffers()]
+    tensors += [latent.w_star for latent in trainer.engine.latents()]
+    tensors += [value for state in trainer.optimizer.state.values() for value in state.values() if _is_tensor(value)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes that torch holds at the call's peak, over those it holds before."""
+    gc.collect()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    results = profile.profiler.kineto_results if profile.profiler is not None else None
+    events = [event for event in results.events() if event.name() == "[memory]"] if results is not None else []
+    held = highest = 0
+    for event in sorted(events, key=lambda event: int(event.start_ns())):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+def measure(model: str, quantizer: str, batch_size: int) -> dict[str, float]:
+    """Bytes of one cell, in this process. The gradients of the step before are let go, as they are in training."""
+    _warm_up()
+    before = _resident()
+    trainer = trainer_of(model, quantizer, batch_size)
+    stepping = Stepping(trainer)
+    for _ in range(3):
+        stepping.step()
+    process = _resident(peak=True) - before
+    trainer.optimizer.zero_grad()
+    held = state_bytes(trainer)
+    found: dict[str, float] = {"process": process, "state": held, "step": held + peak(stepping.step)}
+    gradients = sum(p.grad.nbytes for p in trainer.engine.model.parameters() if p.grad is not None)
+    found["optimizer"] = held + gradients + peak(trainer.optimizer.step)
+    sizes = trainer.num_parameters
+    found["parameters"] = 4 * sum(sizes.values())
+    found["quantized"] = 4 * sum(sizes[name] for name in trainer.split.binary)
+    moments = 2 if trainer.cell.training.optimizer == "adamw" else 1
+    found["needed"] = (2 + moments) * found["parameters"] + found["quantized"]
+    return found
+
+
+def _warm_up() -> None:
+    """Data, threads and libraries are there before the measurement begins."""
+    for size in {int((model + "@32").split("@")[1]) for model, _ in CASES}:
+        LOADERS[data_set(size)](Path())
+    Stepping(trainer_of("resnet8", "bnn++", 8)).step()
+
+
+def _resident(*, peak: bool = False) -> int:
+    """Bytes of this process in memory; with `peak`, the most since the last call without. 0 where Linux is not."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    if not peak:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    fields = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    return 1024 * int(fields["VmHWM" if peak else "VmRSS"].split()[0])
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _report(model: str, batch_size: int, found: dict[str, dict[str, float]], console: Console) -> list[str]:
+    fp = found["fp"]
+    activations = fp["step"] - fp["needed"]
+    table = Table("", *found, title=f"{model}, batch {batch_size}: MB (10^6 bytes)")
+    needed = {name: max(one["needed"] + activations, one["needed"]) for name, one in found.items()}
+    left = {name: one["step"] - needed[name] for name, one in found.items()}
+    left_in_step = {name: one["optimizer"] - one["needed"] for name, one in found.items()}
+    rows: list[tuple[str, Callable[[str], float]]] = [
+        ("parameters, 4 bytes each", lambda name: found[name]["parameters"]),
+        ("of these quantized", lambda name: found[name]["quantized"]),
+        ("w, gradient, momentum, w*", lambda name: found[name]["needed"]),
+        ("activations, of full precision", lambda _: activations),
+        ("peak of a step", lambda name: found[name]["step"]),
+        ("  left over", lambda name: left[name]),
+        ("peak of the optimizer's step", lambda name: found[name]["optimizer"]),
+        ("  over w, gradient, momentum, w*", lambda name: left_in_step[name]),
+        ("peak of the process, less imports and data", lambda name: found[name]["process"]),
+    ]
+    for title, value in rows:
+        table.add_row(title, *(f"{value(name) / 1e6:.1f}" for name in found))
+    console.print(table)
+    lines = []
+    for name in QUANTIZERS[1:]:
+        copies = round(left[name] / found[name]["quantized"], 1)
+        lines.append(verdict(f"{model}, batch {batch_size}, {name}: hidden copies at a step's peak", copies, BAR))
+        copies = round((left_in_step[name] - left_in_step["fp"]) / found[name]["quantized"], 1)
+        lines.append(f"{model}, {name}: the optimizer's step holds {copies:g} copies more than full precision's")
+    return lines
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Of one measurement in this process, as JSON; default: all.")] = "",
+    quantizer: str = "bnn++",
+    batch_size: int = 128,
+) -> None:
+    """Measure the memory of cells, each in a process of its own."""
+    if model:
+        print(json.dumps(measure(model, quantizer, batch_size)))
+        return
+    print(describe())
+    console, lines = Console(), []
+    with console.status("") as status:
+        for name, size in CASES:
+            found = {}
+            for row in QUANTIZERS:
+                status.update(f"{name}, {row}")
+                command = [sys.executable, __file__, "--model", name, "--quantizer", row, "--batch-size", str(size)]
+                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found[row] = json.loads(output.splitlines()[-1])
+            lines += _report(name, size, found, console)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,197 @@
+"""Binary weights once a step, in the optimizer, against a sign in each forward pass: images per second of whole steps.
+
+    python benchmarks/peer_layers.py
+    python benchmarks/peer_layers.py --models resnet18@64 --batch-size 16
+
+The peers are what libraries of binary layers do, written here from the mathematics: full-precision weights v, binarized
+inside each layer by an autograd function whose backward is the straight-through estimator.
+
+    sign       W = sign(v),                               dl/dv = dl/dW where |v| <= 1, else 0
+    gain       W = m sign(v), m = mean |v| per channel    the same, through m, too           (XNOR-Net's)
+    standard   v' = (v - mean v) / std v per channel, W = 2^round(log2 mean |v'|) sign(v'), dl/dv through it (IR-Net's)
+
+Ours are rows bnn (that same sign and clip) and bnn++. All have the same network, base optimizer (SGD with momentum),
+data, loop and memory format. They take turns step by step, and a ratio is the median over the turns, with quartiles:
+where these are wide apart, the machine was busy. What binarization takes by itself is timed apart, without the network:
+for the peers the signs of all layers forward and backward, for ours the optimizer's step less full precision's.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from machine import describe, verdict
+from noise import Stepping, synchronize, trainer_of
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from suite.trainer import Trainer
+
+BAR = 1.1
+
+
+class StraightThrough(torch.autograd.Function):
+    """sign(v), with 0 mapped to +1; backward: the gradient where |v| <= 1."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:  # noqa: ANN401  (torch's context)
+        """+1 or -1, of v's shape and dtype."""
+        ctx.save_for_backward(v)
+        return torch.where(v >= 0, 1.0, -1.0).to(v.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        """The gradient, cut off where |v| > 1."""
+        v: Tensor = ctx.saved_tensors[0]
+        return gradients[0] * (v.abs() <= 1)
+
+
+class SignConv2d(nn.Conv2d):
+    """Convolution with W = sign(v)."""
+
+    def binarized(self) -> Tensor:
+        """W: (C_out, C_in, k, k)."""
+        weight: Tensor = StraightThrough.apply(self.weight)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        return F.conv2d(x, self.binarized(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class GainConv2d(SignConv2d):
+    """Convolution with W = mean |v| sign(v)."""
+
+    def binarized(self) -> Tensor:
+        """W: (C_out, C_in, k, k)."""
+        return self.weight.abs().mean(dim=(1, 2, 3), keepdim=True) * super().binarized()
+
+
+class StandardConv2d(SignConv2d):
+    """Convolution with standardised weights, and a power of two for a scale."""
+
+    def binarized(self) -> Tensor:
+        """W: (C_out, C_in, k, k)."""
+        centred = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+        standard = centred / centred.std(dim=(1, 2, 3), keepdim=True)
+        scale = torch.exp2(standard.detach().abs().mean(dim=(1, 2, 3), keepdim=True).log2().round())
+        sign: Tensor = StraightThrough.apply(standard)
+        return scale * sign
+
+
+PEERS: dict[str, type[SignConv2d]] = {"sign": SignConv2d, "gain": GainConv2d, "standard": StandardConv2d}
+OURS = ("bnn", "bnn++")
+
+
+def peer(name: str, model: str, batch_size: int) -> Trainer:
+    """A full-precision trainer whose layers that ours make binary are the peer's."""
+    binary = trainer_of(model, "bnn", batch_size).split.binary
+    trainer = trainer_of(model, "fp", batch_size)
+    for parameter in binary:
+        layer = trainer.engine.model.get_submodule(parameter.removesuffix(".weight"))
+        if type(layer) is not nn.Conv2d:
+            raise typer.BadParameter(f"{model}: {parameter} is no convolution, and the peers are")
+        layer.__class__ = PEERS[name]  # the parameters stay, so the optimizer need not know
+    return trainer
+
+
+@dataclass
+class Way:
+    """A way to train; seconds of its steps, one a turn, and what binarization alone takes of them."""
+
+    name: str
+    trainer: Trainer
+    seconds: list[float] = field(default_factory=list)
+    alone: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.step = Stepping(self.trainer).step
+
+
+def _median_seconds(call: Callable[[], object], num_calls: int = 20) -> float:
+    seconds = []
+    for _ in range(num_calls):
+        start = time.perf_counter()
+        call()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _signs_alone(model: nn.Module) -> float:
+    """Seconds of the signs of all of a peer's layers, forward and backward."""
+    layers = [layer for layer in model.modules() if isinstance(layer, SignConv2d)]
+    gradients = [torch.ones_like(layer.weight) for layer in layers]
+
+    def signs() -> None:
+        for layer, gradient in zip(layers, gradients, strict=True):
+            torch.autograd.backward(layer.binarized(), gradient)
+
+    seconds = _median_seconds(signs)
+    model.zero_grad()
+    return seconds
+
+
+def main(
+    models: str = "resnet20",
+    batch_size: int = 128,
+    turns: Annotated[int, typer.Option(min=2, help="Steps of each way that are counted.")] = 40,
+) -> None:
+    """Compare binary weights kept by the optimizer with those made in each forward pass."""
+    print(describe())
+    console = Console()
+    for model in models.split(","):
+        with console.status(model):
+            ways = [Way(f"ours, {row}", trainer_of(model, row, batch_size)) for row in OURS]
+            ways += [Way(f"peer, {name}", peer(name, model, batch_size)) for name in PEERS]
+            ways.append(Way("full precision", trainer_of(model, "fp", batch_size)))
+            for turn in range(-2, turns):
+                for way in ways if turn % 2 else reversed(ways):
+                    seconds = way.step()
+                    if turn >= 0:  # those before warm up
+                        way.seconds.append(seconds)
+            _time_alone(ways)
+        _report(model, batch_size, ways, console)
+
+
+def _time_alone(ways: list[Way]) -> None:
+    """Last of all: steps without new gradients train nothing."""
+    full_precision = _median_seconds(ways[-1].trainer.optimizer.step)
+    for way in ways[: len(OURS)]:
+        way.alone = _median_seconds(way.trainer.optimizer.step) - full_precision
+    for way in ways[len(OURS) : -1]:
+        way.alone = _signs_alone(way.trainer.engine.model)
+
+
+def _report(model: str, batch_size: int, ways: list[Way], console: Console) -> None:
+    table = Table("way", "images/s", *(f"{way.name} over it" for way in ways[: len(OURS)]), "binarization alone, ms")
+    table.title = f"{model}, batch {batch_size}: medians of {len(ways[0].seconds)} turns (quartiles)"
+    for way in ways:
+        rate = batch_size / statistics.median(way.seconds)
+        table.add_row(
+            way.name, f"{rate:.0f}", *(_ratio(ours, way) for ours in ways[: len(OURS)]), f"{1e3 * way.alone:.1f}"
+        )
+    console.print(table)
+    for other in ways[len(OURS) : -1]:
+        ratio = statistics.median(_ratios(ways[0], other))
+        print(verdict(f"{model}: images/s of {ways[0].name} / {other.name}", ratio, BAR, at_least=True))
+
+
+def _ratios(one: Way, other: Way) -> list[float]:
+    """Of images per second, turn by turn."""
+    return [theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True)]
+
+
+def _ratio(one: Way, other: Way) -> str:
+    low, middle, high = statistics.quantiles(_ratios(one, other))
+    return f"{middle:.3f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

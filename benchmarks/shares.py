@@ -1,0 +1,185 @@
+"""What is not training in a training cell: the shares of loader, journal, checkpoints and the MLflow forwarder.
+
+    python benchmarks/shares.py
+
+The cells run as `suite.train` runs them, in this process, on a loader in memory: every call of the four is timed where
+it is made. An epoch is put together of medians: its first batch (which draws the epoch's order and augmentation), its
+other batches, its steps with their signs of life, and its end: journal, state.json and checkpoint. So a few steps stand
+for an epoch of a real data set's length. Shares are of the whole epoch, without validation.
+
+The forwarder is no part of a cell: the launcher calls it every few seconds. Its share is the processor time of a call
+that finds one of the grid's cells changed, over that interval, as if it took the core that trains.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from machine import describe, verdict
+from noise import cell_of, synchronize
+from rich.console import Console
+from rich.table import Table
+
+from launch.local import SYNC_SECONDS
+from suite import tracking
+from suite.config import Cell
+from suite.distributed import joined
+from suite.faults import Heartbeat
+from suite.gridfile import load_grid
+from suite.journal import Journal
+from suite.recording import Checkpoints, Record
+from suite.rundir import RunDir, write_plan
+from suite.trainer import Trainer
+
+BAR = 0.01
+NUM_CELLS = 36
+"""Of the grid that is forwarded: as many as the bundled digits'."""
+NAMES = (
+    *("train/loss", "train/top1", "val/top1", "mu", "health/flip_rate", "health/latent_gap", "health/masked_share"),
+    *("time/images_per_second", "time/loader_stall_share"),
+)
+METRICS = dict.fromkeys(NAMES, 0.5)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell, and how many steps an epoch of the real data set has; None: as many as the cell's own."""
+
+    name: str
+    cell: Cell
+    num_steps: int | None
+
+
+class Clock:
+    """Seconds of calls, by what they were for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    def time(self, what: str, call: Callable[[], Result]) -> Result:
+        """What the call returns."""
+        start = time.perf_counter()
+        result = call()
+        synchronize()
+        self.seconds[what].append(time.perf_counter() - start)
+        return result
+
+    def median(self, what: str) -> float:
+        """Seconds of a call; 0 where there was none."""
+        return statistics.median(self.seconds[what] or [0.0])
+
+
+def run(case: Case, folder: Path, num_epochs: int, max_steps: int) -> tuple[Clock, int]:
+    """(seconds of the parts, steps of an epoch), after an epoch that warms up."""
+    directory = RunDir.create(folder / case.cell.id, case.cell)
+    with joined() as layout:
+        trainer = Trainer(case.cell, layout, folder, None)
+        record, checkpoints = Record(directory, trainer), Checkpoints(directory, trainer, None, 10.0)
+        heartbeat = Heartbeat(directory.processes, 0)
+        clock = Clock()
+        for epoch in range(1 + num_epochs):
+            if epoch == 1:
+                clock = Clock()
+            _epoch(trainer, record, checkpoints, heartbeat, clock, max_steps)
+        record.close()
+        heartbeat.close()
+        return clock, case.num_steps or trainer.steps_per_epoch
+
+
+def _epoch(
+    trainer: Trainer, record: Record, checkpoints: Checkpoints, heartbeat: Heartbeat, clock: Clock, max_steps: int
+) -> None:
+    """As `suite.train` goes through it, with an end after `max_steps`."""
+
+    def sign_of_life() -> None:
+        heartbeat.beat(trainer.step)
+        record.step()
+
+    batches = trainer.loaders.train.epoch(trainer.epoch)
+    for step in range(min(max_steps, trainer.steps_per_epoch)):
+        images, labels = clock.time("loader" if step else "first batch", lambda: next(batches))
+        clock.time("training", partial(trainer._train_step, images, labels))  # noqa: SLF001  (an epoch is too long)
+        clock.time("signs of life", sign_of_life)
+        clock.time("looking at the clock", partial(checkpoints.step, step))
+    trainer.epoch, trainer.step = trainer.epoch + 1, 0
+    clock.time("journal", lambda: record.epoch(METRICS))
+    clock.time("checkpoint", checkpoints.save)
+
+
+def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
+    """Of an epoch of so many steps; the forwarder's comes as it is."""
+    per_step = {what: num_steps * clock.median(what) for what in ("training", "signs of life", "looking at the clock")}
+    parts = {
+        "loader": clock.median("first batch") + (num_steps - 1) * clock.median("loader"),
+        "journal": clock.median("journal") + per_step["signs of life"],
+        "checkpoint": clock.median("checkpoint") + per_step["looking at the clock"],
+    }
+    seconds = per_step["training"] + sum(parts.values())
+    return {what: part / seconds for what, part in parts.items()} | {"forwarder": forwarder}
+
+
+def forwarder_share(folder: Path, num_calls: int) -> float:
+    """Processor seconds of a call of `tracking.sync` over the seconds between two, in a grid of NUM_CELLS."""
+    template = load_grid("digits").cells()[0]
+    cells = [Cell.model_validate(template.model_dump() | {"seed": seed}) for seed in range(NUM_CELLS)]
+    grid = folder / "forwarded"
+    runs = [RunDir.create(grid / cell.id, cell) for cell in cells]
+    write_plan(grid, cells)
+    seconds, journal = [], Journal(runs[0].journal, 1)
+    for call in range(1 + num_calls):
+        journal.append(1 + call, METRICS)
+        runs[0].update(state="running", epoch=1 + call)
+        start = time.process_time()
+        tracking.sync(grid, tracking.default_uri(folder))
+        seconds.append(time.process_time() - start)
+    journal.close()
+    return statistics.median(seconds[1:]) / SYNC_SECONDS
+
+
+def main(
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that are timed.")] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of an epoch at the most; medians stand for the rest.")] = 30,
+    folder: Annotated[Path | None, typer.Option(help="On the disk that counts; default: a temporary one.")] = None,
+) -> None:
+    """Measure what surrounds the training steps of two cells."""
+    print(describe())
+    digits = next(cell for cell in load_grid("digits").cells() if cell.name == "digits/resnet8/bnn++/s0")
+    cases = [
+        Case("ResNet-20, batch 128, 50,000 images as CIFAR-10's", cell_of("resnet20", "bnn++", 128), 50_000 // 128),
+        Case("the digits grid's ResNet-8, batch 64", digits, None),
+    ]
+    console = Console()
+    lines = []
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, console.status("the forwarder") as status:
+        forwarder = forwarder_share(Path(temporary), 5)
+        for case in cases:
+            status.update(case.name)
+            clock, num_steps = run(case, Path(temporary), epochs, steps)
+            found = shares(clock, num_steps, forwarder)
+            milliseconds = {what: 1e3 * clock.median(what) for what in clock.seconds}
+            table = Table("part", "ms each", "share of an epoch", title=f"{case.name}: {num_steps} steps an epoch")
+            table.add_row("training step", f"{milliseconds['training']:.2f}", f"{1 - sum(found.values()):.2%}")
+            first, other = milliseconds["first batch"], milliseconds["loader"]
+            table.add_row("loader", f"{other:.3f} a batch, {first:.2f} the first", f"{found['loader']:.3%}")
+            beat, end = milliseconds["signs of life"], milliseconds["journal"]
+            table.add_row("journal, state.json", f"{beat:.3f} a step, {end:.2f} an epoch", f"{found['journal']:.3%}")
+            look, save = milliseconds["looking at the clock"], milliseconds["checkpoint"]
+            table.add_row("checkpoint", f"{look:.3f} a step, {save:.2f} an epoch", f"{found['checkpoint']:.3%}")
+            call = f"{1e3 * forwarder * SYNC_SECONDS:.0f} every {SYNC_SECONDS:g} s, {NUM_CELLS} cells"
+            table.add_row("MLflow forwarder, elsewhere", call, f"{forwarder:.3%}")
+            console.print(table)
+            together = sum(found.values())
+            lines.append(verdict(f"{case.name}: all four together", 100 * together, 100 * BAR, unit=" %"))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    typer.run(main)
