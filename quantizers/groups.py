@@ -1,10 +1,21 @@
 """What a parameter group says about quantization: {"params": [...], "quantizer": "bnn++", "mu": 2.0}."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from quantizers.catalog import get
+from torch import Tensor
+
+from quantizers.catalog import Quantizer, get
 from quantizers.shapes import require_sharpness
+
+
+class Entry(NamedTuple):
+    """A quantized parameter, its latents, its row, and the mu its w was written with."""
+
+    parameter: Tensor
+    latent: Tensor
+    quantizer: Quantizer
+    mu: float
 
 
 def is_quantized(group: Mapping[str, Any]) -> bool:

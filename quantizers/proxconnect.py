@@ -8,26 +8,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from quantizers import maps
-from quantizers.catalog import Quantizer, get, unknown
-from quantizers.groups import is_quantized, require_trainable
+from quantizers import fused, maps
+from quantizers.catalog import get, unknown
+from quantizers.groups import Entry, is_quantized, require_trainable
 
 UPDATES = ("pc++", "pq", "rpc")
-
-
-class _Entry(NamedTuple):
-    """A quantized parameter, its latents, its row, and the mu its w was written with."""
-
-    parameter: Tensor
-    latent: Tensor
-    quantizer: Quantizer
-    mu: float
 
 
 class ProxConnect(Optimizer):
@@ -55,18 +46,26 @@ class ProxConnect(Optimizer):
 
     clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
     defer: leave the groups alone until adopt(), for an engine that is to put shards in the parameters' place first.
+    fused: step quantized groups in one pass over memory where that is possible (`fused.py` has the rule), equal to the
+    steps of torch's operations up to rounding; False: never; None: if the latents are many enough.
     Raises ValueError for an unknown update or quantizer or an impossible mu, TypeError for a parameter that is not of
     a real floating dtype.
     """
 
     def __init__(
-        self, base: Optimizer, update: str = "pc++", *, clip_latents: bool = False, defer: bool = False
+        self,
+        base: Optimizer,
+        update: str = "pc++",
+        *,
+        clip_latents: bool = False,
+        defer: bool = False,
+        fused: bool | None = None,
     ) -> None:
         if update not in UPDATES:
             raise ValueError(unknown("update", update, UPDATES))
         for group in base.param_groups:
             require_trainable(group)
-        self.base, self.update, self.clip_latents = base, update, clip_latents
+        self.base, self.update, self.clip_latents, self.fused = base, update, clip_latents, fused
         self.hardened = False
         self._latents: dict[Tensor, Tensor] = {}
         self._written_mu: dict[Tensor, float] = {}
@@ -126,6 +125,25 @@ class ProxConnect(Optimizer):
         """
         if self.hardened:
             raise RuntimeError("the model holds sign(w*), not the w that training goes on from: call soften() first")
+        passes = self._passes() if closure is None else []
+        with fused.set_aside([group for group, _ in passes]):
+            loss = self._step_by_operations(closure)
+        for group, entries in passes:
+            fused.step(self.base, group, entries, clip_latents=self.clip_latents)
+            self._note_mu(group, group["mu"])
+        return loss
+
+    def _passes(self) -> list[tuple[dict[str, Any], list[Entry]]]:
+        """The groups that are stepped in one pass."""
+        if not self._is_fused() or not fused.has_plain_steps(self.base):
+            return []
+        listed = [(group, list(self._entries_of(group))) for group in self.param_groups if is_quantized(group)]
+        return [(group, entries) for group, entries in listed if fused.steps(self.base, group, entries)]
+
+    def _is_fused(self) -> bool:
+        return self.update == "pc++" and fused.is_wanted(self.fused, self.base, self._latents)
+
+    def _step_by_operations(self, closure: Callable[[], float] | None) -> float | None:
         start = [(entry.latent, entry.latent.clone()) for entry in self._entries() if self.update != "pc++"]
         try:
             loss = self._base_step(closure)
@@ -229,8 +247,13 @@ class ProxConnect(Optimizer):
     @torch.no_grad()
     def soften(self) -> None:
         """Write back the w that training goes on from, to the bit. Undoes harden()."""
-        for p, latent, quantizer, mu in self._entries():
-            p.copy_(latent if self.update == "rpc" else quantizer.forward(latent, mu))
+        is_fused = self._is_fused()
+        for entry in self._entries():
+            p, latent, quantizer, mu = entry
+            if is_fused and fused.pair_of(entry) is not None:
+                fused.write(entry, mu)
+            else:
+                p.copy_(latent if self.update == "rpc" else quantizer.forward(latent, mu))
         self.hardened = False
 
     def restore(self) -> None:
@@ -331,13 +354,16 @@ class ProxConnect(Optimizer):
         # Also one by one: the parameters that the group lists now may be some of its shards, the others keep theirs.
         self._written_mu.update(dict.fromkeys(group["params"], mu))
 
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> Iterator[Entry]:
         """The quantized parameters, in the order of the groups."""
         for group in self.param_groups:
             if is_quantized(group):
-                quantizer = get(group["quantizer"])
-                for p in group["params"]:
-                    yield _Entry(p, self.latent(p), quantizer, self._written_mu[p])
+                yield from self._entries_of(group)
+
+    def _entries_of(self, group: Mapping[str, Any]) -> Iterator[Entry]:
+        quantizer = get(group["quantizer"])
+        for p in group["params"]:
+            yield Entry(p, self.latent(p), quantizer, self._written_mu[p])
 
     @contextmanager
     def _in_groups(self, stand_ins: Mapping[Tensor, Tensor]) -> Iterator[None]:
@@ -357,7 +383,7 @@ class ProxConnect(Optimizer):
                 tensors[:] = originals
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("base", "update", "clip_latents", "hardened", "_latents", "_written_mu")
+        own = ("base", "update", "clip_latents", "fused", "hardened", "_latents", "_written_mu")
         return {name: self.__dict__[name] for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

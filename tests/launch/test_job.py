@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch import rendezvous
+from launch import rendezvous, snapshot
 from launch.ending import End, after_attempt, after_lost_job
 from launch.job import EXIT_AGAIN, Job, JobFailedError, Place
 from launch.memory import num_oom_kills
@@ -20,6 +20,7 @@ from launch.plan import RETRIES
 from launch.rendezvous import Word
 from launch.submissions import Submission
 from launch.training_process import command, devices_of, environment
+from quantizers import native
 from suite import faults
 from suite.locks import holder, locked
 from suite.rundir import RunDir, State
@@ -372,3 +373,8 @@ def test_two_processes_of_one_node_stop_and_go_on_together(make_run: MakeRun) ->
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2")
     assert {beat.rank for beat in faults.beats(run.processes).values()} == {0, 1}
     assert len({beat.step for beat in faults.beats(run.processes).values()}) == 1
+
+
+def test_a_snapshot_has_the_cpp_that_the_optimizer_compiles(tmp_path: Path) -> None:
+    code = snapshot.folder_of(tmp_path, snapshot.take(tmp_path))
+    assert (code / "quantizers" / "fused.cpp").read_bytes() == native.SOURCE.read_bytes()

@@ -1,0 +1,210 @@
+"""An optimizer's step at ImageNet ResNet-18's size: ours in one pass, against torch's own, our slow path and PARQ's.
+
+    python benchmarks/optimizer_step.py
+    python benchmarks/optimizer_step.py --threads 1 --repeats 50
+
+11.7 million parameters in 62 tensors, all of them quantized, with gradients that are there already; nothing else runs.
+In every repeat each way makes one step, so that a machine that slows down slows all. Medians; the ratios are to torch's
+fused SGD (AdamW's to torch's fused AdamW) in the same repeats. PARQ's optimizer (torchao.prototype.parq) needs torchao
+on PYTHONPATH, and is left out with a line that says so where it is missing.
+
+Bytes are what the arithmetic touches in memory for each parameter: of ours and torch's fused steps by construction, of
+the others by counting the operands of each of torch's operations. GB/s are those bytes over the time, beside the rate
+of a copy of one large tensor, which reads and writes 4 bytes an element.
+"""
+
+import importlib.util
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quantizers import ProxConnect
+
+MU = 5.0
+SGD_OPTIONS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
+ADAMW_OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.05}
+COPIED = 2**26
+"""Elements of the tensor that is copied: 256 MB, far more than any cache."""
+VIEWS = {"aten::detach", "aten::view", "aten::expand", "aten::slice", "aten::unsqueeze", "aten::squeeze", "aten::alias"}
+
+
+@dataclass
+class Way:
+    """A way to step all tensors; `peer` is what its time is divided by; seconds of each repeat."""
+
+    name: str
+    step: Callable[[], Any]
+    peer: str
+    bytes_moved: float | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        """One step."""
+        start = time.perf_counter()
+        self.step()
+        self.seconds.append(time.perf_counter() - start)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes that torch's operations read and write, as if nothing stayed in a cache."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401  (torch's)
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Adds the operands of one operation."""
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name not in VIEWS:  # noqa: SLF001
+            # What copy_, zero_ and empty fill is not read.
+            read = args[1:] if func._schema.name in {"aten::copy_", "aten::zero_"} else args  # noqa: SLF001
+            made = () if func._schema.name.startswith("aten::empty") else (result,)  # noqa: SLF001
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in _tensors((*read, *made)))
+        return result
+
+
+def _tensors(values: Any) -> list[Tensor]:  # noqa: ANN401
+    if isinstance(values, Tensor):
+        return [values]
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, list | tuple) else []
+
+
+def shapes() -> list[tuple[int, ...]]:
+    """Those of ResNet-18's parameters for ImageNet."""
+    import timm
+
+    return [tuple(p.shape) for p in timm.create_model("resnet18").parameters()]
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    """Tensors of those shapes with gradients: normal numbers, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.nn.Parameter(0.3 * torch.randn(shape, generator=generator)) for shape in shapes()]
+    for p in made:
+        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
+    return made
+
+
+def ways() -> list[Way]:
+    """All that are compared."""
+    found = [
+        Way("torch SGD fused", SGD(parameters(), **SGD_OPTIONS, fused=True).step, "torch SGD fused", 20),
+        Way("torch SGD foreach", SGD(parameters(), **SGD_OPTIONS, foreach=True).step, "torch SGD fused"),
+        Way("torch AdamW fused", AdamW(parameters(), **ADAMW_OPTIONS, fused=True).step, "torch AdamW fused", 28),
+    ]
+    for quantizer in ("bc", "bnn", "bnn++"):
+        found += [
+            Way(f"{quantizer} SGD, one pass", _ours(quantizer, fused=True).step, "torch SGD fused", 24),
+            Way(f"{quantizer} SGD, operations", _ours(quantizer, fused=False).step, "torch SGD fused"),
+        ]
+    found += [
+        Way("bnn++ AdamW, one pass", _ours("bnn++", "adamw", fused=True).step, "torch AdamW fused", 32),
+        Way("bnn++ AdamW, operations", _ours("bnn++", "adamw", fused=False).step, "torch AdamW fused"),
+    ]
+    parq = _parq()
+    if parq is None:
+        print("PARQ is left out: torchao is not installed (pip install --target DIRECTORY torchao, on PYTHONPATH)")
+    else:
+        found.append(Way("PARQ, hard map, 1 bit", parq.step, "torch SGD fused"))
+    return found
+
+
+def _ours(quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
+    groups = [{"params": parameters(), "quantizer": quantizer, "mu": MU}]
+    made: Optimizer = SGD(groups, **SGD_OPTIONS) if base == "sgd" else AdamW(groups, **ADAMW_OPTIONS)
+    return ProxConnect(made, fused=fused)
+
+
+def _parq() -> Optimizer | None:
+    """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD, or None without torchao."""
+    if importlib.util.find_spec("torchao") is None:
+        return None
+    from torchao.prototype import parq  # type: ignore[import-not-found,unused-ignore]
+
+    base = SGD([{"params": parameters(), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
+    made: Optimizer = parq.QuantOptimizer(base, parq.LSBQuantizer(), parq.ProxHardQuant())
+    return made
+
+
+def copy_rate(repeats: int) -> float:
+    """Bytes a second that a copy of COPIED float32 elements reads and writes: the median."""
+    source, target = torch.ones(COPIED), torch.zeros(COPIED)
+    way = Way("copy", lambda: target.copy_(source), "copy")
+    for _ in range(repeats):
+        way.run()
+    return 8 * COPIED / way.median
+
+
+def machine() -> str:
+    """The processor's name and torch's version."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(names)} cores, torch {torch.__version__}"
+
+
+def main(
+    threads: Annotated[str, typer.Option(help="Numbers of threads, each measured by itself.")] = "1,2",
+    repeats: int = 25,
+) -> None:
+    """Time the ways to make an optimizer's step."""
+    found = ways()
+    num_parameters = sum(p.numel() for p in parameters())
+    print(f"{machine()}: {num_parameters / 1e6:.1f} million parameters, medians of {repeats} interleaved repeats")
+    for way in found:
+        for _ in range(2):  # the first ones make the state, and compile
+            way.step()
+        if way.bytes_moved is None:
+            with OperandBytes() as operands:  # type: ignore[no-untyped-call]
+                way.step()
+            way.bytes_moved = operands.total / num_parameters
+    for number in threads.split(","):
+        torch.set_num_threads(int(number))
+        for way in found:
+            way.seconds.clear()
+        rate = copy_rate(repeats)
+        for _ in range(repeats):
+            for way in found:
+                way.run()
+        _report(found, int(number), rate, num_parameters)
+
+
+def _report(found: list[Way], num_threads: int, rate: float, num_parameters: int) -> None:
+    print(f"\nthreads: {num_threads}; a copy moves {rate / 1e9:.1f} GB/s")
+    print(f"{'':24}{'ms':>8}{'ratio':>8}{'bytes':>8}{'GB/s':>8}")
+    medians = {way.name: way.median for way in found}
+    for way in found:
+        moved = (way.bytes_moved or 0.0) * num_parameters
+        print(
+            f"{way.name:24}{1e3 * way.median:8.2f}{way.median / medians[way.peer]:8.2f}{way.bytes_moved:8.0f}"
+            f"{moved / way.median / 1e9:8.1f}"
+        )
+    peer = medians.get("PARQ, hard map, 1 bit")
+    if peer is not None:
+        print(
+            "PARQ's step over ours: "
+            + ", ".join(f"{name} {peer / medians[f'{name} SGD, one pass']:.1f}" for name in ("bc", "bnn", "bnn++"))
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
