@@ -14,16 +14,15 @@ of a copy of one large tensor, which reads and writes 4 bytes an element.
 """
 
 import importlib.util
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from machine import describe, verdict
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,6 +32,10 @@ from quantizers import ProxConnect
 MU = 5.0
 SGD_OPTIONS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 ADAMW_OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.05}
+PARQ = "PARQ, hard map, 1 bit"
+BARS = {"bc": 1.6, "bnn": 1.6, "bnn++": 3.0}
+"""What a step may take of torch's fused SGD's."""
+PARQ_BAR = 10.0
 COPIED = 2**26
 """Elements of the tensor that is copied: 256 MB, far more than any cache."""
 VIEWS = {"aten::detach", "aten::view", "aten::expand", "aten::slice", "aten::unsqueeze", "aten::squeeze", "aten::alias"}
@@ -124,7 +127,7 @@ def ways() -> list[Way]:
     if parq is None:
         print("PARQ is left out: torchao is not installed (pip install --target DIRECTORY torchao, on PYTHONPATH)")
     else:
-        found.append(Way("PARQ, hard map, 1 bit", parq.step, "torch SGD fused"))
+        found.append(Way(PARQ, parq.step, "torch SGD fused"))
     return found
 
 
@@ -154,14 +157,6 @@ def copy_rate(repeats: int) -> float:
     return 8 * COPIED / way.median
 
 
-def machine() -> str:
-    """The processor's name and torch's version."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names)} cores, torch {torch.__version__}"
-
-
 def main(
     threads: Annotated[str, typer.Option(help="Numbers of threads, each measured by itself.")] = "1,2",
     repeats: int = 25,
@@ -169,7 +164,7 @@ def main(
     """Time the ways to make an optimizer's step."""
     found = ways()
     num_parameters = sum(p.numel() for p in parameters())
-    print(f"{machine()}: {num_parameters / 1e6:.1f} million parameters, medians of {repeats} interleaved repeats")
+    print(f"{describe()}: {num_parameters / 1e6:.1f} million parameters, medians of {repeats} interleaved repeats")
     for way in found:
         for _ in range(2):  # the first ones make the state, and compile
             way.step()
@@ -198,12 +193,13 @@ def _report(found: list[Way], num_threads: int, rate: float, num_parameters: int
             f"{way.name:24}{1e3 * way.median:8.2f}{way.median / medians[way.peer]:8.2f}{way.bytes_moved:8.0f}"
             f"{moved / way.median / 1e9:8.1f}"
         )
-    peer = medians.get("PARQ, hard map, 1 bit")
-    if peer is not None:
-        print(
-            "PARQ's step over ours: "
-            + ", ".join(f"{name} {peer / medians[f'{name} SGD, one pass']:.1f}" for name in ("bc", "bnn", "bnn++"))
-        )
+    for name, limit in BARS.items():
+        ours = medians[f"{name} SGD, one pass"]
+        what = f"{num_threads} threads: {name}, one pass / torch's fused SGD"
+        print(verdict(what, ours / medians["torch SGD fused"], limit))
+        if PARQ in medians:
+            what = f"{num_threads} threads: PARQ's step / {name}, one pass"
+            print(verdict(what, medians[PARQ] / ours, PARQ_BAR, at_least=True))
 
 
 if __name__ == "__main__":

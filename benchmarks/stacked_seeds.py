@@ -6,7 +6,7 @@
 S networks of one (model, quantizer) are stacked by torch.func and trained as one by vmap, with one ProxConnect over the
 stacked weights (its maps are elementwise); the peer trains the S networks one after the other in the same process, as
 the launcher's cells do on a core. Whole steps: forward, backward, B, AdamW, F. Both start from the same weights, and
-after the first steps their losses are compared. Decision 010 says what follows from it.
+after the first steps their losses are compared. Decision 011 says what follows from it.
 """
 
 import copy
@@ -18,6 +18,7 @@ from typing import Annotated
 
 import torch
 import typer
+from machine import describe, verdict
 from noise import synchronize
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -28,6 +29,7 @@ from quantizers import ProxConnect
 
 SIDES = {"resnet8": (1, 8), "vit_mini_patch2_8": (1, 8), "resnet20": (3, 32), "vit_mini_patch4_32": (3, 32)}
 """Channels and side of the images of small models: digits' or CIFAR's."""
+BAR = 1.5
 
 
 def _network(model: str, seed: int, device: torch.device) -> tuple[nn.Module, Split]:
@@ -94,13 +96,13 @@ def main(
     """Compare S stacked networks with S separate ones."""
     warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap of attention: part of the answer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, bnn++, AdamW, batch {batch_size}")
+    print(f"{describe()}: {device}, bnn++, AdamW, batch {batch_size}")
     for model in models.split(","):
-        for number in map(int, seeds.split(",")):
-            _compare(model, number, batch_size, steps, device)
+        gains = [_compare(model, number, batch_size, steps, device) for number in map(int, seeds.split(","))]
+        print(verdict(f"{model}: cells per hour, stacked / separate, at best", max(gains), BAR, at_least=True))
 
 
-def _compare(model: str, number: int, batch_size: int, num_steps: int, device: torch.device) -> None:
+def _compare(model: str, number: int, batch_size: int, num_steps: int, device: torch.device) -> float:
     torch.manual_seed(0)
     images = torch.randn(number, batch_size, SIDES[model][0], SIDES[model][1], SIDES[model][1], device=device)
     labels = torch.randint(0, 10, (number, batch_size), device=device)
@@ -123,6 +125,7 @@ def _compare(model: str, number: int, batch_size: int, num_steps: int, device: t
         f"{model}, S = {number}: separate {separate:.1f} ms, stacked {stacked:.1f} ms a step of all: "
         f"{separate / stacked:.2f} times the cells per hour; losses of the first steps differ by {apart:.1e} at most"
     )
+    return separate / stacked
 
 
 if __name__ == "__main__":
