@@ -160,10 +160,10 @@ def test_the_store_and_the_table_hold_what_was_measured(launched: tuple[Path, Pa
     command = [sys.executable, "-m", "analysis", "tables", "tiny", "--root", str(root), "--format", "json"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for run in _runs(root):
-        result = run.result()
-        assert result is not None
-        assert f"{result['top1_hard']:.6f}"[:8] in answer.stdout
+    shown = {entry["quantizer"]: entry["top1_hard_mean"] for entry in json.loads(answer.stdout)["entries"]}
+    measured = {run.cell().quantizer: run.result() for run in _runs(root)}
+    assert shown == pytest.approx({name: result["top1_hard"] for name, result in measured.items() if result})
+    assert len(shown) == len(_runs(root))
 
 
 @pytest.mark.slow
