@@ -77,7 +77,7 @@ PROGRAMS = (
         "step_overhead",
         "What does binarization cost a whole training step?",
         "the same network in full precision",
-        ("--blocks", "3", "--steps", "3", "--batch-size", "64"),
+        ("--turns", "10", "--batch-size", "64"),
     ),
     Program(
         "peer_layers",

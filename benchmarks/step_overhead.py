@@ -3,9 +3,9 @@
     python benchmarks/step_overhead.py
     python benchmarks/step_overhead.py --models resnet20,resnet18@64 --precision bf16 --batch-size 256
 
-Blocks of steps alternate between the two, so that a machine that slows down slows both. The rest is divided into what
-the optimizer does more (B times the gradient before the base's step, F of the latents after it), timed by itself in
-the same blocks, and what the model does more (gains, copies), the remainder.
+The two take turns step by step, so that a machine that slows down slows both; a ratio is the median over the turns, with
+quartiles. The rest is divided into what the optimizer does more (B times the gradient before the base's step, F of the
+latents after it), timed by itself in the same steps, and what the model does more (gains, copies), the remainder.
 """
 
 import statistics
@@ -40,9 +40,9 @@ class Timed:
         proxconnect.step = self._timing(proxconnect.step, self.optimizer)  # type: ignore[method-assign]
         proxconnect.base.step = self._timing(proxconnect.base.step, self.base)  # type: ignore[method-assign]
 
-    def run(self, num_steps: int) -> None:
-        """So many steps, each timed with its loading."""
-        self.steps.extend(self._stepping.step() for _ in range(num_steps))
+    def run(self) -> None:
+        """A step, timed with its loading."""
+        self.steps.append(self._stepping.step())
 
     def forget(self) -> None:
         """Drops what was measured while the machine warmed up."""
@@ -66,23 +66,21 @@ def main(
     models: str = "resnet20,resnet18@64,vit_mini_patch4_32",
     batch_size: int = 128,
     precision: str = "float32",
-    blocks: Annotated[int, typer.Option(help="Blocks of steps of each of the two.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps of a block.")] = 5,
+    turns: Annotated[int, typer.Option(min=2, help="Steps of each of the two that are counted.")] = 40,
 ) -> None:
     """Compare training steps of bnn++ and fp."""
     print(describe())
     console, lines = Console(), []
-    table = Table("model", "bnn++, ms", "fp, ms", "ratio", "F and B, ms", "base optimizer, ms", "the model, ms")
+    table = Table("model", "bnn++, ms", "fp, ms", "ratio (quartiles)", "F and B, ms", "base optimizer, ms", "the model, ms")
     table.title = f"a step of {batch_size} images, {precision}; what it takes more, in three parts"
     for model in models.split(","):
         with console.status(model):
             fp, binary = (Timed(trainer_of(model, quantizer, batch_size, precision)) for quantizer in ("fp", "bnn++"))
-            for each in (fp, binary):
-                each.run(2)
-                each.forget()
-            for turn in range(blocks):
+            for turn in range(-2, turns):
                 for each in (fp, binary) if turn % 2 else (binary, fp):
-                    each.run(steps)
+                    each.run()
+                    if turn < 0:
+                        each.forget()
         lines.append(_report(model, fp, binary, table))
     console.print(table)
     print("\n".join(lines))
@@ -96,9 +94,11 @@ def _report(model: str, fp: Timed, binary: Timed, table: Table) -> str:
     base_more = base - statistics.median(fp.base)
     parts = (more, base_more, ours - theirs - more - base_more)
     # Of neighbours, which share the machine's moods.
-    ratio = statistics.median(one / other for one, other in zip(binary.steps, fp.steps, strict=True))
+    ratios = [one / other for one, other in zip(binary.steps, fp.steps, strict=True)]
+    low, ratio, high = statistics.quantiles(ratios)
     milliseconds = [f"{1e3 * part:+.1f}" for part in parts]
-    table.add_row(model, f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", f"{ratio:.3f}", *milliseconds)
+    described = f"{ratio:.3f} ({low:.2f} to {high:.2f})"
+    table.add_row(model, f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", described, *milliseconds)
     return verdict(f"{model}: a step of bnn++ / of full precision", ratio, BAR)
 
 
