@@ -3,12 +3,15 @@
     python benchmarks/peer_layers.py
     python benchmarks/peer_layers.py --models resnet18@64 --batch-size 16
 
-The peers are what libraries of binary layers do, written here from the mathematics: full-precision weights v, binarized
-inside each layer by an autograd function whose backward is the straight-through estimator.
+The peers have full-precision weights v, binarized inside each layer by an autograd function whose backward is the
+straight-through estimator. Three are written here from the mathematics, as lean as can be; the last is a library's own.
 
     sign       W = sign(v),                               dl/dv = dl/dW where |v| <= 1, else 0
     gain       W = m sign(v), m = mean |v| per channel    the same, through m, too           (XNOR-Net's)
     standard   v' = (v - mean v) / std v per channel, W = 2^round(log2 mean |v'|) sign(v'), dl/dv through it (IR-Net's)
+    bitorch    QConv2d_NoAct of bitorch, inputs as they are: sign, and zeros put around the input by a call of their own
+
+bitorch is left out where it is not installed (pip install --no-deps --target DIRECTORY bitorch, on PYTHONPATH).
 
 Ours are rows bnn (that same sign and clip) and bnn++. All have the same network, base optimizer (SGD with momentum),
 data, loop and memory format. They take turns step by step, and a ratio is the median over the turns, with quartiles:
@@ -16,6 +19,7 @@ where these are wide apart, the machine was busy. What binarization takes by its
 for the peers the signs of all layers forward and backward, for ours the optimizer's step less full precision's.
 """
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -85,7 +89,23 @@ class StandardConv2d(SignConv2d):
         return scale * sign
 
 
-PEERS: dict[str, type[SignConv2d]] = {"sign": SignConv2d, "gain": GainConv2d, "standard": StandardConv2d}
+PEERS: dict[str, type[nn.Conv2d]] = {"sign": SignConv2d, "gain": GainConv2d, "standard": StandardConv2d}
+if importlib.util.find_spec("bitorch") is not None:
+    from bitorch.layers.config import config  # type: ignore[import-not-found,unused-ignore]
+    from bitorch.layers.qconv2d import QConv2d_NoAct  # type: ignore[import-not-found,unused-ignore]
+
+    class BitorchConv2d(QConv2d_NoAct):  # type: ignore[misc,unused-ignore]
+        """bitorch's layer for what a layer of ours was."""
+
+        _pad_value = 0.0  # its own is -1, for binary inputs
+        _weight_quantize = staticmethod(config.get_quantization_function("sign"))
+
+        def binarized(self) -> Tensor:
+            """W: (C_out, C_in, k, k)."""
+            weight: Tensor = self._weight_quantize(self.weight)
+            return weight
+
+    PEERS["bitorch"] = BitorchConv2d
 OURS = ("bnn", "bnn++")
 
 
@@ -126,7 +146,7 @@ def _median_seconds(call: Callable[[], object], num_calls: int = 20) -> float:
 
 def _signs_alone(model: nn.Module) -> float:
     """Seconds of the signs of all of a peer's layers, forward and backward."""
-    layers = [layer for layer in model.modules() if isinstance(layer, SignConv2d)]
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, tuple(PEERS.values()))]
     gradients = [torch.ones_like(layer.weight) for layer in layers]
 
     def signs() -> None:

@@ -3,9 +3,9 @@
     python benchmarks/step_overhead.py
     python benchmarks/step_overhead.py --models resnet20,resnet18@64 --precision bf16 --batch-size 256
 
-The two take turns step by step, so that a machine that slows down slows both; a ratio is the median over the turns, with
-quartiles. The rest is divided into what the optimizer does more (B times the gradient before the base's step, F of the
-latents after it), timed by itself in the same steps, and what the model does more (gains, copies), the remainder.
+The two take turns step by step, so that a machine that slows down slows both; a ratio is the median over the turns,
+with quartiles. The rest is divided into what the optimizer does more (B times the gradient before the base's step, F
+of the latents after it), timed by itself in the same steps, and what the model does more (gains, copies).
 """
 
 import statistics
@@ -71,7 +71,9 @@ def main(
     """Compare training steps of bnn++ and fp."""
     print(describe())
     console, lines = Console(), []
-    table = Table("model", "bnn++, ms", "fp, ms", "ratio (quartiles)", "F and B, ms", "base optimizer, ms", "the model, ms")
+    table = Table(
+        "model", "bnn++, ms", "fp, ms", "ratio (quartiles)", "F and B, ms", "base optimizer, ms", "the model, ms"
+    )
     table.title = f"a step of {batch_size} images, {precision}; what it takes more, in three parts"
     for model in models.split(","):
         with console.status(model):
