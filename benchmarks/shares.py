@@ -4,8 +4,9 @@
 
 The cells run as `suite.train` runs them, in this process, on a loader in memory: every call of the four is timed where
 it is made. An epoch is put together of medians: its first batch (which draws the epoch's order and augmentation), its
-other batches, its steps with their signs of life, and its end: journal, state.json and checkpoint. So a few steps stand
-for an epoch of a real data set's length. Shares are of the whole epoch, without validation.
+other batches, its steps with their signs of life, and its end: journal, state.json and checkpoint (where epochs are
+short, its part of one). So a few steps stand for an epoch of a real data set's length. Shares are of the whole epoch,
+without validation.
 
 The forwarder is no part of a cell: the launcher calls it every few seconds. Its share is the processor time of a call
 that finds one of the grid's cells changed, over that interval, as if it took the core that trains.
@@ -34,7 +35,7 @@ from suite.distributed import joined
 from suite.faults import Heartbeat
 from suite.gridfile import load_grid
 from suite.journal import Journal
-from suite.recording import Checkpoints, Record
+from suite.recording import SAVING_SHARE, Checkpoints, Record
 from suite.rundir import RunDir, write_plan
 from suite.trainer import Trainer
 
@@ -123,6 +124,8 @@ def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
         "checkpoint": clock.median("checkpoint") + per_step["looking at the clock"],
     }
     seconds = per_step["training"] + sum(parts.values())
+    # Where one after each epoch would take more than its share, they are so much rarer.
+    parts["checkpoint"] = min(parts["checkpoint"], SAVING_SHARE * seconds + per_step["looking at the clock"])
     return {what: part / seconds for what, part in parts.items()} | {"forwarder": forwarder}
 
 

@@ -12,37 +12,57 @@ if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be 
     from suite.trainer import Trainer
 
 HEARTBEAT_SECONDS = 10.0
+SAVING_SHARE = 0.005
+"""Of training time, that saving at the ends of epochs may take."""
 log = logging.getLogger("suite.train")
 
 
 class Checkpoints:
-    """Writes the run's checkpoints: every so many steps or minutes. Each process has one and calls the same methods."""
+    """Writes the run's checkpoints: every so many steps or minutes, and at the ends of epochs.
+
+    Where epochs are short, not of all: the next is saved once saving, as long as it took last time, is SAVING_SHARE of
+    the time since. The first save has no such wait, nor has the last epoch's. Each process has one and calls the same
+    methods.
+    """
 
     def __init__(self, run: RunDir, trainer: "Trainer", every_steps: int | None, every_minutes: float) -> None:
         self.run, self.trainer = run, trainer
         self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
         self._last = time.monotonic()
+        self._cost = 0.0
+        self._is_due_with_epoch = False
 
     def step(self, number: int) -> bool:
         """To be called after step `number` over all epochs; whether it is time to stop, in which case all is saved."""
         trainer, stop = self.trainer, self.trainer.agreed.stop
         is_due = trainer.agreed.save or (self.every_steps is not None and (number + 1) % self.every_steps == 0)
         # The last step's comes with the epoch's metrics, in a moment.
-        if stop or (is_due and trainer.step < trainer.steps_per_epoch):
+        self._is_due_with_epoch = is_due and trainer.step == trainer.steps_per_epoch
+        if stop or (is_due and not self._is_due_with_epoch):
             self.save()
         # The processes' clocks differ: one of them looks, and all save after the step in which it says so.
         trainer.wishes.save = trainer.layout.is_main and time.monotonic() - self._last >= self.every_seconds
         return stop
 
+    def epoch(self) -> None:
+        """To be called after each epoch."""
+        is_last = self.trainer.epoch == self.trainer.cell.training.epochs
+        is_affordable = SAVING_SHARE * (time.monotonic() - self._last) >= self._cost
+        [is_due] = self.trainer.layout.agree(is_last or is_affordable or self._is_due_with_epoch)
+        if is_due:
+            self.save()
+
     def save(self) -> None:
         """Saves where training stands; returns when it is on the disk."""
         from suite import checkpoint
 
+        start = time.monotonic()
         state = self.trainer.state_dict()
         if self.trainer.layout.is_main:
             checkpoint.save(self.run.checkpoints, state)
         self.trainer.layout.wait()
         self._last = time.monotonic()
+        self._cost = self._last - start
 
 
 class Record:

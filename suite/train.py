@@ -109,7 +109,7 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
                 metrics = trainer.train_epoch(on_step)
                 if record is not None:
                     record.epoch(metrics)
-                checkpoints.save()
+                checkpoints.epoch()
         results, digest = trainer.test(), trainer.weights_digest()
         if record is not None:
             record.result(results, digest)
@@ -217,7 +217,7 @@ def main(
         typer.Option(help="auto: go on from the newest whole checkpoint; never: refuse to, where there is one."),
     ] = "auto",
     checkpoint_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save every so many steps, besides each epoch's end.")
+        int | None, typer.Option(min=1, help="Save every so many steps, besides the ends of epochs.")
     ] = None,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save when the last time is so long ago.")] = 10.0,
     timeout_seconds: Annotated[

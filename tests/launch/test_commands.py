@@ -231,7 +231,7 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
     # Tests that a shell started in the background ignore Ctrl-C, and a launcher would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = tmp_path / "runs"
-    path = write_grid(quantizers=["bnn++"], training={"epochs": 120, "batch_size": 64, "learning_rate": 0.01})
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})
     command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 import random
@@ -233,8 +234,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_fails_in_one_line_with_the_old_checkpoint_intact_and_a_retry_goes_on(
-    small_disk: Path, make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+    small_disk: Path,
+    make_run: Callable[..., RunDir],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("suite.recording.SAVING_SHARE", math.inf)
     undisturbed = make_run(training__epochs=3)
     train(undisturbed, NOWHERE)
     cell = undisturbed.cell()

@@ -6,15 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from interrupted import CELLS, NOWHERE, cell_of, differences, numbers, place_of
 
-from suite import checkpoint, faults
+from suite import checkpoint, faults, recording
 from suite.config import Cell
 from suite.distributed import Layout
-from suite.recording import Checkpoints
 from suite.rundir import RunDir
 from suite.train import Options, main, train
 from suite.trainer import Trainer
@@ -60,7 +60,7 @@ def _written_after(run: RunDir, cell: Cell, **options: float) -> list[tuple[int,
     """(epoch, step) of each checkpoint in the first epoch."""
     trainer = Trainer(cell, Layout(), NOWHERE, None)
     every: dict[str, float | None] = {"every_steps": None, "every_minutes": 10.0, **options}
-    checkpoints = Checkpoints(run, trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
+    checkpoints = recording.Checkpoints(run, trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
     written: list[tuple[int, int]] = []
 
     def on_step(number: int, _loss: float) -> None:
@@ -82,6 +82,45 @@ def test_checkpoints_come_every_so_many_minutes(make_run: Callable[..., RunDir])
     run = make_run(training__batch_size=400)
     assert _written_after(run, run.cell(), every_minutes=0.0) == [(0, 2)]  # the third step's comes with the epoch's end
     assert _written_after(make_run("late", training__batch_size=400), run.cell(), every_minutes=1e6) == []
+
+
+def test_of_short_epochs_those_are_saved_that_keep_saving_below_half_a_percent(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, saved = 0.0, []
+    run = make_run(training__epochs=10)
+    trainer = Trainer(run.cell(), Layout(), NOWHERE, None)
+
+    def save_for_a_second(_folder: Path, state: dict[str, Any]) -> None:
+        nonlocal seconds
+        seconds += 1
+        saved.append(state["epoch"])
+
+    monkeypatch.setattr("suite.recording.time.monotonic", lambda: seconds)
+    monkeypatch.setattr(checkpoint, "save", save_for_a_second)
+    checkpoints = recording.Checkpoints(run, trainer, None, 10.0)
+    for _ in range(10):
+        seconds, trainer.epoch = seconds + 60, trainer.epoch + 1
+        checkpoints.epoch()
+    assert saved == [1, 5, 9, 10]  # 1 s is half a percent of 200 s; of a run, the first and the last always
+
+
+def test_an_epoch_that_ends_where_a_checkpoint_is_due_is_saved_at_any_cost(
+    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suite.recording.SAVING_SHARE", 0.0)
+    run = make_run(training__epochs=3, training__batch_size=400)  # three steps each
+    every_second = recording.Checkpoints(run, Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
+    trainer, places = every_second.trainer, set()
+
+    def on_step(number: int, _loss: float) -> None:
+        every_second.step(number)
+
+    for _ in range(2):
+        trainer.train_epoch(on_step)
+        every_second.epoch()
+        places |= {place_of(path) for path in checkpoint.newest_first(run.checkpoints)}
+    assert places == {(0, 2), (1, 1), (2, 0)}
 
 
 def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_on_from_there(
