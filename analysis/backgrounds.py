@@ -32,6 +32,7 @@ def facts_of(provenance: Mapping[str, Any]) -> dict[str, str]:
         "device": provenance.get("device"),
         "processes": provenance.get("num_processes"),
         "threads of each process": provenance.get("num_threads"),
+        "optimizer's step": provenance.get("optimizer_step"),
         "platform": provenance.get("platform"),
         "Python": provenance.get("python"),
         **(provenance.get("packages") or {}),

@@ -143,6 +143,11 @@ class ProxConnect(Optimizer):
     def _is_fused(self) -> bool:
         return self.update == "pc++" and fused.is_wanted(self.fused, self.base, self._latents)
 
+    @property
+    def writes_in_one_pass(self) -> bool:
+        """Whether all quantized parameters are stepped and written in one pass: other last bits than otherwise."""
+        return self._is_fused() and all(fused.pair_of(entry) is not None for entry in self._entries())
+
     def _step_by_operations(self, closure: Callable[[], float] | None) -> float | None:
         start = [(entry.latent, entry.latent.clone()) for entry in self._entries() if self.update != "pc++"]
         try:

@@ -181,7 +181,9 @@ def build_optimizer(cell: Cell, model: nn.Module, split: models.Split, *, defer:
     else:
         base = torch.optim.AdamW(groups, training.learning_rate)
     quantization = cell.quantization
-    return ProxConnect(base, quantization.update, clip_latents=quantization.clip_latents, defer=defer)
+    return ProxConnect(
+        base, quantization.update, clip_latents=quantization.clip_latents, defer=defer, fused=cell.execution.fused
+    )
 
 
 def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> SharpnessSchedule | None:

@@ -197,6 +197,10 @@ class Execution(Frozen):
         description="most images per forward pass and process; the recipe's batch is made up by accumulating gradients",
     )
     compile: bool = Field(default=False, description="plain only: torch.compile")
+    fused: bool | None = Field(
+        None,
+        description="the optimizer's step in one pass over memory; default: on a CPU, from 65,536 quantized weights on",
+    )
     loader: Literal["auto", "memory", "torch", "ffcv"] = Field(
         "auto",
         description="memory: all images as bytes on the device, for small data sets; ffcv: the files of "

@@ -18,8 +18,11 @@ SNAPSHOT = "snapshot.json"
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
-def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None) -> dict[str, Any]:
-    """Provenance of the run that this process is part of, as JSON; `weights_checksum` is of what it started from."""
+def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None, *, one_pass: bool) -> dict[str, Any]:
+    """Provenance of the run that this process is part of, as JSON.
+
+    `weights_checksum` is of what it started from, `one_pass` is `ProxConnect.writes_in_one_pass`.
+    """
     import torch
 
     return {
@@ -33,6 +36,8 @@ def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None) 
         "num_processes": layout.world_size,
         # Sums are split over threads: another number of them may round differently.
         "num_threads": torch.get_num_threads(),
+        # The two round differently.
+        "optimizer_step": "one pass" if one_pass else "torch's operations",
         "num_cores": len(os.sched_getaffinity(0)),
         "data_checksum": data_checksum,
         "weights_checksum": weights_checksum,

@@ -95,7 +95,9 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
         record = Record(run, trainer) if layout.is_main else None
         if record is not None:
             stack.callback(record.close)
-            write_json(run.provenance_path, collect(layout, trainer.data_checksum, trainer.weights_checksum))
+            one_pass = trainer.optimizer.writes_in_one_pass
+            provenance = collect(layout, trainer.data_checksum, trainer.weights_checksum, one_pass=one_pass)
+            write_json(run.provenance_path, provenance)
 
         def on_step(number: int, _loss: float) -> None:
             heartbeat.beat(number)

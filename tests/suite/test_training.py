@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -226,6 +227,17 @@ def test_provenance_names_code_versions_hardware_and_data(make_run: Callable[...
     assert {"commit", "diff", "untracked"} == set(provenance["code"])
     assert len(provenance["data_checksum"]) == 64
     assert provenance["num_threads"] == torch.get_num_threads()
+
+
+def test_a_cell_chooses_how_its_optimizer_steps_and_provenance_says_so(make_run: Callable[..., RunDir]) -> None:
+    one_pass, by_operations = (make_run(str(fused), execution={"fused": fused}) for fused in (True, False))
+    assert one_pass.cell().id == by_operations.cell().id
+    for run in (one_pass, by_operations):
+        train(run, NOWHERE)
+    assert by_operations.provenance()["optimizer_step"] == "torch's operations"
+    if shutil.which("g++") is not None:
+        assert one_pass.provenance()["optimizer_step"] == "one pass"
+    assert _losses(one_pass) == pytest.approx(_losses(by_operations), rel=1e-3)
 
 
 def test_first_steps_record_nothing(make_run: Callable[..., RunDir], caplog: pytest.LogCaptureFixture) -> None:
