@@ -12,7 +12,7 @@ from suite.files import write_bytes, write_json
 from suite.provenance import SNAPSHOT, code_version
 
 PACKAGES = ("quantizers", "models", "suite", "launch", "analysis")
-SUFFIXES = {".py", ".yaml", ".json", ".cpp"}
+SUFFIXES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
 
 
 def take(grid_dir: Path) -> str:

@@ -3,26 +3,29 @@
     v <- base(w*, B(w*; written mu) . grad),  w* <- v (or clip(v)),  w <- F(w*; mu)        each element read once
 
 For SGD with momentum 24 bytes of each float32 element have to move (w*, gradient and momentum in; w*, momentum and w
-out), and 24 do. The arithmetic is that of fused.cpp; here are the rule when it is used and the state that it needs,
+out), and 24 do. The arithmetic is in maps.h and fused.h; here are the rule when it is used and the state that it needs,
 which is the base optimizer's own: the same keys, dtypes and layouts, so that either way of stepping goes on from
 what the other has left.
 
 The rule. `ProxConnect(fused=True)` and `fused=False` are what they say. By itself (None) a ProxConnect is fused if its
-latents have at least MIN_ELEMENTS elements together: sizes decide and never a clock, so that a resumed run steps as
-it did. In either case these alone are fused, and all else is stepped by torch's operations:
+latents are on the CPU and have at least MIN_ELEMENTS elements together: sizes decide and never a clock, so that a
+resumed run steps as it did. A GPU waits for fused=True until somebody has run `tests/quantizers/test_fused_on_gpu.py`
+on one, which nobody has. In either case these alone are fused, and all else is stepped by torch's operations:
 
     - update pc++, a step without a closure, a base of exactly torch's SGD or AdamW without hooks on its steps;
     - options that are numbers, without dampening, maximize, differentiable, amsgrad or capturable;
-    - maps that fused.cpp has (all of the catalogue);
-    - float32 latents on the CPU; float32 or bfloat16 parameters with dense gradients of their dtype.
+    - on a GPU, AdamW without its own `fused`, which counts steps in the GPU's memory;
+    - maps that maps.h has (all of the catalogue);
+    - float32 latents, a group's all on the CPU or on one GPU; float32 or bfloat16 parameters beside them with dense
+      gradients of their dtype.
 
-F of fused.cpp and F of torch's operations differ in last bits: so where the maps and the tensors are as the rule says,
-whatever writes w writes it with fused.cpp, be it a step, a state that is loaded, or a hardened model that is softened.
+F of maps.h and F of torch's operations differ in last bits: so where the maps and the tensors are as the rule says,
+whatever writes w writes it with maps.h, be it a step, a state that is loaded, or a hardened model that is softened.
 
-Where g++ is missing or fails there is one warning, and torch's operations step.
+Where g++ or, for a GPU, NVRTC is missing or fails there is one warning, and torch's operations step.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +34,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import optimizer as hooks
 
-from quantizers import maps, native
+from quantizers import cuda, maps, native, passes
 from quantizers.catalog import Map
 from quantizers.groups import Entry
 
@@ -50,22 +53,27 @@ _States = MutableMapping[Tensor, dict[str, Any]]
 
 def is_wanted(fused: bool | None, base: Optimizer, latents: Mapping[Tensor, Tensor]) -> bool:
     """The rule's first part: a base that can be fused, and the switch, or by itself latents that are many enough."""
-    num_elements = sum(latent.numel() for latent in latents.values())
-    return type(base) in _BASES and (num_elements >= MIN_ELEMENTS if fused is None else fused)
+    if fused is None:
+        num_elements = sum(latent.numel() for latent in latents.values())
+        fused = num_elements >= MIN_ELEMENTS and all(latent.is_cpu for latent in latents.values())
+    return type(base) in _BASES and fused
 
 
-def pair_of(entry: Entry) -> native.Pair | None:
+def pair_of(entry: Entry) -> passes.Pair | None:
     """What writes the parameter's w, whichever way it is stepped; None where torch's operations do."""
-    parameter, latent, quantizer = entry.parameter, entry.latent, entry.quantizer
+    parameter, latent = entry.parameter, entry.latent
+    forward, backward = _name(entry.quantizer.forward), _name(entry.quantizer.backward)
     fits = (
-        latent.is_cpu
-        and latent.dtype == torch.float32
-        and parameter.dtype in native.DTYPES
+        latent.dtype == torch.float32
+        and parameter.dtype in passes.DTYPES
+        and parameter.device == latent.device
         # A latent is without gaps, being our own: so is what has its strides.
         and parameter.stride() == latent.stride()
-        and all(_name(each) in native.maps() for each in (quantizer.forward, quantizer.backward))
+        and {forward, backward} <= passes.maps()
     )
-    return native.pair(_name(quantizer.forward), _name(quantizer.backward)) if fits else None
+    if fits and latent.is_cuda:
+        return cuda.pair(forward, backward, latent.device)
+    return native.pair(forward, backward) if fits and latent.is_cpu else None
 
 
 def _name(each: Map) -> str:
@@ -89,15 +97,21 @@ def steps(base: Optimizer, group: Mapping[str, Any], entries: Sequence[Entry]) -
     """Whether the group is stepped in one pass, `is_wanted` and `has_plain_steps` given."""
     gradients = [entry.parameter.grad for entry in entries]
     dtypes = {gradient.dtype for gradient in gradients if gradient is not None}
+    devices = {entry.latent.device for entry in entries}
     name = _BASES[type(base)]
     numbers = [group[key] for key in _NUMBERS[name]] + list(group.get("betas", ()))
     return (
-        len(dtypes) == 1
-        and all(gradient is None or (gradient.is_cpu and gradient.layout == torch.strided) for gradient in gradients)
+        len(dtypes) == len(devices) == 1
+        and all(gradient is None or _is_dense_on(gradient, devices) for gradient in gradients)
         and all(isinstance(number, int | float) for number in numbers)
         and not any(group.get(key) for key in _MUST_BE_OFF[name])
+        and not (name == "adamw" and group.get("fused") and entries[0].latent.is_cuda)
         and all(entry.parameter.dtype in dtypes and pair_of(entry) is not None for entry in entries)
     )
+
+
+def _is_dense_on(gradient: Tensor, devices: Collection[torch.device]) -> bool:
+    return gradient.device in devices and gradient.layout == torch.strided
 
 
 def write(entry: Entry, mu: float) -> None:
@@ -114,7 +128,7 @@ def step(base: Optimizer, group: Mapping[str, Any], entries: Sequence[Entry], *,
         if entry.parameter.grad is None:
             write(entry, group["mu"])
     latents = [entry.latent for entry in moving]
-    batch = native.Batch(
+    batch = passes.Batch(
         w_star=latents,
         gradients=[_laid_out_as(entry.latent, _gradient(entry)) for entry in moving],
         weights=[entry.parameter for entry in moving],
@@ -124,19 +138,24 @@ def step(base: Optimizer, group: Mapping[str, Any], entries: Sequence[Entry], *,
     )
     pair = pair_of(moving[0])
     assert pair is not None  # noqa: S101  (asked before)
-    if type(base) is SGD:
-        pair.step_sgd(batch, _sgd(group, base.state, latents))
-    else:
-        pair.step_adamw(batch, _adamw(group, base.state, latents))
+    move = _sgd if type(base) is SGD else _adamw
+    pair.step(batch, move(group, base.state, latents))
 
 
-def _sgd(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> native.Sgd:
-    # torch's first buffer is the first direction: so is momentum . 0 + that.
-    buffers = [_state(states[latent], "momentum_buffer", latent) for latent in latents] if group["momentum"] else None
-    return native.Sgd(buffers, group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+def _sgd(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> passes.Move:
+    if not group["momentum"]:
+        return passes.Move("sgd", group["lr"], group["weight_decay"])
+    return passes.Move(
+        "nesterov" if group["nesterov"] else "momentum",
+        group["lr"],
+        group["weight_decay"],
+        # torch's first buffer is the first direction: so is momentum . 0 + that.
+        first=[_state(states[latent], "momentum_buffer", latent) for latent in latents],
+        momentum=group["momentum"],
+    )
 
 
-def _adamw(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> native.AdamW:
+def _adamw(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> passes.Move:
     beta1, beta2 = group["betas"]
     steps = []
     for latent in latents:
@@ -145,16 +164,17 @@ def _adamw(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor])
             state["step"] = torch.tensor(0.0)
         state["step"] += 1
         steps.append(state["step"].item())
-    return native.AdamW(
-        means=[_state(states[latent], "exp_avg", latent) for latent in latents],
-        squares=[_state(states[latent], "exp_avg_sq", latent) for latent in latents],
+    return passes.Move(
+        "adamw",
+        group["lr"],
+        group["weight_decay"],
+        first=[_state(states[latent], "exp_avg", latent) for latent in latents],
+        second=[_state(states[latent], "exp_avg_sq", latent) for latent in latents],
         step_sizes=[group["lr"] / (1 - beta1**step) for step in steps],
         root_corrections=[(1 - beta2**step) ** 0.5 for step in steps],
-        lr=group["lr"],
         beta1=beta1,
         beta2=beta2,
         eps=group["eps"],
-        weight_decay=group["weight_decay"],
     )
 
 

@@ -47,7 +47,7 @@ class ProxConnect(Optimizer):
     clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
     defer: leave the groups alone until adopt(), for an engine that is to put shards in the parameters' place first.
     fused: step quantized groups in one pass over memory where that is possible (`fused.py` has the rule), equal to the
-    steps of torch's operations up to rounding; False: never; None: if the latents are many enough.
+    steps of torch's operations up to rounding; False: never; None: if the latents are on the CPU and many enough.
     Raises ValueError for an unknown update or quantizer or an impossible mu, TypeError for a parameter that is not of
     a real floating dtype.
     """

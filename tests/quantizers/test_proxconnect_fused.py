@@ -10,83 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from fused_steps import BASES, IN_CPP, MUS, ROUNDS_AS_TORCH, SHAPES, Steps, equal, gradients, numbers
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from quantizers import QUANTIZERS, ProxConnect, fused, maps, native, reference
+from quantizers import QUANTIZERS, ProxConnect, fused, maps, native, passes, reference
 
-BASES: dict[str, tuple[Callable[..., Optimizer], Callable[..., reference.Move], dict[str, Any]]] = {
-    "sgd": (SGD, reference.sgd, {"weight_decay": 0.01}),
-    "momentum": (SGD, reference.sgd, {"momentum": 0.9, "weight_decay": 0.01}),
-    "nesterov": (SGD, reference.sgd, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    "adamw": (AdamW, reference.adamw, {"weight_decay": 0.1}),
-}
-SHAPES = [(13, 7, 3, 3), (5,), (31, 8)]
-MUS = [0.4, 0.7, 1.0, 3.0, 10.0, 100.0, 1e4, 0.0, 0.2]
-ROUNDS_AS_TORCH = {"fp", "bc", "pc", "hardtanh", "bnn", "clip++", "bireal", "bireal++"}
-"""Rows whose maps are sums, products and comparisons, which have but one way to be rounded."""
-
-IN_CPP = [name for name, row in QUANTIZERS.items() if {row.forward.__name__, row.backward.__name__} <= native.maps()]
 every_row = pytest.mark.parametrize("quantizer", IN_CPP)
 every_base = pytest.mark.parametrize("base", BASES)
-
-
-def _numbers(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = [torch.randn(shape, generator=generator) for shape in SHAPES]
-    for tensor in tensors:
-        # From far inside to far outside the region where the maps bend, both zeros and the kinks of some.
-        tensor.flatten()[:64] *= torch.logspace(-6, 3, tensor.flatten()[:64].numel())
-        tensor.flatten()[-4:] = torch.tensor([0.0, -0.0, 1.0, -1.0])
-    return [tensor.to(dtype) for tensor in tensors]
-
-
-class Steps:
-    """Parameters and their optimizer, with gradients that are given numbers."""
-
-    def __init__(
-        self,
-        quantizer: str,
-        base: str = "momentum",
-        *,
-        dtype: torch.dtype = torch.float32,
-        fused: bool = True,
-        clip_latents: bool = False,
-    ) -> None:
-        self.parameters = [torch.nn.Parameter(tensor) for tensor in _numbers(0, dtype)]
-        group = {"params": self.parameters, "quantizer": quantizer, "mu": MUS[0]}
-        make, _, self.base_options = BASES[base]
-        base_optimizer = make([group], lr=0.05, **self.base_options)
-        self.optimizer = ProxConnect(base_optimizer, clip_latents=clip_latents, fused=fused)
-
-    @property
-    def w_star(self) -> list[Tensor]:
-        return [self.optimizer.latent(p) for p in self.parameters]
-
-    @property
-    def w(self) -> list[Tensor]:
-        return [p.detach() for p in self.parameters]
-
-    def run(self, t: int) -> None:
-        mu, lr = MUS[t % len(MUS)], 0.05 / (1 + t)
-        self.optimizer.param_groups[0].update(mu=mu, lr=lr)
-        for p, gradient in zip(self.parameters, gradients(t), strict=True):
-            p.grad = gradient.to(p.dtype)
-        assert bool(self.optimizer._passes()) == self.optimizer.fused, "stepped the other way"
-        self.optimizer.step()
-
-    def take(self, other: "Steps") -> None:
-        """Go on from where the other is."""
-        self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
-
-
-def gradients(t: int) -> list[Tensor]:
-    # As steep as B may be at the mu that w was written with.
-    return [g / max(1.0, MUS[t % len(MUS) - 1]) for g in _numbers(1 + t)]
-
-
-def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
 
 
 @pytest.mark.parametrize("clip_latents", [False, True])
@@ -239,9 +170,9 @@ def test_the_order_of_the_elements_in_memory_is_immaterial(base: str) -> None:
     plain, last = Steps("bnn++", base), Steps("bnn++", base)
     last.parameters[0].data = last.parameters[0].data.to(memory_format=torch.channels_last)
     group = {"params": last.parameters, "quantizer": "bnn++", "mu": MUS[0]}
-    last.parameters[0].data.copy_(_numbers(0)[0])
+    last.parameters[0].data.copy_(numbers(0)[0])
     make, _, options = BASES[base]
-    for p, w_star in zip(last.parameters, _numbers(0), strict=True):
+    for p, w_star in zip(last.parameters, numbers(0), strict=True):
         p.data.copy_(w_star)
     last.optimizer = ProxConnect(make([group], lr=0.05, **options), fused=True)
     for t in range(3):
@@ -269,7 +200,7 @@ def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
 
 
 def test_groups_that_name_no_quantizer_are_the_bases_alone() -> None:
-    w, rest = (torch.nn.Parameter(tensor) for tensor in _numbers(0)[:2])
+    w, rest = (torch.nn.Parameter(tensor) for tensor in numbers(0)[:2])
     alone = rest.detach().clone().requires_grad_()
     groups: list[dict[str, Any]] = [{"params": [w], "quantizer": "bc"}, {"params": [rest]}]
     optimizer = ProxConnect(SGD(groups, lr=0.1, momentum=0.9), fused=True)
@@ -305,7 +236,7 @@ def test_by_itself_an_optimizer_is_fused_from_so_many_latents_on() -> None:
 
 
 def test_the_maps_in_cpp_are_maps_and_make_most_of_the_catalogue() -> None:
-    assert all(hasattr(maps, name) for name in native.maps())
+    assert all(hasattr(maps, name) for name in passes.maps())
     assert len(IN_CPP) >= 18
 
 
@@ -391,10 +322,10 @@ def test_a_closure_is_stepped_by_torchs_operations() -> None:
 def nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.pair.cache_clear()
-    native._warn_once.cache_clear()
+    passes.warn_once.cache_clear()
     yield
     native.pair.cache_clear()
-    native._warn_once.cache_clear()
+    passes.warn_once.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_compiled")
