@@ -11,6 +11,9 @@ on PYTHONPATH, and is left out with a line that says so where it is missing.
 Bytes are what the arithmetic touches in memory for each parameter: of ours and torch's fused steps by construction, of
 the others by counting the operands of each of torch's operations. GB/s are those bytes over the time, beside the rate
 of a copy of one large tensor, which reads and writes 4 bytes an element.
+
+Where there is a GPU the same is measured on it, in its own time: from a step's first kernel to its last, with the host
+so far ahead that the GPU never waits for it.
 """
 
 import importlib.util
@@ -32,12 +35,18 @@ from quantizers import ProxConnect
 MU = 5.0
 SGD_OPTIONS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 ADAMW_OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.05}
+NUM_PARAMETERS = 11_689_512
+"""ResNet-18's for ImageNet."""
 PARQ = "PARQ, hard map, 1 bit"
 BARS = {"bc": 1.6, "bnn": 1.6, "bnn++": 3.0}
 """What a step may take of torch's fused SGD's."""
 PARQ_BAR = 10.0
+GPU_BAR = 0.8
+"""The part of a copy's GB/s that a step in one launch has to have."""
 COPIED = 2**26
 """Elements of the tensor that is copied: 256 MB, far more than any cache."""
+PASSES_AHEAD = 200
+"""What a GPU is given to do while the host prepares a step: so many times it fills such a tensor."""
 VIEWS = {"aten::detach", "aten::view", "aten::expand", "aten::slice", "aten::unsqueeze", "aten::squeeze", "aten::alias"}
 
 
@@ -51,8 +60,11 @@ class Way:
     bytes_moved: float | None = None
     seconds: list[float] = field(default_factory=list)
 
-    def run(self) -> None:
+    def run(self, device: str) -> None:
         """One step."""
+        if device == "cuda":
+            self.seconds.append(_seconds_of_gpu(self.step))
+            return
         start = time.perf_counter()
         self.step()
         self.seconds.append(time.perf_counter() - start)
@@ -61,6 +73,23 @@ class Way:
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second that the arithmetic touches."""
+        return (self.bytes_moved or 0.0) * NUM_PARAMETERS / self.median
+
+
+def _seconds_of_gpu(step: Callable[[], Any]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    occupied = torch.empty(COPIED, device="cuda")
+    for _ in range(PASSES_AHEAD):
+        occupied.fill_(0.0)
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -98,32 +127,44 @@ def shapes() -> list[tuple[int, ...]]:
     return [tuple(p.shape) for p in timm.create_model("resnet18").parameters()]
 
 
-def parameters() -> list[torch.nn.Parameter]:
+def parameters(device: str = "cpu") -> list[torch.nn.Parameter]:
     """Tensors of those shapes with gradients: normal numbers, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    made = [torch.nn.Parameter(0.3 * torch.randn(shape, generator=generator)) for shape in shapes()]
+    made = [torch.nn.Parameter((0.3 * torch.randn(shape, generator=generator)).to(device)) for shape in shapes()]
     for p in made:
-        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
+        p.grad = (0.01 * torch.randn(p.shape, generator=generator)).to(device)
     return made
 
 
-def ways() -> list[Way]:
-    """All that are compared."""
+def ways(device: str) -> list[Way]:
+    """All that are compared, after two steps, which make the state, and compile."""
+    found = _ways(device)
+    for way in found:
+        for _ in range(2):
+            way.step()
+        if way.bytes_moved is None:
+            with OperandBytes() as operands:  # type: ignore[no-untyped-call]
+                way.step()
+            way.bytes_moved = operands.total / NUM_PARAMETERS
+    return found
+
+
+def _ways(device: str) -> list[Way]:
     found = [
-        Way("torch SGD fused", SGD(parameters(), **SGD_OPTIONS, fused=True).step, "torch SGD fused", 20),
-        Way("torch SGD foreach", SGD(parameters(), **SGD_OPTIONS, foreach=True).step, "torch SGD fused"),
-        Way("torch AdamW fused", AdamW(parameters(), **ADAMW_OPTIONS, fused=True).step, "torch AdamW fused", 28),
+        Way("torch SGD fused", SGD(parameters(device), **SGD_OPTIONS, fused=True).step, "torch SGD fused", 20),
+        Way("torch SGD foreach", SGD(parameters(device), **SGD_OPTIONS, foreach=True).step, "torch SGD fused"),
+        Way("torch AdamW fused", AdamW(parameters(device), **ADAMW_OPTIONS, fused=True).step, "torch AdamW fused", 28),
     ]
     for quantizer in ("bc", "bnn", "bnn++"):
         found += [
-            Way(f"{quantizer} SGD, one pass", _ours(quantizer, fused=True).step, "torch SGD fused", 24),
-            Way(f"{quantizer} SGD, operations", _ours(quantizer, fused=False).step, "torch SGD fused"),
+            Way(f"{quantizer} SGD, one pass", _ours(device, quantizer, fused=True).step, "torch SGD fused", 24),
+            Way(f"{quantizer} SGD, operations", _ours(device, quantizer, fused=False).step, "torch SGD fused"),
         ]
     found += [
-        Way("bnn++ AdamW, one pass", _ours("bnn++", "adamw", fused=True).step, "torch AdamW fused", 32),
-        Way("bnn++ AdamW, operations", _ours("bnn++", "adamw", fused=False).step, "torch AdamW fused"),
+        Way("bnn++ AdamW, one pass", _ours(device, "bnn++", "adamw", fused=True).step, "torch AdamW fused", 32),
+        Way("bnn++ AdamW, operations", _ours(device, "bnn++", "adamw", fused=False).step, "torch AdamW fused"),
     ]
-    parq = _parq()
+    parq = _parq(device)
     if parq is None:
         print("PARQ is left out: torchao is not installed (pip install --target DIRECTORY torchao, on PYTHONPATH)")
     else:
@@ -131,29 +172,29 @@ def ways() -> list[Way]:
     return found
 
 
-def _ours(quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
-    groups = [{"params": parameters(), "quantizer": quantizer, "mu": MU}]
+def _ours(device: str, quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
+    groups = [{"params": parameters(device), "quantizer": quantizer, "mu": MU}]
     made: Optimizer = SGD(groups, **SGD_OPTIONS) if base == "sgd" else AdamW(groups, **ADAMW_OPTIONS)
     return ProxConnect(made, fused=fused)
 
 
-def _parq() -> Optimizer | None:
+def _parq(device: str) -> Optimizer | None:
     """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD, or None without torchao."""
     if importlib.util.find_spec("torchao") is None:
         return None
     from torchao.prototype import parq  # type: ignore[import-not-found,unused-ignore]
 
-    base = SGD([{"params": parameters(), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
+    base = SGD([{"params": parameters(device), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
     made: Optimizer = parq.QuantOptimizer(base, parq.LSBQuantizer(), parq.ProxHardQuant())
     return made
 
 
-def copy_rate(repeats: int) -> float:
+def copy_rate(device: str, repeats: int) -> float:
     """Bytes a second that a copy of COPIED float32 elements reads and writes: the median."""
-    source, target = torch.ones(COPIED), torch.zeros(COPIED)
+    source, target = torch.ones(COPIED, device=device), torch.zeros(COPIED, device=device)
     way = Way("copy", lambda: target.copy_(source), "copy")
     for _ in range(repeats):
-        way.run()
+        way.run(device)
     return 8 * COPIED / way.median
 
 
@@ -162,37 +203,38 @@ def main(
     repeats: int = 25,
 ) -> None:
     """Time the ways to make an optimizer's step."""
-    found = ways()
-    num_parameters = sum(p.numel() for p in parameters())
-    print(f"{describe()}: {num_parameters / 1e6:.1f} million parameters, medians of {repeats} interleaved repeats")
-    for way in found:
-        for _ in range(2):  # the first ones make the state, and compile
-            way.step()
-        if way.bytes_moved is None:
-            with OperandBytes() as operands:  # type: ignore[no-untyped-call]
-                way.step()
-            way.bytes_moved = operands.total / num_parameters
+    print(f"{describe()}: medians of {repeats} interleaved repeats")
+    found = ways("cpu")
     for number in threads.split(","):
         torch.set_num_threads(int(number))
+        _measure(found, "cpu", f"threads: {number}", repeats)
+        _judge({way.name: way.median for way in found}, int(number))
+    if torch.cuda.is_available():
+        found = ways("cuda")
+        copied = _measure(found, "cuda", torch.cuda.get_device_name(), repeats)
         for way in found:
-            way.seconds.clear()
-        rate = copy_rate(repeats)
-        for _ in range(repeats):
-            for way in found:
-                way.run()
-        _report(found, int(number), rate, num_parameters)
+            if "one pass" in way.name:
+                print(verdict(f"GPU: GB/s of {way.name} / a copy's", way.rate / copied, GPU_BAR, at_least=True))
 
 
-def _report(found: list[Way], num_threads: int, rate: float, num_parameters: int) -> None:
-    print(f"\nthreads: {num_threads}; a copy moves {rate / 1e9:.1f} GB/s")
+def _measure(found: list[Way], device: str, what: str, repeats: int) -> float:
+    """Prints what each way takes; returns the rate of a copy."""
+    copied = copy_rate(device, repeats)
+    for way in found:
+        way.seconds.clear()
+    for _ in range(repeats):
+        for way in found:
+            way.run(device)
+    print(f"\n{what}; {NUM_PARAMETERS / 1e6:.1f} million parameters; a copy moves {copied / 1e9:.1f} GB/s")
     print(f"{'':24}{'ms':>8}{'ratio':>8}{'bytes':>8}{'GB/s':>8}")
     medians = {way.name: way.median for way in found}
     for way in found:
-        moved = (way.bytes_moved or 0.0) * num_parameters
-        print(
-            f"{way.name:24}{1e3 * way.median:8.2f}{way.median / medians[way.peer]:8.2f}{way.bytes_moved:8.0f}"
-            f"{moved / way.median / 1e9:8.1f}"
-        )
+        ratio = way.median / medians[way.peer]
+        print(f"{way.name:24}{1e3 * way.median:8.2f}{ratio:8.2f}{way.bytes_moved:8.0f}{way.rate / 1e9:8.1f}")
+    return copied
+
+
+def _judge(medians: dict[str, float], num_threads: int) -> None:
     for name, limit in BARS.items():
         ours = medians[f"{name} SGD, one pass"]
         what = f"{num_threads} threads: {name}, one pass / torch's fused SGD"
