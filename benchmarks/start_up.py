@@ -33,7 +33,8 @@ from rich.table import Table
 
 from suite.gridfile import load_grid
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+# Also where the packages are: or tests/models would be `models`.
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "tests"))
 from cluster.lab import Lab, obstacle
 from tiny_cells import tiny_grid
 

@@ -1,5 +1,8 @@
 """`make bench` asks every question there is, and writes down what came of each."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,13 @@ HELPERS = {"machine", "noise", "photographs", "run_all"}
 def test_no_program_is_forgotten() -> None:
     folder = Path(__file__).parents[1] / "benchmarks"
     assert {path.stem for path in folder.glob("*.py")} <= HELPERS | {program.name for program in PROGRAMS}
+
+
+def test_a_program_that_borrows_from_the_tests_has_the_projects_packages(tmp_path: Path) -> None:
+    program = Path(__file__).parents[1] / "benchmarks" / "start_up.py"
+    code = f"import runpy; runpy.run_path({str(program)!r}); import models; models.is_known('resnet20')"
+    path = str(program.parent)  # as python has it for a program
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=True)
 
 
 @pytest.mark.parametrize(
