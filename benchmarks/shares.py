@@ -4,9 +4,9 @@
 
 The cells run as `suite.train` runs them, in this process, on a loader in memory: every call of the four is timed where
 it is made. An epoch is put together of medians: its first batch (which draws the epoch's order and augmentation), its
-other batches, its steps with their signs of life, and its end: journal, state.json and checkpoint (where epochs are
-short, its part of one). So a few steps stand for an epoch of a real data set's length. Shares are of the whole epoch,
-without validation.
+other batches (their mean, for several are made together), its steps with their signs of life, and its end: journal,
+state.json and checkpoint (where epochs are short, its part of one). So a few steps stand for an epoch of a real data
+set's length. Shares are of the whole epoch, without validation.
 
 The forwarder is no part of a cell: the launcher calls it every few seconds. Its share is the processor time of a call
 that finds one of the grid's cells changed, over that interval, as if it took the core that trains.
@@ -77,6 +77,10 @@ class Clock:
         """Seconds of a call; 0 where there was none."""
         return statistics.median(self.seconds[what] or [0.0])
 
+    def mean(self, what: str) -> float:
+        """The same where calls do unequal work."""
+        return statistics.fmean(self.seconds[what] or [0.0])
+
 
 def run(case: Case, folder: Path, num_epochs: int, max_steps: int) -> tuple[Clock, int]:
     """(seconds of the parts, steps of an epoch), after an epoch that warms up."""
@@ -119,7 +123,7 @@ def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
     """Of an epoch of so many steps; the forwarder's comes as it is."""
     per_step = {what: num_steps * clock.median(what) for what in ("training", "signs of life", "looking at the clock")}
     parts = {
-        "loader": clock.median("first batch") + (num_steps - 1) * clock.median("loader"),
+        "loader": clock.median("first batch") + (num_steps - 1) * clock.mean("loader"),
         "journal": clock.median("journal") + per_step["signs of life"],
         "checkpoint": clock.median("checkpoint") + per_step["looking at the clock"],
     }
@@ -170,7 +174,7 @@ def main(
             milliseconds = {what: 1e3 * clock.median(what) for what in clock.seconds}
             table = Table("part", "ms each", "share of an epoch", title=f"{case.name}: {num_steps} steps an epoch")
             table.add_row("training step", f"{milliseconds['training']:.2f}", f"{1 - sum(found.values()):.2%}")
-            first, other = milliseconds["first batch"], milliseconds["loader"]
+            first, other = milliseconds["first batch"], 1e3 * clock.mean("loader")
             table.add_row("loader", f"{other:.3f} a batch, {first:.2f} the first", f"{found['loader']:.3%}")
             beat, end = milliseconds["signs of life"], milliseconds["journal"]
             table.add_row("journal, state.json", f"{beat:.3f} a step, {end:.2f} an epoch", f"{found['journal']:.3%}")

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from suite.config import Data
 from suite.data.augmentation import Crops, Draws, Normalization, draw, finish, padding, shift, side, unchanged
+from suite.data.memory import MemoryReader
 from suite.distributed import Layout
 from suite.seeds import stream
+
+RUN_BYTES = 4_000_000
+"""Of finished images: so much that Python's share of the work is small, and so little that it stays in a cache."""
 
 
 class Reader(Protocol):
@@ -87,6 +91,20 @@ class Loader:
         if isinstance(self.reader, FinishingReader) and not num_pixels:
             yield from self.reader.read_finished(batches, draws.crops, size, draws.flips, self.normalization)
             return
-        for samples, (pixels, labels) in zip(batches, self.reader.read(batches, draws.crops, size), strict=True):
-            images = shift(pixels, num_pixels, draws.shifts[samples]) if num_pixels else pixels
-            yield finish(images, draws.flips[samples], self.normalization), labels
+        runs = self._runs(batches, size)
+        together = [torch.cat(list(run)) for run in runs]
+        for run, samples, (pixels, labels) in zip(
+            runs, together, self.reader.read(together, draws.crops, size), strict=True
+        ):
+            shifted = shift(pixels, num_pixels, draws.shifts[samples]) if num_pixels else pixels
+            images = finish(shifted, draws.flips[samples], self.normalization)
+            lengths = [len(batch) for batch in run]
+            yield from zip(torch.split(images, lengths), torch.split(labels, lengths), strict=True)
+
+    def _runs(self, batches: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
+        """Batches that are read and finished together: of small images in memory, what makes up RUN_BYTES."""
+        if not isinstance(self.reader, MemoryReader) or not batches:
+            return [[batch] for batch in batches]
+        num_bytes = 4 * len(self.normalization.mean) * size**2 * max(len(batches[0]), 1)
+        length = max(RUN_BYTES // num_bytes, 1)
+        return [batches[start : start + length] for start in range(0, len(batches), length)]

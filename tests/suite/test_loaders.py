@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from suite.config import Data
-from suite.data.augmentation import IMAGENET, Normalization
+from suite.data.augmentation import IMAGENET, Normalization, shift
 from suite.data.folder import FolderReader
 from suite.data.loader import Loader
 from suite.data.memory import MemoryReader
@@ -63,6 +63,28 @@ def test_order_is_repeatable_and_differs_between_epochs_and_seeds() -> None:
     assert _labels(_loader(), 3) == _labels(_loader(), 3)
     assert _labels(_loader(), 3) != _labels(_loader(), 4)
     assert _labels(_loader(seed=1), 3) != _labels(_loader(), 3)
+
+
+@pytest.mark.parametrize(("num_bytes", "num_reads"), [(1, 7), (4 * 36 * 12 * 2, 4), (10**6, 2)])
+def test_small_images_are_read_several_batches_at_a_time_with_the_bits_of_one_at_a_time(
+    num_bytes: int, num_reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, shifted = _loader(num=65, padding=1, flip=True), []
+
+    def noted(images: Tensor, num_pixels: int, shifts: Tensor) -> Tensor:
+        shifted.append(len(images))
+        return shift(images, num_pixels, shifts)
+
+    monkeypatch.setattr("suite.data.loader.shift", noted)
+    batches = {}
+    for most in (1, num_bytes):
+        monkeypatch.setattr("suite.data.loader.RUN_BYTES", most)
+        shifted.clear()
+        batches[most] = [*loader.epoch(2), *loader.epoch(2, start=3)]  # five batches, then the last two of them
+    assert len(shifted) == num_reads
+    for (images, labels), (others, their_labels) in zip(batches[1], batches[num_bytes], strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, their_labels)
 
 
 def test_processes_share_each_global_batch_out_with_the_same_augmentation() -> None:
