@@ -82,3 +82,15 @@ def gradients(t: int) -> list[Tensor]:
 
 def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
+
+
+def hand_over_to_the_bit(straight: Steps, resumed: Steps) -> None:
+    """Two steps of the one, which is then hardened and softened, and the other goes on from there: w keeps its bits."""
+    straight.run(0)
+    straight.run(1)
+    expected = [w.clone() for w in straight.w]
+    straight.optimizer.harden()
+    straight.optimizer.soften()
+    assert equal(straight.w, expected)
+    resumed.take(straight)
+    assert equal(resumed.w, expected)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_steps import BASES, IN_CPP, MUS, SHAPES, Steps, equal
+from fused_steps import BASES, IN_CPP, MUS, SHAPES, Steps, equal, hand_over_to_the_bit
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
@@ -65,14 +65,7 @@ def test_what_is_resumed_or_hardened_and_softened_goes_on_to_the_bit(
     quantizer: str, base: str, dtype: torch.dtype
 ) -> None:
     straight, resumed = (Steps(quantizer, base, dtype=dtype, device=GPU) for _ in range(2))
-    straight.run(0)
-    straight.run(1)
-    expected = [w.clone() for w in straight.w]
-    straight.optimizer.harden()
-    straight.optimizer.soften()
-    assert equal(straight.w, expected)
-    resumed.take(straight)
-    assert equal(resumed.w, expected)
+    hand_over_to_the_bit(straight, resumed)
     for each in (straight, resumed):
         each.run(2)
     assert equal(straight.w, resumed.w)

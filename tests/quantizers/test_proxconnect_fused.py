@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from fused_steps import BASES, IN_CPP, MUS, ROUNDS_AS_TORCH, SHAPES, Steps, equal, gradients, numbers
+from fused_steps import (
+    BASES,
+    IN_CPP,
+    MUS,
+    ROUNDS_AS_TORCH,
+    SHAPES,
+    Steps,
+    equal,
+    gradients,
+    hand_over_to_the_bit,
+    numbers,
+)
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -110,14 +121,7 @@ def test_what_is_resumed_or_softened_or_stepped_without_a_pass_has_w_to_the_bit(
     quantizer: str, dtype: torch.dtype
 ) -> None:
     straight, resumed = Steps(quantizer, dtype=dtype), Steps(quantizer, dtype=dtype)
-    straight.run(0)
-    straight.run(1)
-    expected = [w.clone() for w in straight.w]
-    straight.optimizer.harden()
-    straight.optimizer.soften()
-    assert equal(straight.w, expected)
-    resumed.take(straight)
-    assert equal(resumed.w, expected)
+    hand_over_to_the_bit(straight, resumed)
     for each in (straight, resumed):
         for p in each.parameters:
             p.grad = None
