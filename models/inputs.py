@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import quantizers
 from quantizers import maps
-from quantizers.shapes import require_sharpness
+from quantizers.sharpness import require_sharpness
 
 
 @dataclass(frozen=True)

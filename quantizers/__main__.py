@@ -35,7 +35,7 @@ def list_() -> None:
     from rich.table import Table
 
     from quantizers import QUANTIZERS
-    from quantizers.gallery import formula, sharpness
+    from quantizers.theory.gallery import formula, sharpness
 
     table = Table(box=box.SIMPLE, show_lines=True)
     table.add_column("name", no_wrap=True)
@@ -66,10 +66,10 @@ def certify(
 
     [dim]python -m quantizers certify bnn+ --mu 5[/]
     """
-    from quantizers.certificates import certify as examine
-    from quantizers.drawing import draw_certificate
-    from quantizers.gallery import middle_mu
-    from quantizers.shapes import require_sharpness
+    from quantizers.theory.certificates import certify as examine
+    from quantizers.theory.drawing import draw_certificate
+    from quantizers.theory.gallery import middle_mu
+    from quantizers.sharpness import require_sharpness
 
     quantizer = _resolve(name)
     sharpness = middle_mu(quantizer) if mu is None else mu
@@ -92,9 +92,9 @@ def gallery(out: Annotated[Path, typer.Option(help="Folder of the page quantizer
     [dim]python -m quantizers gallery --out docs[/]
     """
     from quantizers import QUANTIZERS
-    from quantizers.certificates import certify as examine
-    from quantizers.drawing import draw_certificate
-    from quantizers.gallery import PICTURES, middle_mu, page
+    from quantizers.theory.certificates import certify as examine
+    from quantizers.theory.drawing import draw_certificate
+    from quantizers.theory.gallery import PICTURES, middle_mu, page
 
     for row in QUANTIZERS.values():
         draw_certificate(row, examine(row, middle_mu(row)), out / PICTURES / f"{row.name}.png")
@@ -110,8 +110,8 @@ def convergence(
 
     [dim]python -m quantizers convergence --out docs/images[/]
     """
-    from quantizers.convergence import curves
-    from quantizers.drawing import draw_convergence, draw_paths
+    from quantizers.theory.convergence import curves
+    from quantizers.theory.drawing import draw_convergence, draw_paths
 
     draw_convergence(curves(num_steps=2000), out / "convergence.png")
     draw_paths(out / "paths.png")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantizers import maps
-from quantizers.shapes import Constant, Cosine, Exponential, Linear, Shape
+from quantizers.sharpness import Constant, Cosine, Exponential, Linear, Shape
 
 Map = Callable[[Tensor, float], Tensor]
 """(w*, mu) -> a tensor of the shape, dtype and device of w*, elementwise."""

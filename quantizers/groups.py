@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quantizers.catalog import Quantizer, get
-from quantizers.shapes import require_sharpness
+from quantizers.sharpness import require_sharpness
 
 
 class Entry(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import models
 from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
-from quantizers.shapes import Shape
+from quantizers.sharpness import Shape
 from suite.config import Cell, Sharpness, Training
 from suite.data.augmentation import IMAGENET, Normalization
 from suite.data.loader import Loader, Reader

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 if TYPE_CHECKING:
-    from quantizers.shapes import Shape
+    from quantizers.sharpness import Shape
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Task = Literal["bw", "bwa"]

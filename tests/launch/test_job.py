@@ -20,7 +20,7 @@ from launch.plan import RETRIES
 from launch.rendezvous import Word
 from launch.submissions import Submission
 from launch.training_process import command, devices_of, environment
-from quantizers import cuda, native, passes
+from quantizers.fused import native, passes
 from suite import faults
 from suite.locks import holder, locked
 from suite.rundir import RunDir, State
@@ -377,5 +377,5 @@ def test_two_processes_of_one_node_stop_and_go_on_together(make_run: MakeRun) ->
 
 def test_a_snapshot_has_the_cpp_that_the_optimizer_compiles(tmp_path: Path) -> None:
     code = snapshot.folder_of(tmp_path, snapshot.take(tmp_path))
-    for source in (passes.MAPS, passes.PASSES, native.SOURCE, cuda.SOURCE):
+    for source in (passes.MAPS, passes.PASSES, native.SOURCE):
         assert (code / "quantizers" / source.name).read_bytes() == source.read_bytes()

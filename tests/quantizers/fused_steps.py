@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from quantizers import QUANTIZERS, ProxConnect, passes, reference
+from quantizers import QUANTIZERS, ProxConnect, reference
+from quantizers.fused import passes
 
 BASES: dict[str, tuple[Callable[..., Optimizer], Callable[..., reference.Move], dict[str, Any]]] = {
     "sgd": (SGD, reference.sgd, {"weight_decay": 0.01}),

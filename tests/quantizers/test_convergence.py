@@ -1,11 +1,11 @@
-"""The bounds of `quantizers.convergence` hold at every T, on random problems run through the real optimizer."""
+"""The bounds of `quantizers.theory.convergence` hold at every T, on random problems run through the real optimizer."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from quantizers import QUANTIZERS, Constant
-from quantizers.convergence import (
+from quantizers.theory.convergence import (
     Quadratic,
     curves,
     descent_bound,

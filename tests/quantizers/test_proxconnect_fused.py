@@ -25,7 +25,8 @@ from fused_steps import (
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from quantizers import QUANTIZERS, ProxConnect, fused, maps, native, passes, reference
+from quantizers import QUANTIZERS, ProxConnect, fused, maps, reference
+from quantizers.fused import native, passes
 
 every_row = pytest.mark.parametrize("quantizer", IN_CPP)
 every_base = pytest.mark.parametrize("base", BASES)

@@ -10,12 +10,12 @@ from typer.testing import CliRunner, Result
 
 from quantizers import QUANTIZERS, Quantizer
 from quantizers.__main__ import app, main
-from quantizers.gallery import PICTURES, formula, middle_mu, page, sharpness
+from quantizers.theory.gallery import PICTURES, formula, middle_mu, page, sharpness
 
 DOCS = Path(__file__).parents[2] / "docs"
 MINE = """
 from quantizers import Quantizer, maps
-from quantizers.synthesis import complete, synthesize
+from quantizers.theory.synthesis import complete, synthesize
 
 CUBE = Quantizer("my cube/s", maps.hard_sign, lambda w, mu: 1 + w * w, prox=None, transform=None, citation="mine")
 SWISH = complete(maps.sign_swish_derivative, name="swish")

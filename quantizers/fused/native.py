@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from quantizers.passes import MAPS, PASSES, Pair, Table, warn_once
+from quantizers.fused.passes import MAPS, PASSES, Pair, Table, warn_once
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 # No -ffast-math: what is rounded, and in which order, is what the source says, on every machine.

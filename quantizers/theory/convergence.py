@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quantizers.catalog import Quantizer, get
 from quantizers.proxconnect import ProxConnect
-from quantizers.shapes import Constant, Shape
+from quantizers.sharpness import Constant, Shape
 from quantizers.sharpness import SharpnessSchedule
 
 ROUNDING = 1e-9

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from quantizers.catalog import Map, Quantizer
-from quantizers.inference import Cells, Scalar, Witness, decomposition
-from quantizers.mesh import GOLDEN, TOLERANCE, Facts, Mesh, facts, sample
-from quantizers.synthesis import derivative
+from quantizers.theory.inference import Cells, Scalar, Witness, decomposition
+from quantizers.theory.mesh import GOLDEN, TOLERANCE, Facts, Mesh, facts, sample
+from quantizers.theory.synthesis import derivative
 
 
 @dataclass(frozen=True)

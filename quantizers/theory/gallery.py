@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from quantizers.catalog import Map, Quantizer
-from quantizers.shapes import Shape
+from quantizers.sharpness import Shape
 
 PICTURES = Path("images") / "quantizers"
 """Where the pictures of the rows lie, seen from the page."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantizers.mesh import NARROW, TOLERANCE, Mesh
-from quantizers.quadrature import at_nodes, integrals
+from quantizers.theory.mesh import NARROW, TOLERANCE, Mesh
+from quantizers.theory.quadrature import at_nodes, integrals
 
 ZERO = 1e-8  # of max |B|: a B below it is 0
 FLAT = 1e-7  # of F's mean rate: an F that moves more slowly is flat

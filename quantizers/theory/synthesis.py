@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantizers import maps
 from quantizers.catalog import Map, Quantizer
-from quantizers.quadrature import Table, tabulate
+from quantizers.theory.quadrature import Table, tabulate
 
 
 def synthesize(

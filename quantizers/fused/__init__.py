@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import optimizer as hooks
 
-from quantizers import cuda, maps, native, passes
+from quantizers import maps
+from quantizers.fused import native, passes
 from quantizers.catalog import Map
 from quantizers.groups import Entry
 
@@ -71,8 +72,6 @@ def pair_of(entry: Entry) -> passes.Pair | None:
         and parameter.stride() == latent.stride()
         and {forward, backward} <= passes.maps()
     )
-    if fits and latent.is_cuda:
-        return cuda.pair(forward, backward, latent.device)
     return native.pair(forward, backward) if fits and latent.is_cpu else None
 
 
