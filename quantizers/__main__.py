@@ -66,10 +66,10 @@ def certify(
 
     [dim]python -m quantizers certify bnn+ --mu 5[/]
     """
+    from quantizers.sharpness import require_sharpness
     from quantizers.theory.certificates import certify as examine
     from quantizers.theory.drawing import draw_certificate
     from quantizers.theory.gallery import middle_mu
-    from quantizers.sharpness import require_sharpness
 
     quantizer = _resolve(name)
     sharpness = middle_mu(quantizer) if mu is None else mu

@@ -1,37 +1,170 @@
-"""What a parameter group says about quantization: {"params": [...], "quantizer": "bnn++", "mu": 2.0}."""
+"""Parameter groups that name a quantizer, {"params": [...], "quantizer": "bnn++", "mu": 2.0}, and what they save."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from quantizers.catalog import Quantizer, get
+from quantizers.catalog import get
+from quantizers.latents import Entry, States
 from quantizers.sharpness import require_sharpness
 
-
-class Entry(NamedTuple):
-    """A quantized parameter, its latents, its row, and the mu its w was written with."""
-
-    parameter: Tensor
-    latent: Tensor
-    quantizer: Quantizer
-    mu: float
+Entries = Mapping[Tensor, Entry]
+"""Quantized parameter -> its entry."""
 
 
 def is_quantized(group: Mapping[str, Any]) -> bool:
-    """Whether the group names a quantizer; one that does not is the base optimizer's alone."""
+    """Whether the group names a quantizer; one that does not is left to the base optimizer."""
     return group.get("quantizer") is not None
 
 
 def require_trainable(group: Mapping[str, Any]) -> None:
     """Refuse a group that ProxConnect cannot train.
 
-    ValueError: an unknown quantizer, an impossible mu. TypeError: a parameter that is not of a real floating dtype.
+    Raises:
+        ValueError: an unknown quantizer, a mu that is negative or not finite, differentiable=True.
+        TypeError: a parameter is not of a real floating dtype.
     """
     if not is_quantized(group):
         return
     get(group["quantizer"])
     require_sharpness(group.get("mu", 1.0))
+    if group.get("differentiable"):
+        raise ValueError("differentiable=True: B . grad is not differentiated, so gradients through a step would stop")
     for p in group["params"]:
         if not p.is_floating_point():
             raise TypeError(f"a quantized parameter has a real floating dtype, not {p.dtype}")
+
+
+def named(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of group `number` with their names, or else their places."""
+    names = group.get("param_names") or [
+        f"parameter {index} of group {number}" for index in range(len(group["params"]))
+    ]
+    return zip(names, group["params"], strict=True)
+
+
+@contextmanager
+def listed(base: Optimizer, listing: Sequence[Sequence[Tensor]]) -> Iterator[None]:
+    """Inside, the base's groups list these tensors.
+
+    Not p.data = w*: giving a bfloat16 parameter float32 data drops the gradient hooks that DDP put on it.
+    """
+    # In place: LBFGS keeps the list itself.
+    lists = [group["params"] for group in base.param_groups]
+    before = [list(tensors) for tensors in lists]
+    for tensors, others in zip(lists, listing, strict=True):
+        tensors[:] = others
+    try:
+        yield
+    finally:
+        for tensors, originals in zip(lists, before, strict=True):
+            tensors[:] = originals
+
+
+class StateByParameter(MutableMapping[Tensor, dict[str, Any]]):
+    """A base optimizer's state as its user knows it: keyed by parameters, where the base has keyed it by latents."""
+
+    def __init__(self, states: States, entries: Entries) -> None:
+        self._states, self._entries = states, entries
+
+    def _key(self, parameter: Tensor) -> Tensor:
+        return self._entries[parameter].latent if parameter in self._entries else parameter
+
+    def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
+        """The base's own entries, which may be written; made empty if there are none yet, as torch's are."""
+        return self._states[self._key(parameter)]
+
+    def __setitem__(self, parameter: Tensor, state: dict[str, Any]) -> None:
+        self._states[self._key(parameter)] = state
+
+    def __delitem__(self, parameter: Tensor) -> None:
+        del self._states[self._key(parameter)]
+
+    def __contains__(self, parameter: object) -> bool:
+        return isinstance(parameter, Tensor) and self._key(parameter) in self._states
+
+    def __iter__(self) -> Iterator[Tensor]:
+        parameters = {entry.latent: parameter for parameter, entry in self._entries.items()}
+        return iter([parameters.get(key, key) for key in self._states])
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+
+def saved(groups: Iterable[dict[str, Any]], state: StateByParameter, entries: Entries, update: str) -> dict[str, Any]:
+    """What `ProxConnect.state_dict` returns, before hooks."""
+    parameters = dict.fromkeys(p for group in groups for p in group["params"])
+    index_of = {p: index for index, p in enumerate(parameters)}
+    states: dict[int, dict[str, Any]] = {}
+    for p, index in index_of.items():
+        own = {"w_star": entries[p].latent, "mu": entries[p].mu} if p in entries else {}
+        if own or p in state:
+            states[index] = {**own, **state[p]}
+    packed = [
+        {**group, "params": [index_of[p] for p in group["params"]]}
+        | ({"quantizer": _written(group), "update": update} if is_quantized(group) else {})
+        for group in groups
+    ]
+    return {"state": states, "param_groups": packed}
+
+
+def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], entries: Entries, update: str) -> None:
+    """ValueError unless the state is of these groups: their sizes, quantizers, shapes of latents, and the update."""
+    if missing := sorted({"state", "param_groups"} - set(state)):
+        raise ValueError(f"not a state of an optimizer: it has no {', '.join(missing)}")
+    theirs: Sequence[Mapping[str, Any]] = state["param_groups"]
+    latents = [
+        [state["state"].get(index, {}).get("w_star") for index in group["params"]] if is_quantized(group) else []
+        for group in theirs
+    ]
+    shapes = [[tuple(entries[p].latent.shape) for p in group["params"] if p in entries] for group in groups]
+    updates = [group.get("update", update) for group in theirs if is_quantized(group)]
+    if any(latent is None for each in latents for latent in each):
+        raise ValueError("the state is a plain torch optimizer's: it has no latents, w_star")
+    for what, there, here in (
+        ("quantizers of the groups", [_written(group) for group in theirs], [_written(group) for group in groups]),
+        ("updates", updates, [update] * len(updates)),
+        ("parameters in the groups", [len(g["params"]) for g in theirs], [len(g["params"]) for g in groups]),
+        ("latent shapes", [[tuple(latent.shape) for latent in each] for each in latents], shapes),
+    ):
+        if there != here:
+            raise ValueError(f"the state is another optimizer's: {what}: {there} in the state, {here} here")
+
+
+def split(
+    state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], entries: Entries
+) -> tuple[dict[str, Any], list[tuple[Entry, Tensor, float]]]:
+    """A saved state as the base's own, with these groups' quantizers, and each quantized one's (entry, w*, mu)."""
+    states = copy.deepcopy(dict(state["state"]))
+    parameters = [p for group in groups for p in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    latents = [
+        (entries[p], states[index].pop("w_star"), states[index].pop("mu"))
+        for p, index in dict(zip(parameters, indices, strict=True)).items()
+        if p in entries
+    ]
+    packed = [
+        {key: value for key, value in theirs.items() if key != "update"}
+        | ({"quantizer": ours["quantizer"]} if is_quantized(ours) else {})
+        for theirs, ours in zip(state["param_groups"], groups, strict=True)
+    ]
+    return {"state": states, "param_groups": packed}, latents
+
+
+def cast(state: dict[str, Any], p: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """The state with tensors of the parameter's shape in that dtype."""
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.shape == p.shape else value
+        for key, value in state.items()
+    }
+
+
+def _written(group: Mapping[str, Any]) -> str | None:
+    """The group's quantizer by name, as a state has it."""
+    quantizer = group.get("quantizer")
+    return quantizer if quantizer is None or isinstance(quantizer, str) else str(quantizer.name)

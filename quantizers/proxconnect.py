@@ -3,11 +3,15 @@
     base = torch.optim.SGD([{"params": binary, "quantizer": "bnn++", "mu": 2.0}, {"params": rest}], lr=0.1)
     optimizer = ProxConnect(base)
 
-`reference.py` is the same thing written literally.
+`reference.py` has the same iterations written literally. `latents.py` lays latents out in memory, `groups.py` reads and
+saves parameter groups, `fused/` is the one-pass C++ step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, overload
 
 import torch
@@ -15,8 +19,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from quantizers import fused, maps
-from quantizers.catalog import get, unknown
-from quantizers.groups import Entry, is_quantized, require_trainable
+from quantizers.catalog import QUANTIZERS, Map, Quantizer, get, unknown
+from quantizers.groups import (
+    StateByParameter,
+    cast,
+    is_quantized,
+    listed,
+    named,
+    require_same,
+    require_trainable,
+    saved,
+    split,
+)
+from quantizers.latents import Block, Entry, by_block, entries_of, is_elementwise, with_gradients
+from quantizers.sharpness import require_sharpness
 
 UPDATES = ("pc++", "pq", "rpc")
 
@@ -29,37 +45,53 @@ class ProxConnect(Optimizer):
         rpc    w = F(w*);   w* <- base(w,  B(w*) . grad l(w*))   (reverse ProxConnect; Dockhorn et al., 2021)
 
     base(v, g) is one step of the base optimizer from v along g, with its momentum and its decay (which acts on v). The
-    literature's ProxConnect, ProxQuant and reverse ProxConnect are these with B = 1 (rows bc and pc). Between steps the
-    model's parameters hold w (for rpc: w*, where its gradient is taken), written in place: addresses never change.
+    literature's ProxConnect, ProxQuant and reverse ProxConnect are these with B = 1 (rows bc and pc).
 
-    A parameter group that names a "quantizer" is quantized, with sharpness "mu" (default 1.0); its parameters are taken
-    to hold w* when they get here. Other groups are the base optimizer's alone. mu may be changed between steps, by
-    `SharpnessSchedule` say: F and B use "written_mu", kept in the group, which becomes mu each time w is written. So
-    the B that multiplies a gradient has the mu of the F it was taken through.
+    A parameter group that names a "quantizer" is quantized: by a row of the catalogue, by "module:attribute" of a
+    `Quantizer` of yours, or by such an object itself. Its sharpness is "mu" (default 1.0); its parameters hold w* when
+    they get here. Other groups are left to the base optimizer. Between steps the parameters hold w (for rpc: w*, where
+    its gradient is taken), written in place. mu may be changed between steps, for instance by `SharpnessSchedule`: the
+    next write of w uses it, and B always uses the mu of the w that the gradient was taken at.
 
-    w* is float32 (float64 for float64 parameters) whatever the parameter's dtype, and so is the base's state. While it
-    steps, `base` holds w* in place of the parameter, so its state is keyed by `latent(p)`. Give `base` away: step, save
-    and load through this optimizer, whose `param_groups` and `state` are the base's own.
+    w* is float32 (float64 for float64 parameters) whatever the parameter's dtype, and so is the base's state.
+    `latent(p)` is w*, `state[p]` the base's state of p. After wrapping, don't use `base` directly: call step(),
+    state_dict() and load_state_dict() on this optimizer.
 
-    As in torch, a parameter without a gradient keeps its w*. A closure is evaluated at w; a base that calls it several
-    times in a step (LBFGS) has each point it reaches taken for w*.
+    **If something else writes a parameter** (`model.load_state_dict`, an init, DDP's first broadcast between ranks with
+    unequal weights, an EMA copied back), w no longer belongs to w*, and the next step(), harden(), quantize() or
+    state_dict() raises a RuntimeError that names the parameter: call adopt() to use the new values as latents, or
+    soften() to discard them. Writing the values that w has already is allowed, so that a checkpoint's model and
+    optimizer can be loaded in either order. Writes are seen by torch's version counter, which `p.data.copy_()` and
+    `p.data.add_()` bypass: after those, call adopt() yourself.
 
-    clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
-    defer: leave the groups alone until adopt(), for an engine that is to put shards in the parameters' place first.
-    fused: step quantized groups in one pass over memory where that is possible (`fused.py` has the rule), equal to the
-    steps of torch's operations up to rounding; False: never; None: if the latents are on the CPU and many enough.
-    Raises ValueError for an unknown update or quantizer or an impossible mu, TypeError for a parameter that is not of
-    a real floating dtype.
+    As in torch, a parameter without a gradient keeps its w*. A closure is evaluated at w. If the base evaluates it
+    several times per step (LBFGS), each point that it tries is treated as w* and the loss is evaluated at F of it.
+
+    Args:
+        base: any torch optimizer, made for the same groups.
+        update: "pc++", "pq" or "rpc".
+        clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
+        fused: True: step quantized groups by one pass of compiled C++ (CPU; SGD or AdamW), or raise. False: by torch's
+            operations. None: fused on the CPU from 65,536 latents on, where it can be had. Equal up to rounding.
+
+    Raises:
+        ValueError: unknown update or quantizer, mu negative or not finite, a base with `differentiable=True`, or
+            `fused=True` where the fused step cannot be had (the message says why).
+        TypeError: a quantized parameter is not of a real floating dtype.
+
+    Example:
+        >>> binary = [p for p in model.parameters() if p.ndim > 1]
+        >>> rest = [p for p in model.parameters() if p.ndim <= 1]
+        >>> base = torch.optim.AdamW([{"params": binary, "quantizer": "bnn++", "mu": 2.0}, {"params": rest}], lr=1e-3)
+        >>> optimizer = ProxConnect(base)
+        >>> model(images).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.harden()  # the network that is deployed: every quantized weight is -1 or +1
     """
 
+    @torch.no_grad()
     def __init__(
-        self,
-        base: Optimizer,
-        update: str = "pc++",
-        *,
-        clip_latents: bool = False,
-        defer: bool = False,
-        fused: bool | None = None,
+        self, base: Optimizer, update: str = "pc++", *, clip_latents: bool = False, fused: bool | None = None
     ) -> None:
         if update not in UPDATES:
             raise ValueError(unknown("update", update, UPDATES))
@@ -67,28 +99,17 @@ class ProxConnect(Optimizer):
             require_trainable(group)
         self.base, self.update, self.clip_latents, self.fused = base, update, clip_latents, fused
         self.hardened = False
-        self._latents: dict[Tensor, Tensor] = {}
-        self._written_mu: dict[Tensor, float] = {}
-        super().__setstate__({})  # Optimizer's own way to make its hooks without making groups
-        if defer:
-            return
-        self.adopt()
-        if base.state:
-            # Adagrad makes its state at birth, under the parameters: hand it over to their latents.
-            self._load_base(base.state_dict())
+        super().__setstate__({})  # makes Optimizer's hooks without making groups
+        self._entries: dict[Tensor, Entry] = {}
+        self._attach()
+        for group in self._quantized():
+            reason = self._obstacle(group) if fused else None
+            if reason is not None:
+                raise ValueError(f"fused=True: {reason}")
+        for group in self._quantized():
+            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
 
-    @torch.no_grad()
-    def adopt(self) -> None:
-        """Take what the groups' quantized parameters hold for their w*, and write w; ends what `defer` began.
-
-        Under ZeRO these are flat shards: the maps are elementwise, and padding with zeros stays where it is. step() may
-        then be called for some of the shards at a time, in groups emptied of the others.
-        """
-        for group in self.param_groups:
-            self._adopt(group)
-        self.quantize()
-
-    # The base's own, looked up each time: ZeRO replaces the list of groups while it steps through them.
+    # Groups and state are the base's own, looked up each time: DeepSpeed's ZeRO replaces the list while it steps.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -99,15 +120,25 @@ class ProxConnect(Optimizer):
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         self.base.param_groups = groups
 
-    @property
-    def state(self) -> Any:  # type: ignore[override]  # noqa: ANN401  (torch's defaultdict)
-        """The base optimizer's state, keyed by latents where there are any."""
-        return self.base.state
+    @property  # type: ignore[override]  # torch has an attribute, a defaultdict
+    def state(self) -> StateByParameter:
+        """The base optimizer's state, keyed by parameters: `state[p]["momentum_buffer"]`."""
+        return StateByParameter(self.base.state, self._entries)
+
+    @state.setter
+    def state(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        values = dict(state)
+        self.base.state = defaultdict(dict)
+        self.state.update(values)
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """The base optimizer's defaults."""
         return self.base.defaults
+
+    def latent(self, parameter: Tensor) -> Tensor:
+        """The latents w* of a quantized parameter: the live tensor. ValueError if the parameter is not quantized."""
+        return self._entry(parameter).latent
 
     # Stepping
 
@@ -121,164 +152,230 @@ class ProxConnect(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of the iteration; leaves w = F(w*; mu) with the groups' present mu, and p.grad as it was.
 
-        If the base optimizer or the closure raises, the model holds w. RuntimeError on a hardened model.
+        If the base optimizer or the closure raises, the model holds w.
+
+        Raises:
+            RuntimeError: the model is hardened; something else wrote a parameter; `fused=True` and this step cannot be.
+            ValueError: a group's mu is negative or not finite.
         """
         if self.hardened:
             raise RuntimeError("the model holds sign(w*), not the w that training goes on from: call soften() first")
-        passes = self._passes() if closure is None else []
-        with fused.set_aside([group for group, _ in passes]):
-            loss = self._step_by_operations(closure)
-        for group, entries in passes:
-            fused.step(self.base, group, entries, clip_latents=self.clip_latents)
-            self._note_mu(group, group["mu"])
+        self._require_own_writes()
+        if closure is None or not is_elementwise(self.base):
+            return self._step(closure)
+        with torch.enable_grad():
+            loss = closure()  # as these bases do: once, before all else
+        self._step(None)
         return loss
 
-    def _passes(self) -> list[tuple[dict[str, Any], list[Entry]]]:
-        """The groups that are stepped in one pass."""
-        if not self._is_fused() or not fused.has_plain_steps(self.base):
-            return []
-        listed = [(group, list(self._entries_of(group))) for group in self.param_groups if is_quantized(group)]
-        return [(group, entries) for group, entries in listed if fused.steps(self.base, group, entries)]
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
+        parts = [self._part(group, closure) for group in self.param_groups]
+        loss = self._step_base(parts, closure)
+        for part in parts:
+            if part.is_fused:
+                fused.step(self.base, part.group, part.quantizer, part.entries, clip_latents=self.clip_latents)
+            elif part.entries:
+                for block in part.blocks:
+                    block.scatter(self.base.state)
+                    if self.clip_latents and part.quantizer.binary:
+                        block.w_star.clamp_(-1, 1)
+                self._write(part.quantizer, part.entries, part.group["mu"])
+        return loss
 
-    def _is_fused(self) -> bool:
-        return self.update == "pc++" and fused.is_wanted(self.fused, self.base, self._latents)
+    def _part(self, group: dict[str, Any], closure: object) -> "_Part":
+        """How a step treats the group."""
+        if not is_quantized(group):
+            return _Part(group, list(group["params"]))
+        quantizer, entries = get(group["quantizer"]), self._entries_of(group)
+        if self.fused or self._is_fused():
+            reason = "a base that evaluates its closure several times" if closure else self._obstacle(group)
+            if reason is None:
+                return _Part(group, [], quantizer, entries, is_fused=True)
+            if self.fused:
+                raise RuntimeError(f"fused=True: {reason}")
+        if closure is not None:
+            blocks = [entry.alone() for entry in entries]
+        else:
+            blocks = [each for block in with_gradients(entries) for each in block.gathered(self.base.state)]
+        return _Part(group, [block.w_star for block in blocks], quantizer, entries, blocks)
 
-    @property
-    def writes_in_one_pass(self) -> bool:
-        """Whether all quantized parameters are stepped and written in one pass: other last bits than otherwise."""
-        return self._is_fused() and all(fused.pair_of(entry) is not None for entry in self._entries())
-
-    def _step_by_operations(self, closure: Callable[[], float] | None) -> float | None:
-        start = [(entry.latent, entry.latent.clone()) for entry in self._entries() if self.update != "pc++"]
+    def _step_base(self, parts: "Sequence[_Part]", closure: Callable[[], float] | None) -> float | None:
+        """The base's step, in which it sees latents where there are any."""
+        moved = [(part.quantizer, block) for part in parts for block in part.blocks]
+        start = [] if self.update == "pc++" else [(block, block.w_star.clone()) for _, block in moved]
         try:
-            loss = self._base_step(closure)
+            evaluate = None if closure is None else self._at_w(closure, moved)
+            if closure is None:
+                self._hand_gradients(moved, at_start=True)
+            with listed(self.base, [part.seen for part in parts]):
+                return self.base.step(evaluate)
         except BaseException:
-            for latent, w_star in start:
-                latent.copy_(w_star)
+            for block, w_star in start:
+                block.w_star.copy_(w_star)
+            for _, block in moved:
+                block.forget(self.base.state)
             self.soften()
             raise
-        else:
-            self._clip()
-            self.quantize()
-            return loss
         finally:
-            for latent in self._latents.values():
-                latent.grad = None
+            for _, block in moved:
+                block.w_star.grad = None
 
-    def _base_step(self, closure: Callable[[], float] | None) -> float | None:
-        if closure is None:
-            self._hand_gradients()
-            self._move_to_start()
-        with self._in_groups(self._latents):
-            return self.base.step(None if closure is None else self._at_w(closure))
+    def _hand_gradients(self, moved: "Sequence[tuple[Quantizer, Block]]", *, at_start: bool) -> None:
+        """Give each block B(w*) . grad; for pq and rpc, which move from w, put that into the latents at the start."""
+        for quantizer, block in moved:
+            if block.entries[0].parameter.grad is None:  # only where there is a closure
+                block.w_star.grad = None
+                continue
+            block.w_star.grad = block.take_product(quantizer.backward)
+            if at_start and self.update != "pc++":
+                block.w_star.copy_(quantizer.forward(block.w_star, block.entries[0].mu))
 
-    def _at_w(self, closure: Callable[[], float]) -> Callable[[], float]:
+    def _at_w(self, closure: Callable[[], float], moved: "Sequence[tuple[Quantizer, Block]]") -> Callable[[], float]:
         """The closure as the base may call it: evaluated at w, its gradients handed to the latents."""
-        parameters = {latent: parameter for parameter, latent in self._latents.items()}
+        parameters = [list(group["params"]) for group in self.param_groups]
         num_calls = 0
 
         @torch.no_grad()
         def evaluate() -> float:
             nonlocal num_calls
-            with self._in_groups(parameters):
+            with listed(self.base, parameters):
                 if num_calls:
                     self.soften()  # the base has moved the latents since
                 with torch.enable_grad():
                     loss = closure()
-                self._hand_gradients()
-                if not num_calls:
-                    self._move_to_start()
+            self._hand_gradients(moved, at_start=not num_calls)
             num_calls += 1
             return loss
 
         return evaluate
 
-    def _hand_gradients(self) -> None:
-        """latent.grad = B(w*) . p.grad, in the latent's precision."""
-        for p, latent, quantizer, mu in self._entries():
-            latent.grad = None if p.grad is None else quantizer.backward(latent, mu) * p.grad
+    def _is_fused(self) -> bool:
+        latents = (entry.latent for entry in self._entries.values())
+        return self.update == "pc++" and fused.is_wanted(self.fused, self.base, latents)
 
-    def _move_to_start(self) -> None:
-        """Put what the base is to move into the latents: w for pq and rpc. Comes after B, which needs w*."""
-        if self.update == "pc++":
-            return
-        for _, latent, quantizer, mu in self._entries():
-            if latent.grad is not None:
-                latent.copy_(quantizer.forward(latent, mu))
+    def _obstacle(self, group: Mapping[str, Any]) -> str | None:
+        return fused.obstacle(self.base, self.update, group, get(group["quantizer"]), self._entries_of(group))
 
-    def _clip(self) -> None:
-        for _, latent, quantizer, _ in self._entries():
-            if self.clip_latents and quantizer.binary and latent.grad is not None:
-                latent.clamp_(-1, 1)
+    @property
+    def is_fused(self) -> bool:
+        """Whether every quantized parameter uses the fused step, whose results differ from the eager in last bits.
+
+        False where nothing is quantized.
+        """
+        entries = [(get(group["quantizer"]), entry) for group in self._quantized() for entry in self._entries_of(group)]
+        return bool(entries) and self._is_fused() and all(fused.pair_of(*each) is not None for each in entries)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, sum_over_shards: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Scale all gradients so that the norm of what the base sees (B . grad where quantized) is at most max_norm.
+        """Scale all gradients so that the norm of B . grad (of grad where nothing is quantized) is at most max_norm.
 
-        Returns that norm before scaling. The raw gradients are scaled, in place: B . (c grad) = c (B . grad).
+        Returns that norm before scaling, float32 or better. Like `torch.nn.utils.clip_grad_norm_` it scales p.grad in
+        place, for B . (c grad) = c (B . grad); a step that follows uses the products taken here.
 
         sum_over_shards: the sum of a number over the processes, where each has its own shards of the parameters.
         """
-        self._hand_gradients()
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        seen = [self._latents.get(p, p).grad for p in parameters]
-        norm = torch.nn.utils.get_total_norm(
-            [g.to(torch.promote_types(g.dtype, torch.float32)) for g in seen if g is not None]
-        )
+        products: list[tuple[Block, Tensor]] = []
+        for group in self._quantized():
+            quantizer, entries = get(group["quantizer"]), self._entries_of(group)
+            is_fused = self._is_fused() and not self._obstacle(group)
+            for block in with_gradients(entries):
+                block.drop_product()
+                taken = fused.take_product(quantizer, block) if is_fused else block.take_product(quantizer.backward)
+                products.append((block, taken))
+        plain = [p.grad for group in self.param_groups if not is_quantized(group) for p in group["params"]]
+        seen = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in plain if g is not None]
+        norm = torch.nn.utils.get_total_norm([product for _, product in products] + seen)
         if sum_over_shards is not None:
             norm = sum_over_shards(norm.square()).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        for latent in self._latents.values():
-            latent.grad = None
+        clipped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, norm)
+        scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # what that function has multiplied by
+        for block, product in products:
+            block.keep_product(product, scale)
         return norm
 
     # What the model holds
 
     @torch.no_grad()
     def quantize(self) -> None:
-        """Write w = F(w*; mu) into the model with the groups' present mu. A hardened model is soft again."""
-        for group in self.param_groups:
-            if is_quantized(group):
-                self._note_mu(group, group["mu"])
-        self.soften()
+        """Write w = F(w*; mu) into the model with the groups' present mu. A hardened model is soft again.
+
+        Raises:
+            RuntimeError: something else wrote a parameter.
+            ValueError: a group's mu is negative or not finite.
+        """
+        self._require_own_writes()
+        for group in self._quantized():
+            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
+        self.hardened = False
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Use each quantized parameter's current value as its latent w*, then overwrite it with w = F(w*; mu).
+
+        Call it after something else has written parameters. It takes all of them: where a parameter still holds w, that
+        w becomes its w*. The base's state (momentum, for instance) stays. Under DDP, call it on every rank.
+        """
+        for group in self._quantized():
+            for entry in self._entries_of(group):
+                entry.latent.copy_(entry.parameter)
+                entry.sign_off()
+        self.hardened = False
+        self.quantize()
 
     @torch.no_grad()
     def harden(self) -> None:
-        """Write the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary)."""
-        for p, latent, quantizer, mu in self._entries():
-            p.copy_(maps.hard_sign(latent, mu) if quantizer.binary else quantizer.forward(latent, mu))
+        """Write the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
+
+        NaN stays NaN. RuntimeError if something else wrote a parameter.
+        """
+        self._require_own_writes()
         self.hardened = True
+        for group in self._quantized():
+            quantizer = get(group["quantizer"])
+            for block, entries in by_block(self._entries_of(group)):
+                block.write(entries, self._map_of(quantizer), None)
 
     @torch.no_grad()
     def soften(self) -> None:
-        """Write back the w that training goes on from, to the bit. Undoes harden()."""
-        is_fused = self._is_fused()
-        for entry in self._entries():
-            p, latent, quantizer, mu = entry
-            if is_fused and fused.pair_of(entry) is not None:
-                fused.write(entry, mu)
-            else:
-                p.copy_(latent if self.update == "rpc" else quantizer.forward(latent, mu))
+        """Write back the w that training goes on from, to the bit. Undoes harden(), and writes by others."""
         self.hardened = False
+        for group in self._quantized():
+            self._write(get(group["quantizer"]), self._entries_of(group), None)
 
-    def restore(self) -> None:
-        """Write w = F(w*; written_mu), after latents and groups were filled in place with those of a saved state."""
-        self._trust_groups()
-        self.soften()
+    def _map_of(self, quantizer: Quantizer) -> Map:
+        """What parameters hold, as a map of w* and mu."""
+        if self.hardened and quantizer.binary:
+            return maps.hard_sign
+        return maps.identity if self.update == "rpc" and not self.hardened else quantizer.forward
 
-    def latent(self, parameter: Tensor) -> Tensor:
-        """The latents w* of a quantized parameter: the live tensor. ValueError if the parameter is not quantized."""
-        if parameter not in self._latents:
-            if any(parameter is p for group in self.param_groups if is_quantized(group) for p in group["params"]):
-                raise ValueError("latents are deferred: call adopt() once the groups hold what is to be trained")
-            raise ValueError(
-                f"a parameter of shape {tuple(parameter.shape)} has no latents: its group names no quantizer"
+    def _write(self, quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
+        """Write w = F(w*; mu), which is w* itself for rpc; mu None: the one that each was written with before."""
+        is_fused = self._is_fused()
+        for block, own in by_block(entries):
+            if is_fused and all(fused.pair_of(quantizer, entry) for entry in own):
+                fused.write(quantizer, own, mu)
+            else:
+                block.write(own, self._map_of(quantizer), mu)
+
+    def _require_own_writes(self) -> None:
+        """Raise if a parameter does not hold what was last written, or if a mu is impossible."""
+        foreign: list[str] = []
+        for number, group in enumerate(self.param_groups):
+            if not is_quantized(group):
+                continue
+            require_sharpness(group["mu"])
+            for name, p in named(group, number):
+                entry = self._entry(p)
+                if entry.was_written_by_others and not entry.still_holds(self._map_of(get(group["quantizer"])), name):
+                    foreign.append(name)
+        if foreign:
+            others = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+            raise RuntimeError(
+                f"{foreign[0]}{others}: no longer F(w*); something else wrote it (load_state_dict, an init; DDP's first "
+                "broadcast: then make the optimizer after DistributedDataParallel). Call adopt() to use the new values "
+                "as latents, or soften() to discard them."
             )
-        return self._latents[parameter]
-
-    def trained(self, parameter: Tensor) -> Tensor:
-        """What the base optimizer moves, and keys its state by: the latents, or the parameter that has none."""
-        return self._latents.get(parameter, parameter)
 
     # Groups and state
 
@@ -291,24 +388,32 @@ class ProxConnect(Optimizer):
         except (TypeError, ValueError):
             self.base.param_groups.pop()
             raise
-        self._adopt(group)
+        self._attach()
+        if is_quantized(group):
+            with torch.no_grad():
+                self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
         if self.hardened:
             self.harden()
-        else:
-            self.soften()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the base optimizer's."""
         self.base.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state, the latents in the order of the groups, and which update they belong to.
+        """Torch's format: {"state": {index: {...}}, "param_groups": [...]}. Tensors are references, as in torch.
 
-        Tensors are references, as in torch. The state is that of training, hardened model or not.
+        The state of a quantized parameter has "w_star" and "mu", with which its w was written, beside the base's
+        entries. Its group has "update", and a `Quantizer` object by its name. The state is that of training, whether or
+        not the model is hardened. RuntimeError if something else wrote a parameter.
         """
-        with self._in_groups(self._latents):
-            base = self.base.state_dict()
-        return {"update": self.update, "base": base, "latents": [entry.latent for entry in self._entries()]}
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        self._require_own_writes()
+        state_dict = saved(self.param_groups, self.state, self._entries, self.update)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            replaced = post_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        return state_dict
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -316,89 +421,77 @@ class ProxConnect(Optimizer):
 
         ValueError if it is a state of another update, of other quantizers, or of other shapes; nothing is changed then.
         """
-        self._refuse_foreign(state_dict)
-        self._load_base(state_dict["base"])
-        for entry, saved in zip(self._entries(), state_dict["latents"], strict=True):
-            entry.latent.copy_(saved)
-        self.soften()
-
-    def _refuse_foreign(self, state: Mapping[str, Any]) -> None:
-        missing = {"update", "base", "latents"} - set(state)
-        if missing:
-            raise ValueError(f"not a state of ProxConnect: it has no {', '.join(sorted(missing))}")
-        for what, theirs, ours in (
-            ("update", state["update"], self.update),
-            ("quantizers of the groups", _quantizers(state["base"]["param_groups"]), _quantizers(self.param_groups)),
-            ("latent shapes", _shapes(state["latents"]), _shapes([entry.latent for entry in self._entries()])),
-        ):
-            if theirs != ours:
-                raise ValueError(f"the state is another optimizer's: {what}: {theirs} in the state, {ours} here")
-
-    def _load_base(self, state: dict[str, Any]) -> None:
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = pre_hook(self, state_dict)
+            state_dict = state_dict if replaced is None else replaced
+        require_same(state_dict, self.param_groups, self._entries, self.update)
+        of_base, latents = split(state_dict, self.param_groups, self._entries)
+        keys = [[self._entries[p].latent if p in self._entries else p for p in g["params"]] for g in self.param_groups]
         # With the latents in the groups: the base casts its state to the dtype of what it finds there.
-        with self._in_groups(self._latents):
-            self.base.load_state_dict(state)
-        self._trust_groups()
+        with listed(self.base, keys):
+            self.base.load_state_dict(of_base)
+        for entry, w_star, mu in latents:
+            entry.latent.copy_(w_star)
+            entry.mu = mu
+        self.soften()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
-    def _trust_groups(self) -> None:
-        for group in self.param_groups:
-            if is_quantized(group):
-                self._note_mu(group, group["written_mu"])
+    def _attach(self, held: Mapping[Tensor, tuple[Tensor, float, bool]] = MappingProxyType({})) -> None:
+        """Make latents for the quantized parameters that have none: of `held`, or of what the parameters hold now.
 
-    def _adopt(self, group: dict[str, Any]) -> None:
-        if not is_quantized(group):
-            return
-        for p in group["params"]:
-            if p not in self._latents:
-                self._latents[p] = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-        self._note_mu(group, group.setdefault("mu", 1.0))
-
-    def _note_mu(self, group: dict[str, Any], mu: float) -> None:
-        """The group's parameters hold, or are about to hold, w = F(w*; mu)."""
-        group["written_mu"] = mu
-        # Also one by one: the parameters that the group lists now may be some of its shards, the others keep theirs.
-        self._written_mu.update(dict.fromkeys(group["params"], mu))
-
-    def _entries(self) -> Iterator[Entry]:
-        """The quantized parameters, in the order of the groups."""
-        for group in self.param_groups:
-            if is_quantized(group):
-                yield from self._entries_of(group)
-
-    def _entries_of(self, group: Mapping[str, Any]) -> Iterator[Entry]:
-        quantizer = get(group["quantizer"])
-        for p in group["params"]:
-            yield Entry(p, self.latent(p), quantizer, self._written_mu[p])
-
-    @contextmanager
-    def _in_groups(self, stand_ins: Mapping[Tensor, Tensor]) -> Iterator[None]:
-        """Inside, the groups list stand_ins[p] where they list p outside.
-
-        Not p.data = w*: giving a bfloat16 parameter float32 data drops the gradient hooks that DDP put on it.
+        held: parameter -> (w*, the mu its w was written with, whether something else wrote it since).
         """
-        # In place: LBFGS keeps the list itself.
-        lists = [group["params"] for group in self.base.param_groups]
-        before = [list(tensors) for tensors in lists]
-        for tensors in lists:
-            tensors[:] = [stand_ins.get(p, p) for p in tensors]
-        try:
-            yield
-        finally:
-            for tensors, originals in zip(lists, before, strict=True):
-                tensors[:] = originals
+        for group in self._quantized():
+            mu = group.setdefault("mu", 1.0)
+            new = [p for p in dict.fromkeys(group["params"]) if p not in self._entries]
+            values = [held[p][0] if p in held else p.detach() for p in new]
+            for entry in entries_of(new, values, joined=is_elementwise(self.base)):
+                p = entry.parameter
+                _, entry.mu, is_foreign = held.get(p, (None, mu, False))
+                if not is_foreign:
+                    entry.sign_off()
+                self._entries[p] = entry
+                if p in self.base.state:
+                    # A base that makes its state at birth (Adagrad) has made it for the parameter.
+                    self.base.state[entry.latent] = cast(self.base.state.pop(p), p, entry.latent.dtype)
+
+    def _quantized(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if is_quantized(group)]
+
+    def _entries_of(self, group: Mapping[str, Any]) -> list[Entry]:
+        return [self._entry(p) for p in group["params"]]
+
+    def _entry(self, parameter: Tensor) -> Entry:
+        if parameter not in self._entries:
+            raise ValueError(f"a parameter of shape {tuple(parameter.shape)} has no latents: it is not quantized here")
+        return self._entries[parameter]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("base", "update", "clip_latents", "fused", "hardened", "_latents", "_written_mu")
-        return {name: self.__dict__[name] for name in own}
+        """Parameters, latents and the base's state, each tensor by itself: a view would bring its whole block along."""
+        base = copy.copy(self.base)
+        base.state = defaultdict(dict)
+        for key, state in self.state.items():
+            base.state[key] = {name: v.clone() if isinstance(v, Tensor) else v for name, v in state.items()}
+        own = {name: self.__dict__[name] for name in ("update", "clip_latents", "fused", "hardened")}
+        held = [(p, entry.latent.clone(), entry.mu, entry.was_written_by_others) for p, entry in self._entries.items()]
+        return {**own, "base": base, "held": held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        held = {p: (w_star, mu, is_foreign) for p, w_star, mu, is_foreign in state.pop("held")}
         self.__dict__.update(state)
         super().__setstate__({})
+        self._entries = {}
+        self._attach(held)
 
 
-def _quantizers(groups: list[dict[str, Any]]) -> list[str | None]:
-    return [group.get("quantizer") for group in groups]
+@dataclass
+class _Part:
+    """What a step does to one group: the tensors that the base is to see in it, and of a quantized one all the rest."""
 
-
-def _shapes(tensors: list[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in tensors]
+    group: dict[str, Any]
+    seen: list[Tensor]
+    quantizer: Quantizer = QUANTIZERS["fp"]
+    entries: Sequence[Entry] = ()
+    blocks: Sequence[Block] = ()
+    is_fused: bool = False

@@ -1,7 +1,7 @@
 """mu over training: shapes, pure functions of progress in [0, 1], and the scheduler that moves an optimizer along one.
 
-    sharpness = SharpnessSchedule(optimizer, Exponential(2.0, 500.0), num_steps)
-    for batch in batches: ...; optimizer.step(); sharpness.step()
+sharpness = SharpnessSchedule(optimizer, Exponential(2.0, 500.0), num_steps)
+for batch in batches: ...; optimizer.step(); sharpness.step()
 """
 
 import math

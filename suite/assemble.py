@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layo
     parts = (build_criterion(cell.training), layout, cell.training, execution)
     if execution.engine == "plain":
         model.to(memory_format=torch.channels_last)
-        return PlainEngine(model, build_optimizer(cell, model, split), *parts)
+        return PlainEngine(model, wrap(cell, build_base(cell, model, split)), *parts)
     _require_for_deepspeed(cell.training, execution.zero_stage)
     try:
         from suite.engine.deepspeed import DeepSpeedEngine
@@ -146,7 +147,7 @@ def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layo
         if error.name != "deepspeed":
             raise
         raise EngineError("execution.engine: deepspeed is not installed: pip install proxbench[deepspeed]") from error
-    return DeepSpeedEngine(model, build_optimizer(cell, model, split, defer=True), *parts)
+    return DeepSpeedEngine(model, build_base(cell, model, split), partial(wrap, cell), *parts)
 
 
 def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
@@ -158,11 +159,8 @@ def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
         raise EngineError("training.reestimate_norm: not at execution.zero_stage 3; take 2, or engine: plain")
 
 
-def build_optimizer(cell: Cell, model: nn.Module, split: models.Split, *, defer: bool = False) -> ProxConnect:
-    """The base optimizer of the recipe inside ProxConnect; for fp nothing is quantized and the base works alone.
-
-    defer: the parameters hold w* until the engine has put its shards in their place (`ProxConnect.adopt`).
-    """
+def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim.Optimizer:
+    """The recipe's base optimizer, around parameters that hold w*; the quantized group names its quantizer and mu."""
     parameters = dict(model.named_parameters())
     training = cell.training
     groups: list[dict[str, Any]] = [
@@ -175,15 +173,24 @@ def build_optimizer(cell: Cell, model: nn.Module, split: models.Split, *, defer:
         # The schedule's first value: w is written once, before an engine spreads it over processes.
         mu = {} if sharpness is None else {"mu": sharpness.start}
         groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer, **mu})
-    base: torch.optim.Optimizer
     if training.optimizer == "sgd":
-        base = torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.nesterov)
-    else:
-        base = torch.optim.AdamW(groups, training.learning_rate)
+        return torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.nesterov)
+    return torch.optim.AdamW(groups, training.learning_rate)
+
+
+def wrap(cell: Cell, base: torch.optim.Optimizer) -> ProxConnect:
+    """ProxConnect as the recipe has it around `base`, whose quantized parameters hold w* until now.
+
+    Raises:
+        EngineError: `execution.fused: true`, and the fused step cannot be had.
+    """
     quantization = cell.quantization
-    return ProxConnect(
-        base, quantization.update, clip_latents=quantization.clip_latents, defer=defer, fused=cell.execution.fused
-    )
+    try:
+        return ProxConnect(
+            base, quantization.update, clip_latents=quantization.clip_latents, fused=cell.execution.fused
+        )
+    except ValueError as error:
+        raise EngineError(f"execution.{error}") from error
 
 
 def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> SharpnessSchedule | None:

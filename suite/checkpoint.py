@@ -19,8 +19,8 @@ import torch
 from suite.errors import UserError
 from suite.files import write_bytes
 
-FORMAT: Final = 2
-"""2 holds latents by name, in no layout; 1 (until 0.1.0) held them by their place in the optimizer."""
+FORMAT: Final = 3
+"""Of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
 NUM_KEPT = 2
 _DIGEST_CHARS = 64
 log = logging.getLogger(__name__)

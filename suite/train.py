@@ -95,7 +95,7 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
         record = Record(run, trainer) if layout.is_main else None
         if record is not None:
             stack.callback(record.close)
-            one_pass = trainer.optimizer.writes_in_one_pass
+            one_pass = trainer.optimizer.is_fused
             provenance = collect(layout, trainer.data_checksum, trainer.weights_checksum, one_pass=one_pass)
             write_json(run.provenance_path, provenance)
 

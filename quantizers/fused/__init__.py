@@ -1,32 +1,26 @@
-"""One pass of pc++ over w*, the gradient, the base's state and w, in place of the dozen that torch's operations make.
+"""The fused PC++ step: one pass of compiled C++ over w*, the gradient, the base's state and w. Start here.
 
     v <- base(w*, B(w*; written mu) . grad),  w* <- v (or clip(v)),  w <- F(w*; mu)        each element read once
 
-For SGD with momentum 24 bytes of each float32 element have to move (w*, gradient and momentum in; w*, momentum and w
-out), and 24 do. The arithmetic is in maps.h and fused.h; here are the rule when it is used and the state that it needs,
-which is the base optimizer's own: the same keys, dtypes and layouts, so that either way of stepping goes on from
-what the other has left.
+For SGD with momentum a step has to move 24 bytes of each float32 element (w*, gradient and momentum in; w*, momentum
+and w out), and this one moves 24. `maps.h` and `fused.h` have the arithmetic, `native` compiles it, `passes` packs a
+group's tensors for it. This file decides what is fused, and keeps the base optimizer's state under torch's own keys, in
+its dtypes and layouts, so that either way of stepping can continue from the other.
 
-The rule. `ProxConnect(fused=True)` and `fused=False` are what they say. By itself (None) a ProxConnect is fused if its
-latents are on the CPU and have at least MIN_ELEMENTS elements together: sizes decide and never a clock, so that a
-resumed run steps as it did. A GPU waits for fused=True until somebody has run `tests/quantizers/test_fused_on_gpu.py`
-on one, which nobody has. In either case these alone are fused, and all else is stepped by torch's operations:
+`ProxConnect(fused=None)` fuses on the CPU from MIN_ELEMENTS latents on. The choice depends on sizes and never on
+timing, so a resumed run makes it again. `fused=True` raises, with the sentence of `obstacle`, where the fused step
+cannot be had; `fused=False` is the eager step. Fused are, on a CPU:
 
-    - update pc++, a step without a closure, a base of exactly torch's SGD or AdamW without hooks on its steps;
-    - options that are numbers, without dampening, maximize, differentiable, amsgrad or capturable;
-    - on a GPU, AdamW without its own `fused`, which counts steps in the GPU's memory;
+    - update pc++, around exactly torch's SGD or AdamW, without step hooks on the base;
+    - options that this file knows, as numbers, without dampening, maximize, differentiable, amsgrad or capturable;
     - maps that maps.h has (all of the catalogue);
-    - float32 latents, a group's all on the CPU or on one GPU; float32 or bfloat16 parameters beside them with dense
-      gradients of their dtype.
+    - float32 latents, with float32 or bfloat16 parameters and dense gradients of the parameter's dtype.
 
-F of maps.h and F of torch's operations differ in last bits: so where the maps and the tensors are as the rule says,
-whatever writes w writes it with maps.h, be it a step, a state that is loaded, or a hardened model that is softened.
-
-Where g++ or, for a GPU, NVRTC is missing or fails there is one warning, and torch's operations step.
+The F of maps.h and the F of torch's operations differ in last bits. So wherever a parameter could be fused, every write
+of its w uses maps.h: a step, a loaded state, a hardened model that is softened.
 """
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +29,9 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import optimizer as hooks
 
 from quantizers import maps
+from quantizers.catalog import Map, Quantizer
 from quantizers.fused import native, passes
-from quantizers.catalog import Map
-from quantizers.groups import Entry
+from quantizers.latents import Block, Entry, States
 
 MIN_ELEMENTS = 2**16
 
@@ -47,32 +41,77 @@ _MUST_BE_OFF = {
     "sgd": ("dampening", "maximize", "differentiable"),
     "adamw": ("amsgrad", "maximize", "differentiable", "capturable"),
 }
+_IMMATERIAL = {"nesterov", "betas", "foreach", "fused", "decoupled_weight_decay"}
+"""Options that the fused step either reads itself or may ignore: how torch would have stepped."""
 
 
-_States = MutableMapping[Tensor, dict[str, Any]]
-
-
-def is_wanted(fused: bool | None, base: Optimizer, latents: Mapping[Tensor, Tensor]) -> bool:
-    """The rule's first part: a base that can be fused, and the switch, or by itself latents that are many enough."""
+def is_wanted(fused: bool | None, base: Optimizer, latents: Iterable[Tensor]) -> bool:
+    """Whether to fuse: a base that can be, and the switch, or by itself latents on the CPU that are many enough."""
+    if type(base) not in _BASES:
+        return False
     if fused is None:
-        num_elements = sum(latent.numel() for latent in latents.values())
-        fused = num_elements >= MIN_ELEMENTS and all(latent.is_cpu for latent in latents.values())
-    return type(base) in _BASES and fused
+        listed = list(latents)
+        return sum(latent.numel() for latent in listed) >= MIN_ELEMENTS and all(latent.is_cpu for latent in listed)
+    return fused
 
 
-def pair_of(entry: Entry) -> passes.Pair | None:
-    """What writes the parameter's w, whichever way it is stepped; None where torch's operations do."""
+def obstacle(
+    base: Optimizer, update: str, group: Mapping[str, Any], quantizer: Quantizer, entries: Sequence[Entry]
+) -> str | None:
+    """Why the group cannot be fused with its present options and gradients, in one sentence; None if it can."""
+    if type(base) not in _BASES:
+        return f"the base is {type(base).__name__}, not exactly torch's SGD or AdamW"
+    if update != "pc++":
+        return f"the update is {update}, not pc++"
+    if _has_step_hooks(base):
+        return "a step hook is registered on the base optimizer"
+    reasons = (_obstacle_of(quantizer, entry) for entry in entries)
+    return _obstacle_in(base, group) or next((reason for reason in reasons if reason), None)
+
+
+def _obstacle_in(base: Optimizer, group: Mapping[str, Any]) -> str | None:
+    name = _BASES[type(base)]
+    known = {*_NUMBERS[name], *_MUST_BE_OFF[name], *_IMMATERIAL}
+    if new := sorted(base.defaults.keys() - known):
+        return f"this version of torch has options that are not known here: {', '.join(new)}"
+    if on := [key for key in _MUST_BE_OFF[name] if group.get(key)]:
+        return f"{on[0]}={group[on[0]]} is not supported"
+    options = {key: group[key] for key in _NUMBERS[name]} | dict(enumerate(group.get("betas", ())))
+    if odd := [key for key, value in options.items() if not isinstance(value, int | float)]:
+        return f"{odd[0]} is not a Python number"
+    return None
+
+
+def _obstacle_of(quantizer: Quantizer, entry: Entry) -> str | None:
+    parameter, gradient = entry.parameter, entry.parameter.grad
+    if pair_of(quantizer, entry) is None:
+        if not {_name(quantizer.forward), _name(quantizer.backward)} <= passes.MAP_NAMES:
+            return f"the maps of {quantizer.name} are not in maps.h"
+        if not entry.latent.is_cpu:
+            return f"the parameters are on {entry.latent.device}, not on a CPU"
+        if entry.latent.dtype != torch.float32 or parameter.dtype not in passes.DTYPES:
+            return f"a parameter is {parameter.dtype}, not float32 or bfloat16"
+        return native.failure() or "a parameter's memory has gaps, or is in another order than its latents'"
+    if gradient is not None and (gradient.layout != torch.strided or gradient.dtype != parameter.dtype):
+        return f"a gradient is {gradient.layout} {gradient.dtype}, not dense {parameter.dtype}"
+    return None
+
+
+def pair_of(quantizer: Quantizer, entry: Entry) -> passes.Pair | None:
+    """The compiled maps that write the parameter's w, however it is stepped; None where torch's operations do."""
     parameter, latent = entry.parameter, entry.latent
-    forward, backward = _name(entry.quantizer.forward), _name(entry.quantizer.backward)
+    forward, backward = _name(quantizer.forward), _name(quantizer.backward)
     fits = (
-        latent.dtype == torch.float32
+        type(latent) is Tensor
+        and latent.is_cpu
+        and latent.dtype == torch.float32
         and parameter.dtype in passes.DTYPES
         and parameter.device == latent.device
-        # A latent is without gaps, being our own: so is what has its strides.
+        # A latent's memory has no gaps, so neither has that of a parameter with its strides.
         and parameter.stride() == latent.stride()
-        and {forward, backward} <= passes.maps()
+        and {forward, backward} <= passes.MAP_NAMES
     )
-    return native.pair(forward, backward) if fits and latent.is_cpu else None
+    return native.pair(forward, backward) if fits else None
 
 
 def _name(each: Map) -> str:
@@ -81,67 +120,81 @@ def _name(each: Map) -> str:
     return name if getattr(maps, name, None) is each else ""
 
 
-def has_plain_steps(base: Optimizer) -> bool:
-    """Whether nobody watches the base's steps."""
+def _has_step_hooks(base: Optimizer) -> bool:
     watched = (
         base._optimizer_step_pre_hooks,  # noqa: SLF001  (torch has no question that asks for them)
         base._optimizer_step_post_hooks,  # noqa: SLF001
         hooks._global_optimizer_pre_hooks,  # noqa: SLF001
         hooks._global_optimizer_post_hooks,  # noqa: SLF001
     )
-    return not any(watched)
+    return any(watched)
 
 
-def steps(base: Optimizer, group: Mapping[str, Any], entries: Sequence[Entry]) -> bool:
-    """Whether the group is stepped in one pass, `is_wanted` and `has_plain_steps` given."""
-    gradients = [entry.parameter.grad for entry in entries]
-    dtypes = {gradient.dtype for gradient in gradients if gradient is not None}
-    devices = {entry.latent.device for entry in entries}
-    name = _BASES[type(base)]
-    numbers = [group[key] for key in _NUMBERS[name]] + list(group.get("betas", ()))
-    return (
-        len(dtypes) == len(devices) == 1
-        and all(gradient is None or _is_dense_on(gradient, devices) for gradient in gradients)
-        and all(isinstance(number, int | float) for number in numbers)
-        and not any(group.get(key) for key in _MUST_BE_OFF[name])
-        and not (name == "adamw" and group.get("fused") and entries[0].latent.is_cuda)
-        and all(entry.parameter.dtype in dtypes and pair_of(entry) is not None for entry in entries)
-    )
-
-
-def _is_dense_on(gradient: Tensor, devices: Collection[torch.device]) -> bool:
-    return gradient.device in devices and gradient.layout == torch.strided
-
-
-def write(entry: Entry, mu: float) -> None:
-    """Write w = F(w*; mu) with the entry's pair."""
-    pair = pair_of(entry)
-    assert pair is not None  # noqa: S101  (asked before)
-    pair.write(entry.latent, entry.parameter, mu)
-
-
-def step(base: Optimizer, group: Mapping[str, Any], entries: Sequence[Entry], *, clip_latents: bool) -> None:
-    """Step the group: w*, the base's state and w of parameters with a gradient; w of those without one."""
-    moving = [entry for entry in entries if entry.parameter.grad is not None]
+def write(quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
+    """Write w = F(w*; mu) into the entries' parameters; mu None: the one that each was written with before."""
     for entry in entries:
-        if entry.parameter.grad is None:
-            write(entry, group["mu"])
-    latents = [entry.latent for entry in moving]
+        written = entry.mu if mu is None else mu
+        _pair(quantizer, entry).run(
+            passes.Batch([entry.latent], weights=[entry.parameter], mu=written), passes.Move("write")
+        )
+        entry.sign_off(written)
+
+
+def take_product(quantizer: Quantizer, block: Block) -> Tensor:
+    """B(w*) . grad of a block whose entries all have gradients, in its scratch."""
+    product, parts = block.scratch()
+    latents = [entry.latent for entry in block.entries]
     batch = passes.Batch(
-        w_star=latents,
-        gradients=[_laid_out_as(entry.latent, _gradient(entry)) for entry in moving],
-        weights=[entry.parameter for entry in moving],
-        written_mus=[entry.mu for entry in moving],
-        mu=group["mu"],
-        clip_latents=clip_latents and moving[0].quantizer.binary,
+        latents,
+        gradients=[_gradient(entry) for entry in block.entries],
+        weights=[entry.parameter for entry in block.entries],
+        products=parts,
+        written_mus=[entry.mu for entry in block.entries],
     )
-    pair = pair_of(moving[0])
-    assert pair is not None  # noqa: S101  (asked before)
+    _pair(quantizer, block.entries[0]).run(batch, passes.Move("product"))
+    return product
+
+
+def step(
+    base: Optimizer,
+    group: Mapping[str, Any],
+    quantizer: Quantizer,
+    entries: Sequence[Entry],
+    *,
+    clip_latents: bool,
+) -> None:
+    """Step the group: w*, the base's state and w of parameters with a gradient; w of those without one."""
+    write(quantizer, [entry for entry in entries if entry.parameter.grad is None], group["mu"])
+    moving = [entry for entry in entries if entry.parameter.grad is not None]
     move = _sgd if type(base) is SGD else _adamw
-    pair.step(batch, move(group, base.state, latents))
+    for block, with_product in _by_product(moving):
+        latents = [entry.latent for entry in with_product]
+        batch = passes.Batch(
+            latents,
+            gradients=[] if block else [_gradient(entry) for entry in with_product],
+            weights=[entry.parameter for entry in with_product],
+            products=block.scratch()[1] if block else [],
+            written_mus=[entry.mu for entry in with_product],
+            mu=group["mu"],
+            scale=1.0 if block is None or block.scale is None else block.scale.item(),
+            clip_latents=clip_latents and quantizer.binary,
+        )
+        _pair(quantizer, with_product[0]).run(batch, move(group, base.state, latents))
+        if block:
+            block.drop_product()
+    for entry in moving:
+        entry.sign_off(group["mu"])
 
 
-def _sgd(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> passes.Move:
+def _by_product(moving: Sequence[Entry]) -> list[tuple[Block | None, list[Entry]]]:
+    """The blocks that keep B . grad of the present gradients, with their entries; all other entries together."""
+    kept = [block for block in dict.fromkeys(entry.block for entry in moving) if block.has_product()]
+    others = [entry for entry in moving if entry.block not in kept]
+    found: list[tuple[Block | None, list[Entry]]] = [(block, block.entries) for block in kept]
+    return found + ([(None, others)] if others else [])
+
+
+def _sgd(group: Mapping[str, Any], states: States, latents: Sequence[Tensor]) -> passes.Move:
     if not group["momentum"]:
         return passes.Move("sgd", group["lr"], group["weight_decay"])
     return passes.Move(
@@ -154,7 +207,7 @@ def _sgd(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -
     )
 
 
-def _adamw(group: Mapping[str, Any], states: _States, latents: Sequence[Tensor]) -> passes.Move:
+def _adamw(group: Mapping[str, Any], states: States, latents: Sequence[Tensor]) -> passes.Move:
     beta1, beta2 = group["betas"]
     steps = []
     for latent in latents:
@@ -187,7 +240,7 @@ def _state(state: dict[str, Any], name: str, latent: Tensor) -> Tensor:
 
 def _gradient(entry: Entry) -> Tensor:
     assert entry.parameter.grad is not None  # noqa: S101  (those without are not moved)
-    return entry.parameter.grad
+    return _laid_out_as(entry.latent, entry.parameter.grad)
 
 
 def _laid_out_as(latent: Tensor, tensor: Tensor) -> Tensor:
@@ -197,14 +250,7 @@ def _laid_out_as(latent: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(latent, dtype=tensor.dtype).copy_(tensor)
 
 
-@contextmanager
-def set_aside(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Inside, the groups list no parameters."""
-    before = [list(group["params"]) for group in groups]
-    for group in groups:
-        group["params"][:] = []
-    try:
-        yield
-    finally:
-        for group, parameters in zip(groups, before, strict=True):
-            group["params"][:] = parameters
+def _pair(quantizer: Quantizer, entry: Entry) -> passes.Pair:
+    pair = pair_of(quantizer, entry)
+    assert pair is not None  # noqa: S101  (asked before)
+    return pair

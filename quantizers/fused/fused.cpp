@@ -5,8 +5,8 @@
 namespace {
 
 template <class Pass>
-void run(const Group& group) {
-#pragma omp parallel
+void run(const Group& group, int num_threads) {
+#pragma omp parallel num_threads(num_threads)
   for (int64_t t = 0; t < group.num; ++t) {
     const Pass pass(group, rows(group)[t]);
     const int64_t size = rows(group)[t].size;
@@ -18,5 +18,5 @@ void run(const Group& group) {
 }  // namespace
 
 #define EXPORT(NAME, ...) \
-  extern "C" void NAME(const Group* group) { run<__VA_ARGS__>(*group); }
+  extern "C" void NAME(const Group* group, int num_threads) { run<__VA_ARGS__>(*group, num_threads); }
 EXPORT_ALL

@@ -1,15 +1,8 @@
-// One pass of PC++ over a tensor: w*, and the state of its base optimizer, move along B(w*; written mu) . grad, and
-// w = F(w*; mu) is written. This is one element of it; fused.cpp runs over all of them on a CPU, fused.cu on a GPU. Both
-// are compiled for one pair: FORWARD and BACKWARD name two of the maps of maps.h.
+// One pass of PC++ over a tensor: w* and the base optimizer's state move along B(w*; written mu) . grad, and
+// w = F(w*; mu) is written. This file has the work on one element; fused.cpp loops over all of them. Both are compiled
+// for one pair: FORWARD and BACKWARD name two of the maps of maps.h.
 
 #include "maps.h"
-
-// A GPU is to ask for all that an element needs before it waits for any of it; NVRTC would read x where it is used.
-#ifdef __CUDACC_RTC__
-#define READ_NOW(x) asm volatile("" : "+f"(x))
-#else
-#define READ_NOW(x)
-#endif
 
 namespace {
 
@@ -32,9 +25,10 @@ inline void narrow(float x, bfloat16& to) {  // to nearest, ties to even; NaN, w
 // What Python hands over: a Group, and behind it in memory its Rows. passes.py packs both in this order.
 
 struct Row {  // a tensor
-  int64_t chunks_before, size;
+  int64_t size;
   float* w_star;
   const void* gradient;
+  float* product;  // B(w*) . grad
   void* weight;
   float* first;   // SGD's buffer of momentum; AdamW's means
   float* second;  // AdamW's squares
@@ -45,12 +39,15 @@ struct Row {  // a tensor
 
 struct Group {
   int64_t num, clip_latents;
-  double mu, lr, momentum, weight_decay, beta1, beta2, eps;
+  double mu, scale, lr, momentum, weight_decay, beta1, beta2, eps;
 };
 
 inline const Row* rows(const Group& group) { return reinterpret_cast<const Row*>(&group + 1); }
 
 // The base optimizers: what they keep of element i, and where it goes from v along g.
+
+// g + decay v; without decay g even where v is infinite, as in torch.
+inline float decayed(float v, float decay, float g) { return decay == 0.0f ? g : fmaf(v, decay, g); }
 
 struct Sgd {
   float minus_lr, decay;
@@ -58,7 +55,7 @@ struct Sgd {
       : minus_lr(static_cast<float>(-group.lr)), decay(static_cast<float>(group.weight_decay)) {}
   struct Kept {};
   Kept read(int64_t) const { return {}; }
-  float operator()(int64_t, Kept, float v, float g) const { return fmaf(fmaf(v, decay, g), minus_lr, v); }
+  float operator()(int64_t, Kept, float v, float g) const { return fmaf(decayed(v, decay, g), minus_lr, v); }
 };
 
 template <bool NESTEROV>
@@ -71,12 +68,10 @@ struct Momentum {
         momentum(static_cast<float>(group.momentum)),
         buffer(row.first) {}
   float read(int64_t i) const {
-    float kept = buffer[i];
-    READ_NOW(kept);
-    return kept;
+    return buffer[i];
   }
   float operator()(int64_t i, float kept, float v, float g) const {
-    g = fmaf(v, decay, g);
+    g = decayed(v, decay, g);
     const float b = kept * momentum + g;
     buffer[i] = b;
     return fmaf(NESTEROV ? fmaf(b, momentum, g) : b, minus_lr, v);
@@ -100,10 +95,7 @@ struct AdamW {
     float mean, square;
   };
   Kept read(int64_t i) const {
-    Kept kept = {mean[i], square[i]};
-    READ_NOW(kept.mean);
-    READ_NOW(kept.square);
-    return kept;
+    return {mean[i], square[i]};
   }
   float operator()(int64_t i, Kept kept, float v, float g) const {
     const float m = fmaf(towards, g - kept.mean, kept.mean);
@@ -126,29 +118,56 @@ struct Write {
   void operator()(int64_t i) const { narrow(forward(w_star[i]), weight[i]); }
 };
 
-template <class Weight, class Base>
+template <class Weight>
+struct Product {
+  BACKWARD backward;
+  const float* w_star;
+  const Weight* gradient;
+  float* product;
+  Product(const Group&, const Row& row)
+      : backward(row.written_mu),
+        w_star(row.w_star),
+        gradient(static_cast<const Weight*>(row.gradient)),
+        product(row.product) {}
+  void operator()(int64_t i) const { product[i] = backward(w_star[i]) * widened(gradient[i]); }
+};
+
+// Where a step's direction comes from: B(w*) . grad, or products that were taken before, times a scale.
+
+template <class Weight>
+struct FromGradients {
+  BACKWARD backward;
+  const Weight* gradient;
+  FromGradients(const Group&, const Row& row)
+      : backward(row.written_mu), gradient(static_cast<const Weight*>(row.gradient)) {}
+  float operator()(int64_t i, float w_star) const { return backward(w_star) * widened(gradient[i]); }
+};
+
+struct FromProducts {
+  float scale;
+  const float* product;
+  FromProducts(const Group& group, const Row& row) : scale(static_cast<float>(group.scale)), product(row.product) {}
+  float operator()(int64_t i, float) const { return scale * product[i]; }
+};
+
+template <class Weight, class Base, class Direction = FromGradients<Weight>>
 struct Step {
   FORWARD forward;
-  BACKWARD backward;
+  Direction direction;
   Base base;
   float bound;
   float* w_star;
-  const Weight* gradient;
   Weight* weight;
   Step(const Group& group, const Row& row)
       : forward(group.mu),
-        backward(row.written_mu),
+        direction(group, row),
         base(group, row),
         bound(group.clip_latents ? 1.0f : bits<float>(0x7f800000u)),  // or infinity
         w_star(row.w_star),
-        gradient(static_cast<const Weight*>(row.gradient)),
         weight(static_cast<Weight*>(row.weight)) {}
   void operator()(int64_t i) const {
     const float before = w_star[i];
-    float g = widened(gradient[i]);
-    READ_NOW(g);
-    const auto kept = base.read(i);
-    const float v = base(i, kept, before, backward(before) * g);
+    const float v = base(i, base.read(i), before, direction(i, before));
     const float after = at_least(at_most(v, bound), -bound);
     w_star[i] = after;
     narrow(forward(after), weight[i]);
@@ -157,15 +176,18 @@ struct Step {
 
 }  // namespace
 
-// Each pass and the name by which Python asks for it, to be listed once more by who defines EXPORT(name, pass).
-#define EXPORT_ALL                                           \
-  EXPORT(write_float32, Write<float>)                        \
-  EXPORT(write_bfloat16, Write<bfloat16>)                    \
-  EXPORT(sgd_float32, Step<float, Sgd>)                      \
-  EXPORT(sgd_bfloat16, Step<bfloat16, Sgd>)                  \
-  EXPORT(momentum_float32, Step<float, Momentum<false>>)     \
-  EXPORT(momentum_bfloat16, Step<bfloat16, Momentum<false>>) \
-  EXPORT(nesterov_float32, Step<float, Momentum<true>>)      \
-  EXPORT(nesterov_bfloat16, Step<bfloat16, Momentum<true>>)  \
-  EXPORT(adamw_float32, Step<float, AdamW>)                  \
-  EXPORT(adamw_bfloat16, Step<bfloat16, AdamW>)
+// Expand EXPORT_ALL after defining EXPORT(name, pass): each pass and the name by which passes.py asks for it.
+#define EXPORT_STEPS(NAME, ...)                                                     \
+  EXPORT(NAME##_float32, Step<float, __VA_ARGS__>)                                  \
+  EXPORT(NAME##_bfloat16, Step<bfloat16, __VA_ARGS__>)                              \
+  EXPORT(NAME##_float32_along_products, Step<float, __VA_ARGS__, FromProducts>)     \
+  EXPORT(NAME##_bfloat16_along_products, Step<bfloat16, __VA_ARGS__, FromProducts>)
+#define EXPORT_ALL                             \
+  EXPORT(write_float32, Write<float>)          \
+  EXPORT(write_bfloat16, Write<bfloat16>)      \
+  EXPORT(product_float32, Product<float>)      \
+  EXPORT(product_bfloat16, Product<bfloat16>)  \
+  EXPORT_STEPS(sgd, Sgd)                       \
+  EXPORT_STEPS(momentum, Momentum<false>)      \
+  EXPORT_STEPS(nesterov, Momentum<true>)       \
+  EXPORT_STEPS(adamw, AdamW)

@@ -1,20 +1,12 @@
 // The maps of maps.py under the same names, each a struct whose constructor takes mu and which is called with one w*.
 //
 // What rounds does so in the order of torch's own operations, fused multiply-adds included, so that rows without a
-// transcendental function step to the bits of the eager path. All loops vectorise: no branches, no calls into libm.
-// A GPU has double precision for a price: it is for constructors, which are called once for many elements.
+// transcendental function step to the bits of torch's vectorised kernels. All loops vectorise: no branches, and no calls
+// into libm but for fmaf on a processor without that instruction.
 
-// NVRTC brings C's functions, but neither headers nor the names of its types.
-#ifdef __CUDACC_RTC__
-typedef unsigned short uint16_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef long long int64_t;
-#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#endif
 
 namespace {
 

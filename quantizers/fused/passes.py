@@ -1,54 +1,62 @@
-"""What the passes of fused.h are told, on a CPU or a GPU: the tensors of a group and the numbers of a step, as a table.
+"""Packs tensor addresses and hyperparameters of a group into the C structs that `fused.h` reads.
 
-    pair.write(w_star, weight, mu)     w <- F(w*; mu)
-    pair.step(batch, move)             w*, the base's state and w, each element read once and written once
-
-`native.pair` makes pairs for CPUs, `cuda.pair` for GPUs.
+pair = native.pair("hard_sign", "ones")
+pair.run(batch, move)             w*, the base's state and w: each element read once and written once
 """
 
-import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 MAPS, PASSES = (Path(__file__).with_name(name) for name in ("maps.h", "fused.h"))
-"""What fused.cpp and fused.cu include."""
+MAP_NAMES = frozenset(
+    {
+        *("identity", "ones", "hard_sign", "clip", "clip_derivative", "piecewise_linear"),
+        *("sign_swish", "sign_swish_derivative", "sharp_clip", "sharp_clip_derivative"),
+        *("approx_sign", "approx_sign_derivative", "tanh", "tanh_derivative"),
+        *("decaying_tanh", "decaying_tanh_derivative", "bounded_tanh", "bounded_tanh_derivative"),
+        "power_derivative",
+    }
+)
+"""The maps of maps.py that maps.h has."""
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Of a quantized parameter and its gradient."""
 BASES = ("sgd", "momentum", "nesterov", "adamw")
 """SGD without momentum, with it, and with Nesterov's; AdamW."""
-FUNCTIONS = tuple(f"{name}_{dtype}" for name in ("write", *BASES) for dtype in DTYPES.values())
-"""What fused.h exports for a pair of maps."""
-CHUNK = 4096
-"""Elements of one tensor that one block of a GPU moves."""
 
-_GROUP = struct.Struct("=2q7d")  # of fused.h, in the order of its members
-_ROW = struct.Struct("=2q5Q3d")
+_GROUP = struct.Struct("=2q8d")  # of fused.h, in the order of its members
+_ROW = struct.Struct("=q6Q3d")
 
 
 class Batch(NamedTuple):
-    """What is stepped: tensors of a group, in lists of one length; each one's elements are in the same order."""
+    """Tensors of one group, in lists of one length; each parameter's tensors have their elements in the same order.
+
+    products: B(w*) . grad, float32. A step uses them, times `scale`, in place of gradients; the product pass writes
+    them. An empty list is what the pass does not need.
+    """
 
     w_star: Sequence[Tensor]
-    gradients: Sequence[Tensor]
-    weights: Sequence[Tensor]
-    written_mus: Sequence[float]
-    mu: float
-    clip_latents: bool
+    gradients: Sequence[Tensor] = ()
+    weights: Sequence[Tensor] = ()
+    products: Sequence[Tensor] = ()
+    written_mus: Sequence[float] = ()
+    mu: float = 0.0
+    scale: float = 1.0
+    clip_latents: bool = False
 
 
 class Move(NamedTuple):
-    """The base optimizer's part of a step. `base` is one of BASES; what that one does not have is left out.
+    """The base optimizer's part of a step. `base` is one of BASES, or "write" or "product" for those passes.
 
     first: SGD's buffers of momentum, or AdamW's means; second: AdamW's squares. step_sizes and root_corrections:
-    AdamW's lr / (1 - beta1^step) and sqrt(1 - beta2^step) of each tensor.
+    AdamW's lr / (1 - beta1^step) and sqrt(1 - beta2^step) of each tensor. What a base does not have is left out.
     """
 
     base: str
@@ -64,55 +72,42 @@ class Move(NamedTuple):
     eps: float = 0.0
 
 
-class Table(NamedTuple):
-    """`Group` of fused.h and its `Row`s as they lie in memory; the chunks of all rows together."""
-
-    content: bytes
-    num_chunks: int
-
-
-def table(batch: Batch, move: Move) -> Table:
-    """The table of a step; of addresses, so good for as long as the tensors live."""
+def table(batch: Batch, move: Move) -> bytes:
+    """`Group` of fused.h followed by its `Row`s; it holds addresses, so it is good while the tensors live."""
     sizes = [tensor.numel() for tensor in batch.w_star]
-    chunks_before = [0, *accumulate(-(-size // CHUNK) for size in sizes)]
-    num_chunks = chunks_before.pop()
     addresses = [
         [tensor.data_ptr() for tensor in tensors]
-        for tensors in (batch.w_star, batch.gradients, batch.weights, move.first, move.second)
+        for tensors in (batch.w_star, batch.gradients, batch.products, batch.weights, move.first, move.second)
     ]
     numbers = [batch.written_mus, move.step_sizes, move.root_corrections]
-    columns: list[Sequence[Any]] = [chunks_before, sizes, *addresses, *numbers]
+    columns: list[Sequence[Any]] = [sizes, *addresses, *numbers]
     rows = zip(*[column or [0] * len(sizes) for column in columns], strict=True)
-    shared = (batch.mu, move.lr, move.momentum, move.weight_decay, move.beta1, move.beta2, move.eps)
-    head = _GROUP.pack(len(sizes), batch.clip_latents, *shared)
-    return Table(head + b"".join(_ROW.pack(*row) for row in rows), num_chunks)
+    shared = (batch.mu, batch.scale, move.lr, move.momentum, move.weight_decay, move.beta1, move.beta2, move.eps)
+    return _GROUP.pack(len(sizes), batch.clip_latents, *shared) + b"".join(_ROW.pack(*row) for row in rows)
 
 
 class Pair:
-    """The passes of one pair of maps over tensors of one device, which have no gaps."""
+    """The passes compiled for one pair of maps, over tensors in a CPU's memory that have no gaps."""
 
-    def __init__(self, run: Callable[[str, Table], None]) -> None:
-        """`run` calls the function of that name, one of FUNCTIONS, on a table."""
-        self._run = run
+    def __init__(self, call: Callable[[str, bytes], None]) -> None:
+        """`call` runs the pass of that name on a table."""
+        self._call = call
 
-    def write(self, w_star: Tensor, weight: Tensor, mu: float) -> None:
-        """Write w = F(w*; mu), to the bits of a step's."""
-        self.step(Batch([w_star], [], [weight], [], mu, clip_latents=False), Move("write"))
-
-    def step(self, batch: Batch, move: Move) -> None:
-        """One step; moves w* and the base's state, and writes the weights."""
-        self._run(f"{move.base}_{DTYPES[batch.weights[0].dtype]}", table(batch, move))
-
-
-@cache
-def maps() -> frozenset[str]:
-    """The names of the maps that are written in C++."""
-    _, _, section = MAPS.read_text(encoding="utf-8").partition("\n// Maps\n")
-    return frozenset(re.findall(r"^struct (\w+) \{", section, flags=re.MULTILINE))
+    def run(self, batch: Batch, move: Move) -> None:
+        """One pass. Tells autograd of every tensor that it writes."""
+        uses_products = "_along_products" if batch.products and move.base in BASES else ""
+        self._call(f"{move.base}_{DTYPES[batch.weights[0].dtype]}{uses_products}", table(batch, move))
+        if move.base == "product":
+            written = list(batch.products)
+        elif move.base == "write":
+            written = list(batch.weights)
+        else:
+            written = [*batch.weights, *batch.w_star, *move.first, *move.second]
+        increment_version(written)
 
 
 @cache
 def warn_once(reason: str) -> None:
-    """Say that there is no pass, and why: one warning for each reason."""
+    """Say that there is no fused step, and why: one warning for each reason."""
     line = " ".join(reason.split())
     warnings.warn(f"quantized weights are stepped by torch's operations, more slowly: {line}", stacklevel=2)

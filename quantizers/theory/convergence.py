@@ -20,8 +20,7 @@ from torch import Tensor
 
 from quantizers.catalog import Quantizer, get
 from quantizers.proxconnect import ProxConnect
-from quantizers.sharpness import Constant, Shape
-from quantizers.sharpness import SharpnessSchedule
+from quantizers.sharpness import Constant, Shape, SharpnessSchedule
 
 ROUNDING = 1e-9
 """Relative; so that eta = 1/L, computed, counts as eta <= 1/L."""

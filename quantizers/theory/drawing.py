@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from quantizers.catalog import Quantizer
+from quantizers.sharpness import Exponential
 from quantizers.theory.certificates import Certificate
 from quantizers.theory.convergence import Curve, Quadratic, Trajectory, run
-from quantizers.sharpness import Exponential
 
 ScalarMap = Callable[[Tensor], Tensor]
 FARTHEST = 2.5

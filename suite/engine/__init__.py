@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from quantizers import ProxConnect
+from suite.distributed import Layout
 from suite.errors import UserError
 
 
@@ -44,8 +45,8 @@ class Engine(Protocol):
         """Everything the step goes on from, in no layout: whole tensors by the parameter's name, on every process.
 
         {"model": the network as it is (w, buffers),
-         "optimizer": {"update", "base": {"state": {name: {key: value}}, "param_groups": [{..., "params": names}]},
-                       "latents": {name: w*}},
+         "optimizer": {"update", "state": {name: {"w_star", "mu", the base's entries}},
+                       "param_groups": [{..., "params": names}]},
          "scaler": of fp16, else None}
         Tensors may be the live ones.
         """
@@ -72,7 +73,7 @@ class Engine(Protocol):
 
 def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names: list[list[str]]) -> None:
     """ValueError unless the "optimizer" part of a state is of the same update, quantizers and parameters, in groups."""
-    theirs, ours = saved["base"]["param_groups"], optimizer.param_groups
+    theirs, ours = saved["param_groups"], optimizer.param_groups
     for what, there, here in (
         ("update", saved["update"], optimizer.update),
         ("quantizers", [group.get("quantizer") for group in theirs], [group.get("quantizer") for group in ours]),
@@ -83,6 +84,20 @@ def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names:
     for group, mine in zip(theirs, names, strict=True):
         if odd := sorted(set(group["params"]) ^ set(mine)):
             raise ValueError(f"the state is of another model: not in both: {', '.join(odd)}")
+
+
+def require_agreement(optimizer: ProxConnect, layout: Layout) -> None:
+    """EngineError unless all processes use the fused step, or none. Collective.
+
+    The two steps differ in last bits, so replicas that step differently would drift apart, and signs would flip.
+    """
+    is_fused = optimizer.is_fused
+    if layout.agree(is_fused, not is_fused) == [1, 1]:
+        here = "can" if is_fused else "cannot"
+        raise EngineError(
+            f"this process {here} use the fused optimizer step and another differs: install g++ on all nodes, or set "
+            "execution.fused: false"
+        )
 
 
 def copied(value: Any) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)

@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO over the processes: latents, optimizer state, gradients and parameters in shards. Imports deepspeed.
 
-ZeRO flattens each parameter group and gives every process a part of it, as float32 shards that stand in the groups
-while ProxConnect steps. Quantizers are scalar maps, so a shard is as good as a parameter: w* is adopted from it, and w
-is written into it, which ZeRO then spreads as it spreads any weights. docs/decisions/006 has what that took.
+ZeRO flattens each parameter group and gives every process a part of it, as float32 shards in the optimizer's groups.
+Quantizers are scalar maps, so ProxConnect treats a shard as it would a parameter: it is made after ZeRO, takes w* from
+the shards and writes w into them, and ZeRO spreads that as it spreads any weights (docs/decisions/006).
 
 `settings` has the configuration, `shards` what is read of ZeRO beyond its documented interface.
 """
@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +26,7 @@ from torch.optim import Optimizer
 from quantizers import ProxConnect
 from suite.config import Execution, Training
 from suite.distributed import Layout
-from suite.engine import Latent, copied, require_same_recipe
+from suite.engine import Latent, copied, require_agreement, require_same_recipe
 from suite.engine.settings import configuration
 from suite.engine.shards import layout_of, spread
 
@@ -45,18 +44,19 @@ class DeepSpeedEngine:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: ProxConnect,
+        base: Optimizer,
+        wrap: Callable[[Optimizer], ProxConnect],
         criterion: nn.Module,
         layout: Layout,
         training: Training,
         execution: Execution,
     ) -> None:
-        """`optimizer` is deferred: its parameters hold w*, and latents are taken from the shards."""
-        self.model, self.optimizer, self.criterion, self.layout = model, optimizer, criterion, layout
+        """The quantized parameters of `base` hold w*. `wrap` makes ProxConnect around it once it lists shards."""
+        self.model, self.criterion, self.layout = model, criterion, layout
         self.clip_grad_norm, self.bf16 = training.clip_grad_norm, training.precision == "bf16"
         parameters = dict(model.named_parameters())
         names = {parameter: name for name, parameter in parameters.items()}
-        self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        self._names = [[names[p] for p in group["params"]] for group in base.param_groups]
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         settings = configuration(training, execution, layout, sum(p.numel() for p in parameters.values()))
         self._micro_batch_size: int = settings["train_micro_batch_size_per_gpu"]
@@ -64,14 +64,15 @@ class DeepSpeedEngine:
         if layout.is_main:
             log.info("deepspeed configuration: %s", json.dumps(settings))
         _join(layout)
-        # Its optimizer's step is where ZeRO has the gradients in shards.
-        self._collected = None if self.clip_grad_norm is None else _Collected(optimizer.param_groups)
-        self._zero, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer if self._collected is None else self._collected, config=settings
-        )
+        self._base, self._stand_in = base, _StandIn(base)
+        self._zero, *_ = deepspeed.initialize(model=model, optimizer=self._stand_in, config=settings)
         self._shards = layout_of(self._zero, self._stage, self._names, parameters)
+        self._order = [shard for shards in self._shards.groups for shard in shards]
         with self._in_groups():
-            optimizer.adopt()
+            self.optimizer = wrap(base)
+        require_agreement(self.optimizer, layout)
+        # Its optimizer's step is where ZeRO has the gradients in shards.
+        self._stand_in.step_shards = None if self.clip_grad_norm is not None else self.optimizer.step
         spread(self._zero, self._stage)
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,17 +87,17 @@ class DeepSpeedEngine:
             self._zero.step()
             loss += part_loss.detach() * (len(y) / num_images)
             logits.append(part_logits.detach())
-        if self._collected is not None:
-            self._clipped_step(self._collected)
+        if self.clip_grad_norm is not None:
+            self._clipped_step(self.clip_grad_norm)
         return loss, torch.cat(logits)
 
     @torch.no_grad()
-    def _clipped_step(self, collected: "_Collected") -> None:
-        gradients = collected.take()
+    def _clipped_step(self, max_norm: float) -> None:
+        gradients = self._stand_in.take()
         with self._in_groups():
             for shard, gradient in gradients.items():
                 shard.grad = gradient
-            self.optimizer.clip_grad_norm_(self.clip_grad_norm or 0.0, self._sum if self._stage else None)
+            self.optimizer.clip_grad_norm_(max_norm, self._sum if self._stage else None)
             self.optimizer.step()
         for shard in gradients:
             shard.grad = None
@@ -133,16 +134,17 @@ class DeepSpeedEngine:
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name in names:
-                    yield Latent(name, self._whole(name, self._latent_of), group["quantizer"], group["mu"])
+                    yield Latent(name, self._whole(name, self.optimizer.latent), group["quantizer"], group["mu"])
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
         """The state as `Engine.state_dict` has it, gathered parameter by parameter into the CPU's memory."""
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        with self._in_groups():
+            own = self.optimizer.state_dict()
         groups = [
-            {key: value for key, value in group.items() if key != "params"} | {"params": list(names)}
-            for group, names in zip(self.optimizer.param_groups, self._names, strict=True)
+            group | {"params": list(names)} for group, names in zip(own["param_groups"], self._names, strict=True)
         ]
         return {
             "model": {
@@ -151,26 +153,25 @@ class DeepSpeedEngine:
             },
             "optimizer": {
                 "update": self.optimizer.update,
-                "base": {"state": self._base_state(), "param_groups": groups},
-                "latents": {latent.name: latent.w_star.cpu() for latent in self.latents()},
+                "state": self._gathered({s: own["state"].get(i, {}) for i, s in enumerate(self._order)}),
+                "param_groups": groups,
             },
             "scaler": None,
         }
 
-    def _base_state(self) -> dict[str, dict[str, Any]]:
-        """The base optimizer's state by name: entries as long as a shard are gathered, others taken as they are."""
+    def _gathered(self, states: Mapping[Tensor, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter: entries as long as a shard are gathered, others taken as they are."""
         gathered: dict[str, dict[str, Any]] = {}
         for names, shards in zip(self._names, self._shards.groups, strict=True):
             for name in names:
                 piece = self._shards.pieces[name]
                 # A process that has nothing of the parameter gathers along: its shards have the same keys.
                 near = shards[0] if piece is None else piece.shard
-                state = self._state_of(near)
                 values = {
-                    key: self._whole(name, partial(self._entry, key)).cpu()
+                    key: self._whole(name, partial(_entry, states, key)).cpu()
                     if _is_as_long(value, near.numel())
                     else value
-                    for key, value in state.items()
+                    for key, value in states[near].items()
                 }
                 if values:
                     gathered[name] = values
@@ -185,50 +186,41 @@ class DeepSpeedEngine:
         """
         saved, weights = state["optimizer"], state["model"]
         require_same_recipe(saved, self.optimizer, self._names)
-        groups = self.optimizer.param_groups
-        for group, theirs in zip(groups, saved["base"]["param_groups"], strict=True):
-            group.update({key: value for key, value in theirs.items() if key != "params"})
+        states: dict[int, dict[str, Any]] = {}
         for names, shards in zip(self._names, self._shards.groups, strict=True):
             for name in names:
-                self._put(name, saved["latents"].get(name, weights[name]), self._latent_of)
+                self._put(name, weights[name], lambda shard: shard)
             for shard in shards:
-                self._load_base(shard, names, saved["base"]["state"])
+                if own := self._own_state(shard, names, saved["state"]):
+                    states[_index_of(shard, self._order)] = own
+        indices = iter(range(len(self._order)))
+        groups = [
+            group | {"params": [next(indices) for _ in shards]}
+            for group, shards in zip(saved["param_groups"], self._shards.groups, strict=True)
+        ]
         for name, buffer in self.model.named_buffers():
             if name in weights:
                 buffer.copy_(weights[name])
         with self._in_groups():
-            self.optimizer.restore()
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         spread(self._zero, self._stage)
 
-    def _load_base(self, shard: Tensor, names: list[str], saved: Mapping[str, Mapping[str, Any]]) -> None:
-        """Gives a shard the base optimizer's state of the parameters that it has pieces of."""
+    def _own_state(self, shard: Tensor, names: list[str], saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """A shard's part of the optimizer's state of the parameters that it has pieces of."""
         here = [name for name in names if (piece := self._shards.pieces[name]) is not None and piece.shard is shard]
-        latent, state = self._latent_of(shard), self.optimizer.base.state
-        state.pop(latent, None)
         # Of a shard that is all padding, any parameter of the group tells what is not spread: the number of steps.
         example = next((name for name in here or names if name in saved), None)
         if example is None:
-            return
-        state[latent] = {
-            key: torch.zeros_like(latent) if _is_as_long(value, self._shapes[example].numel()) else copied(value)
+            return {}
+        own = {
+            key: torch.zeros_like(shard) if _is_as_long(value, self._shapes[example].numel()) else copied(value)
             for key, value in saved[example].items()
         }
         for name in here:
             for key, value in saved.get(name, {}).items():
                 if _is_as_long(value, self._shapes[name].numel()):
-                    self._put(name, value, partial(self._entry, key))
-
-    def _latent_of(self, shard: Tensor) -> Tensor:
-        """What is trained for a shard: its latents, or itself where nothing is quantized."""
-        return self.optimizer.trained(shard)
-
-    def _state_of(self, shard: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.optimizer.base.state.get(self._latent_of(shard), {})
-        return state
-
-    def _entry(self, key: str, shard: Tensor) -> Tensor:
-        entry: Tensor = self._state_of(shard)[key]
-        return entry
+                    self._put(name, value, partial(_entry, {shard: own}, key))
+        return own
 
     def _whole(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
         """What `of` gives for the shards of a parameter, gathered to the parameter's shape. To the bit; collective."""
@@ -253,27 +245,52 @@ class DeepSpeedEngine:
     @contextmanager
     def _in_groups(self) -> Iterator[None]:
         """Inside, the groups list all shards, which stage 3 puts there one at a time, and only while it steps."""
-        groups = self.optimizer.param_groups
-        before = [group["params"] for group in groups]
-        for group, shards in zip(groups, self._shards.groups, strict=True):
+        before = [group["params"] for group in self._base.param_groups]
+        for group, shards in zip(self._base.param_groups, self._shards.groups, strict=True):
             group["params"] = shards
         try:
             yield
         finally:
-            for group, parameters in zip(groups, before, strict=True):
+            # Looked up again: a state that is loaded brings groups of its own.
+            for group, parameters in zip(self._base.param_groups, before, strict=True):
                 group["params"] = parameters
 
 
-class _Collected(Optimizer):
-    """Stands where DeepSpeed steps, and keeps a copy of each shard's gradient instead."""
+class _StandIn(Optimizer):
+    """Stands where DeepSpeed steps: has ProxConnect step, or keeps a copy of each shard's gradient for a later step."""
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        self.param_groups, self.defaults, self.state = groups, {}, defaultdict(dict)
+    def __init__(self, base: Optimizer) -> None:
+        self.base = base
         super().__setstate__({})
+        self.step_shards: Callable[[], Any] | None = None
         self._gradients: dict[Tensor, Tensor] = {}
 
+    # The base's own, so that what DeepSpeed lists in the groups is what ProxConnect finds there.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]  # noqa: ANN401  (torch's defaultdict)
+        """The base's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base's defaults."""
+        return self.base.defaults
+
     def step(self, _closure: object = None) -> None:  # type: ignore[override]
-        """Keeps the gradients of the shards that the groups list now."""
+        """Steps the shards that the groups list now, or keeps their gradients."""
+        if self.step_shards is not None:
+            self.step_shards()
+            return
         for group in self.param_groups:
             self._gradients |= {p: p.grad.clone() for p in group["params"] if p.grad is not None}
 
@@ -298,3 +315,12 @@ def _join(layout: Layout) -> None:
 def _is_as_long(value: Any, length: int) -> bool:  # noqa: ANN401  (an entry of a base optimizer's state)
     """Whether it goes along with `length` weights, number by number."""
     return isinstance(value, Tensor) and value.ndim > 0 and value.numel() == length
+
+
+def _entry(states: Mapping[Tensor, Mapping[str, Any]], key: str, shard: Tensor) -> Tensor:
+    entry: Tensor = states[shard][key]
+    return entry
+
+
+def _index_of(shard: Tensor, order: list[Tensor]) -> int:
+    return next(index for index, each in enumerate(order) if each is shard)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quantizers import ProxConnect
 from suite.config import Execution, Training
 from suite.distributed import Layout
-from suite.engine import Latent, copied, require_same_recipe
+from suite.engine import Latent, copied, require_agreement, require_same_recipe
 
 AUTOCAST = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,6 +33,7 @@ class PlainEngine:
         execution: Execution,
     ) -> None:
         self.model, self.optimizer, self.criterion, self.layout = model, optimizer, criterion, layout
+        require_agreement(self.optimizer, layout)
         self.clip_grad_norm, self.micro_batch_size = training.clip_grad_norm, execution.micro_batch_size
         self.dtype = AUTOCAST[training.precision]
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=self.dtype == torch.float16)
@@ -61,7 +62,7 @@ class PlainEngine:
         if self.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             self.optimizer.clip_grad_norm_(self.clip_grad_norm)
-        self.scaler.step(self.optimizer)  # where fp16 overflowed, no step: w, w* and written_mu stay as they are
+        self.scaler.step(self.optimizer)  # where fp16 overflowed, no step: w, w* and mu stay as they are
         self.scaler.update()
         return loss, torch.cat(logits)
 
@@ -106,18 +107,15 @@ class PlainEngine:
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         state = self.optimizer.state_dict()
         order = [name for names in self._names for name in names]
-        groups = state["base"]["param_groups"]
         return {
             "model": self.model.state_dict(),
             "optimizer": {
-                "update": state["update"],
-                "base": {
-                    "state": {order[index]: dict(values) for index, values in state["base"]["state"].items()},
-                    "param_groups": [
-                        group | {"params": list(names)} for group, names in zip(groups, self._names, strict=True)
-                    ],
-                },
-                "latents": {latent.name: latent.w_star for latent in self.latents()},
+                "update": self.optimizer.update,
+                "state": {order[index]: dict(values) for index, values in state["state"].items()},
+                "param_groups": [
+                    group | {"params": list(names)}
+                    for group, names in zip(state["param_groups"], self._names, strict=True)
+                ],
             },
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
         }
@@ -135,18 +133,13 @@ class PlainEngine:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(
             {
-                "update": saved["update"],
-                "base": {
-                    "state": {
-                        order[name]: {key: _laid_out_as(value, parameters[name]) for key, value in values.items()}
-                        for name, values in saved["base"]["state"].items()
-                    },
-                    "param_groups": [
-                        group | {"params": [order[name] for name in group["params"]]}
-                        for group in saved["base"]["param_groups"]
-                    ],
+                "state": {
+                    order[name]: {key: _laid_out_as(value, parameters[name]) for key, value in values.items()}
+                    for name, values in saved["state"].items()
                 },
-                "latents": [saved["latents"][latent.name] for latent in self.latents()],
+                "param_groups": [
+                    group | {"params": [order[name] for name in group["params"]]} for group in saved["param_groups"]
+                ],
             }
         )
         if self.scaler.is_enabled() and state["scaler"] is not None:

@@ -1,14 +1,14 @@
-"""Optimizers that step some tensors of awkward sizes and values, in one pass or by torch's operations."""
+"""Optimizers that step some tensors of awkward sizes and values, fused or eagerly, and what rounding may do to them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from quantizers import QUANTIZERS, ProxConnect, reference
+from quantizers import QUANTIZERS, ProxConnect, maps, reference
 from quantizers.fused import passes
 
 BASES: dict[str, tuple[Callable[..., Optimizer], Callable[..., reference.Move], dict[str, Any]]] = {
@@ -21,8 +21,14 @@ SHAPES = [(13, 7, 3, 3), (5,), (31, 8)]
 MUS = [0.4, 0.7, 1.0, 3.0, 10.0, 100.0, 1e4, 0.0, 0.2]
 ROUNDS_AS_TORCH = {"fp", "bc", "pc", "hardtanh", "bnn", "clip++", "bireal", "bireal++"}
 """Rows whose maps are sums, products and comparisons, which have but one way to be rounded."""
+TORCH_FUSES_MULTIPLY_ADD = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+"""Whether torch's kernels, as ours do on every processor, round a x + b once."""
 
-IN_CPP = [name for name, row in QUANTIZERS.items() if {row.forward.__name__, row.backward.__name__} <= passes.maps()]
+IN_CPP = [name for name, row in QUANTIZERS.items() if {row.forward.__name__, row.backward.__name__} <= passes.MAP_NAMES]
+EPS = torch.finfo(torch.float32).eps
+ROUNDINGS = 16
+"""Bounds the roundings between a step's inputs and a result, maps included, each of EPS / 2 of a term at most. The
+longest way is AdamW's: eight in B, and eight from g to v. Two ways to compute the same differ by twice as many halves."""
 
 
 def numbers(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -47,9 +53,8 @@ class Steps:
         dtype: torch.dtype = torch.float32,
         fused: bool = True,
         clip_latents: bool = False,
-        device: str = "cpu",
     ) -> None:
-        self.parameters = [torch.nn.Parameter(tensor.to(device)) for tensor in numbers(0, dtype)]
+        self.quantizer, self.parameters = quantizer, [torch.nn.Parameter(tensor) for tensor in numbers(0, dtype)]
         group = {"params": self.parameters, "quantizer": quantizer, "mu": MUS[0]}
         make, _, self.base_options = BASES[base]
         base_optimizer = make([group], lr=0.05, **self.base_options)
@@ -66,19 +71,62 @@ class Steps:
     def run(self, t: int) -> None:
         mu, lr = MUS[t % len(MUS)], 0.05 / (1 + t)
         self.optimizer.param_groups[0].update(mu=mu, lr=lr)
+        self.give(t)
+        self.optimizer.step()
+
+    def give(self, t: int) -> None:
         for p, gradient in zip(self.parameters, gradients(t), strict=True):
             p.grad = gradient.to(p)
-        assert bool(self.optimizer._passes()) == self.optimizer.fused, "stepped the other way"
-        self.optimizer.step()
 
     def take(self, other: "Steps") -> None:
         """Go on from where the other is."""
         self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
 
+    def terms(self, t: int) -> list[Tensor]:
+        """The sum of the moduli of all terms that step t will add into w*, float64: what its roundings are relative to.
+
+        Of SGD lr (|B g| + decay |w*| + momentum |buffer|, and Nesterov's momentum once more) + |w*|; of AdamW the step
+        size times (|m| + |B g|) / (sqrt(u) / correction + eps), + |w*|.
+        """
+        group, found = self.optimizer.param_groups[0], []
+        for p, w_star, gradient in zip(self.parameters, self.w_star, gradients(t), strict=True):
+            v, state = w_star.double().abs(), self.optimizer.state[p]
+            g = self._size_of_backward(w_star.double()) * gradient.to(p).double().abs()
+            if isinstance(self.optimizer.base, SGD):
+                g = g + group["weight_decay"] * v
+                kept = state["momentum_buffer"].double().abs() if "momentum_buffer" in state else torch.zeros_like(g)
+                momentum = group["momentum"]
+                move = momentum * (momentum * kept + g) + g if group["nesterov"] else momentum * kept + g
+                found.append(v + group["lr"] * move)
+            else:
+                beta1, beta2 = group["betas"]
+                step = float(state["step"]) + 1 if state else 1.0
+                m = state["exp_avg"].double().abs() if state else torch.zeros_like(g)
+                u = beta2 * (state["exp_avg_sq"].double() if state else 0.0) + (1 - beta2) * g.square()
+                root = (u / (1 - beta2**step)).sqrt() + group["eps"]
+                found.append(v + group["lr"] / (1 - beta1**step) * (m + g) / root)
+        return found
+
+    def _size_of_backward(self, w_star: Tensor) -> Tensor:
+        """|B|, of sign-Swish's, which changes sign, the sum of the moduli of its two terms."""
+        mu: float = self.optimizer.state_dict()["state"][0]["mu"]
+        backward = QUANTIZERS[self.quantizer].backward
+        if backward is not maps.sign_swish_derivative:
+            return backward(w_star, mu).abs()
+        a = mu * w_star.abs()
+        return 2 * mu * (2 + a) * torch.exp(-a)
+
 
 def gradients(t: int) -> list[Tensor]:
     # As steep as B may be at the mu that w was written with.
     return [g / max(1.0, MUS[t % len(MUS) - 1]) for g in numbers(1 + t)]
+
+
+def require_within_rounding(ones: Sequence[Tensor], others: Sequence[Tensor], terms: Sequence[Tensor]) -> None:
+    """AssertionError where two results differ by more than ROUNDINGS * EPS of the terms that went into them."""
+    for one, other, term in zip(ones, others, terms, strict=True):
+        excess = (one.double() - other.double()).abs() - ROUNDINGS * EPS * term
+        assert excess.max() <= 0, f"beyond rounding by {excess.max():.3g}"
 
 
 def equal(ones: list[Tensor], others: list[Tensor]) -> bool:

@@ -2,10 +2,18 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.optim import Optimizer
+
+from quantizers import QUANTIZERS
+
+UPDATES = ("pc++", "pq", "rpc")
+eager_and_fused = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
+every_row = pytest.mark.parametrize("quantizer", QUANTIZERS)
+every_update = pytest.mark.parametrize("update", UPDATES)
 
 
 class TanhNetwork(nn.Module):
@@ -35,6 +43,11 @@ class TanhNetwork(nn.Module):
     def bits(self) -> list[Tensor]:
         """A copy of the parameters, to be compared bit for bit."""
         return [p.detach().clone() for p in self.parameters()]
+
+
+def dtype_of(*, fused: bool) -> torch.dtype:
+    """The fused step is for float32; elsewhere float64 leaves less to rounding."""
+    return torch.float32 if fused else torch.float64
 
 
 def equal(ones: list[Tensor], others: list[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.assemble import build_criterion, build_loaders, build_lr_schedule, build_model, build_optimizer
+from suite.assemble import build_base, build_criterion, build_loaders, build_lr_schedule, build_model, wrap
 from suite.config import Cell
 from suite.data.sources import load
 from suite.distributed import Layout
@@ -18,7 +18,7 @@ NOWHERE = Path("no-data-needed")
 
 def _learning_rates(cell: Cell, steps_per_epoch: int) -> list[float]:
     model, split = build_model(cell, load("digits", NOWHERE), None)
-    optimizer = build_optimizer(cell, model, split)
+    optimizer = wrap(cell, build_base(cell, model, split))
     schedule = build_lr_schedule(cell.training, optimizer, steps_per_epoch)
     rates = []
     for step in range(cell.training.epochs * steps_per_epoch):
@@ -68,7 +68,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(make_cell: MakeCell) 
 def test_weight_decay_is_on_weights_and_latents_only(make_cell: MakeCell, optimizer: str) -> None:
     cell = make_cell(training__optimizer=optimizer, training__weight_decay=0.25)
     model, split = build_model(cell, load("digits", NOWHERE), None)
-    groups = build_optimizer(cell, model, split).param_groups
+    groups = wrap(cell, build_base(cell, model, split)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.25 if parameter.ndim > 1 else 0.0), name

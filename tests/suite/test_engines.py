@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import ProxConnect
-from suite.assemble import build_criterion, build_engine, build_loaders, build_model, build_optimizer
+from suite.assemble import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
 from suite.config import Cell, Execution
 from suite.data import sources
 from suite.distributed import Layout
@@ -45,6 +45,10 @@ def _run(engine: Engine, batches: list[tuple[Tensor, Tensor]]) -> list[float]:
     return [engine.train_step(*batch)[0].item() for batch in batches]
 
 
+def _latents(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: own["w_star"] for name, own in state["optimizer"]["state"].items() if "w_star" in own}
+
+
 def _bits(state: Any) -> Any:  # noqa: ANN401  (a state's parts)
     """The state with lists of numbers for tensors, which compare by value."""
     if isinstance(state, Tensor):
@@ -61,7 +65,12 @@ def test_micro_batches_of_any_size_make_up_the_batch(make_cell: MakeCell, size: 
     model, split = build_model(cell, sources.load("digits", Path("none")), None)
     execution = Execution(micro_batch_size=size)
     parts = PlainEngine(
-        model, build_optimizer(cell, model, split), build_criterion(cell.training), Layout(), cell.training, execution
+        model,
+        wrap(cell, build_base(cell, model, split)),
+        build_criterion(cell.training),
+        Layout(),
+        cell.training,
+        execution,
     )
     for images, labels in _batches(cell, 3):
         loss, logits = whole.train_step(images, labels)
@@ -107,10 +116,11 @@ def test_a_state_names_what_it_holds(make_cell: MakeCell) -> None:
     state = engine.state_dict()
     names = {name for name, _ in engine.model.named_parameters()}
     optimizer = state["optimizer"]
-    assert set(optimizer["base"]["state"]) == names
-    assert {name for group in optimizer["base"]["param_groups"] for name in group["params"]} == names
-    assert set(optimizer["latents"]) == {latent.name for latent in engine.latents()}
-    assert all(w_star.dtype == torch.float32 for w_star in optimizer["latents"].values())
+    assert set(optimizer["state"]) == names
+    assert {name for group in optimizer["param_groups"] for name in group["params"]} == names
+    latents = _latents(state)
+    assert set(latents) == {latent.name for latent in engine.latents()}
+    assert all(w_star.dtype == torch.float32 for w_star in latents.values())
     assert state["scaler"] is None
     assert set(state["model"]) == set(engine.model.state_dict())
 
@@ -124,7 +134,7 @@ def test_a_state_of_another_recipe_or_model_is_refused(make_cell: MakeCell) -> N
     with pytest.raises(ValueError, match="another recipe: numbers of parameters"):
         engine.load_state_dict(_engine(make_cell(model="resnet20")).state_dict())
     state = engine.state_dict()
-    state["optimizer"]["base"]["param_groups"][0]["params"][0] = "stem.weight"
+    state["optimizer"]["param_groups"][0]["params"][0] = "stem.weight"
     with pytest.raises(ValueError, match=r"another model: not in both: conv1\.weight, stem\.weight"):
         engine.load_state_dict(state)
 
@@ -138,17 +148,19 @@ def test_a_step_that_overflowed_in_fp16_is_not_taken(make_cell: MakeCell) -> Non
         if "quantizer" in group:
             group["mu"] = 3.0  # a schedule has moved on
     before = engine.state_dict()
-    before = {"model": _bits(before["model"]), "latents": _bits(before["optimizer"]["latents"])}
+    before = {"model": _bits(before["model"]), "latents": _bits(_latents(before))}
     engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 1e30})
     _run(engine, batches[1:2])
     after = engine.state_dict()
-    assert {"model": _bits(after["model"]), "latents": _bits(after["optimizer"]["latents"])} == before
+    assert {"model": _bits(after["model"]), "latents": _bits(_latents(after))} == before
     assert after["scaler"]["scale"] == pytest.approx(5e29)
-    assert engine.optimizer.param_groups[-1]["written_mu"] == 2.0, "the mu that w was written with"
+    written = {own["mu"] for own in after["optimizer"]["state"].values() if "mu" in own}
+    assert written == {2.0}, "the mu that w was written with"
     engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 1024.0})
     _run(engine, batches[2:3])
-    assert _bits(engine.state_dict()["optimizer"]["latents"]) != before["latents"]
-    assert engine.optimizer.param_groups[-1]["written_mu"] == 3.0
+    assert _bits(_latents(engine.state_dict())) != before["latents"]
+    written = {own["mu"] for own in engine.state_dict()["optimizer"]["state"].values() if "mu" in own}
+    assert written == {3.0}
 
 
 def test_fp16_and_bf16_compute_in_16_bits_and_train_as_float32_does(make_cell: MakeCell) -> None:

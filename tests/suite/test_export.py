@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 import models
 from quantizers.packing import pack
 from suite import export as command
-from suite.assemble import build_optimizer
+from suite.assemble import build_base, wrap
 from suite.config import Cell
 from suite.distributed import Layout
 from suite.export import compare, export
@@ -179,7 +179,7 @@ def test_resnet18_shrinks_by_28_and_gives_the_same_logits(tmp_path: Path) -> Non
     split = models.binarize(model)
     images = torch.randn(4, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     model.to(memory_format=torch.channels_last)
-    build_optimizer(cell, model, split).harden()
+    wrap(cell, build_base(cell, model, split)).harden()
     torch.optim.swa_utils.update_bn([images], model)  # untrained statistics would let activations overflow
     path = tmp_path / "resnet18.safetensors"
     write(path, model, split, Origin(cell=cell, classes=tuple(f"class {number}" for number in range(1000))))

@@ -1,0 +1,366 @@
+"""Latents w* in memory: the parameters of a group share flat tensors, so that a step takes few operations.
+
+A quantizer is a scalar map, and most base optimizers are elementwise as well. So a `Block` holds the w* of several
+parameters end to end in one tensor, and F, B and the base optimizer each work on that one tensor. A parameter's w* and
+its entries of the base's state are views of the block's: they read as if it had been stepped alone.
+"""
+
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
+
+from quantizers.catalog import Map
+
+ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD)
+"""Base optimizers that move each element by itself, so that several parameters may be stepped as one tensor.
+
+Exactly these classes: a subclass may look at a parameter's shape. All of them evaluate a closure once, at the start.
+"""
+CPU_BLOCK = 2**20
+"""Elements of a block on a CPU, where temporaries should stay in its caches. A GPU's block holds the whole group."""
+
+States = MutableMapping[Tensor, dict[str, Any]]
+"""A base optimizer's state."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A quantized parameter, its latents, the block that holds them, and how the parameter was last written."""
+
+    parameter: Tensor
+    latent: Tensor
+    block: "Block"
+    mu: float = 1.0
+    """The sharpness that the parameter's present w was written with."""
+    stamp: tuple[int, int] = (-1, 0)
+
+    def alone(self) -> "Block":
+        """A block of this entry only, over the same memory."""
+        return self.block if not self.block.is_flat else Block(self.latent, [self])
+
+    def sign_off(self, mu: float | None = None) -> None:
+        """Note that the parameter holds what we wrote, with that mu if one is given."""
+        self.stamp = _stamp(self.parameter)
+        if mu is not None:
+            self.mu = mu
+
+    @property
+    def was_written_by_others(self) -> bool:
+        """Whether torch has seen a write to the parameter, or its memory is another, since we last wrote it."""
+        return self.stamp != _stamp(self.parameter)
+
+    def still_holds(self, f: Map, name: str) -> bool:
+        """Whether the parameter holds f(w*; mu) up to rounding; if so, that counts as written by us.
+
+        RuntimeError, with the parameter's name, if it has moved to another device or has another shape.
+        """
+        p, latent = self.parameter, self.latent
+        if p.device != latent.device or p.shape != latent.shape:
+            raise RuntimeError(
+                f"{name} is {tuple(p.shape)} on {p.device}, its latents are {tuple(latent.shape)} on {latent.device}: "
+                "make the optimizer once the model is in place"
+            )
+        rounding = 16 * torch.finfo(p.dtype).eps  # two ways to compute F, each with some ten roundings
+        w = f(_local(latent), self.mu).to(p.dtype)
+        same = torch.allclose(_local(p), w, rtol=rounding, atol=rounding, equal_nan=True)
+        if same:
+            self.sign_off()
+        return same
+
+
+def _stamp(parameter: Tensor) -> tuple[int, int]:
+    # `parameter.data = other` changes the address and not the version; a DTensor has no address of its own.
+    return parameter._version, parameter.data_ptr() if _is_plain(parameter) else 0  # noqa: SLF001  (torch's counter)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a DTensor that this process holds; any other tensor itself."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """A gradient as it was when a product was taken of it."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> "_Gradient":
+        assert parameter.grad is not None  # noqa: S101  (asked before)
+        return cls(parameter.grad, parameter.grad._version)  # noqa: SLF001
+
+    def still_is_of(self, parameter: Tensor) -> bool:
+        return parameter.grad is self.tensor and self.tensor._version == self.version  # noqa: SLF001
+
+
+@dataclass(eq=False)
+class Block:
+    """The latents of `entries` end to end in `w_star` (one dimension), or those of one parameter in its own shape."""
+
+    w_star: Tensor
+    entries: list[Entry] = field(default_factory=list)
+    _scratch: Tensor | None = None
+    _parts: list[Tensor] = field(default_factory=list)
+    _buffers: dict[str, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
+    _shared: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
+    _product_of: list[_Gradient] = field(default_factory=list)
+    scale: Tensor | None = None
+    """What the kept product still has to be multiplied by."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether several parameters share the block."""
+        return len(self.entries) > 1
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The parts of a tensor like `w_star` that belong to the entries, with their parameters' shapes and strides."""
+        if not self.is_flat:
+            return [flat]
+        found, at = [], 0
+        for entry in self.entries:
+            p = entry.parameter
+            part = flat[at : at + p.numel()]
+            found.append(part.as_strided(p.size(), p.stride()) if _is_dense(p) else part.view(p.size()))
+            at += p.numel()
+        return found
+
+    def scratch(self) -> tuple[Tensor, list[Tensor]]:
+        """A tensor like `w_star` for gradients and then for w, and its parts; the same one each time."""
+        if self._scratch is None:
+            self._scratch = torch.zeros_like(self.w_star)
+            self._parts = self.views(self._scratch)
+        return self._scratch, self._parts
+
+    def write(self, entries: Sequence[Entry], f: Map, mu: float | None) -> None:
+        """Write f(w*; mu) into the parameters of those entries; mu None: the one that each was written with before."""
+        mus = {entry.mu for entry in entries} if mu is None else {mu}
+        if self.is_flat and len(entries) == len(self.entries) and len(mus) == 1:
+            self.drop_product()
+            scratch, parts = self.scratch()
+            scratch.copy_(f(self.w_star, *mus))
+            torch._foreach_copy_([entry.parameter for entry in self.entries], parts)
+        else:
+            for entry in entries:
+                entry.parameter.copy_(f(entry.latent, entry.mu if mu is None else mu))
+        for entry in entries:
+            entry.sign_off(mu)
+
+    # Gradients
+
+    def take_product(self, backward: Map) -> Tensor:
+        """B(w*) . grad of all entries, like `w_star`; the kept product if its gradients are still the same."""
+        if self.has_product():
+            product = self.scratch()[0]
+            if self.scale is not None:
+                product.mul_(self.scale)
+            self.drop_product()
+            return product
+        mu = self.entries[0].mu
+        gradients = [entry.parameter.grad for entry in self.entries if entry.parameter.grad is not None]
+        if not self.is_flat:
+            return backward(self.w_star, mu) * gradients[0]
+        product, parts = self.scratch()
+        torch._foreach_copy_(parts, gradients)
+        return product.mul_(backward(self.w_star, mu))
+
+    def keep_product(self, product: Tensor, scale: Tensor) -> None:
+        """Let the step use `product`, times `scale`, unless a gradient changes until then."""
+        scratch, _ = self.scratch()
+        if product is not scratch:
+            if product.layout != torch.strided:
+                return  # the step takes it again
+            scratch.copy_(product)
+        self.scale = scale
+        self._product_of = [_Gradient.of(entry.parameter) for entry in self.entries]
+
+    def has_product(self) -> bool:
+        """Whether the scratch holds B(w*) . grad of the present gradients."""
+        return bool(self._product_of) and all(
+            gradient.still_is_of(entry.parameter)
+            for gradient, entry in zip(self._product_of, self.entries, strict=True)
+        )
+
+    def drop_product(self) -> None:
+        """Forget a kept product: the scratch, or the latents, are about to be written."""
+        self._product_of, self.scale = [], None
+
+    # The base's state
+
+    def gathered(self, states: States) -> "list[Block]":
+        """The blocks to step: this one, once its tensor has the state of its entries; else one for each entry.
+
+        The entries' elementwise tensors become views of one, without a copy where they are already. Their numbers have
+        to be equal: those of parameters that were not always stepped together are not.
+        """
+        if not self.is_flat:
+            return [self]
+        found = [states.get(entry.latent) or {} for entry in self.entries]
+        columns = {key: [state.get(key) for state in found] for key in found[0]}
+        if any(state.keys() != columns.keys() for state in found) or not all(
+            self._is_elementwise(column) or self._is_equal(key, column) for key, column in columns.items()
+        ):
+            return [entry.alone() for entry in self.entries]
+        whole: dict[str, Any] = {}
+        for key, column in columns.items():
+            if self._is_elementwise(column):
+                whole[key] = self._joined(key, column)
+                self._give(found, key, self._buffers[key][1])
+            else:
+                whole[key] = column[0].clone() if isinstance(column[0], Tensor) else column[0]
+        if whole:
+            states[self.w_star] = whole
+        return [self]
+
+    def scatter(self, states: States) -> None:
+        """Give the state that the base has left for the block's tensor to the entries, as views and equal numbers."""
+        if not self.is_flat:
+            return
+        whole = states.pop(self.w_star, {})
+        found = [states[entry.latent] for entry in self.entries]
+        for key in found[0].keys() - whole.keys():
+            for state in found:
+                del state[key]
+        for key, value in whole.items():
+            if not isinstance(value, Tensor):
+                self._give(found, key, [value] * len(found))
+            elif value.shape == self.w_star.shape:
+                if key not in self._buffers or self._buffers[key][0] is not value:
+                    self._buffers[key] = (value, self.views(value))
+                self._give(found, key, self._buffers[key][1])
+            else:
+                column = [state[key] if key in state else torch.empty_like(value) for state in found]
+                torch._foreach_copy_(column, [value] * len(column))
+                self._give(found, key, column)
+                self._shared[key] = [(each, each._version) for each in column]  # noqa: SLF001
+
+    def forget(self, states: States) -> None:
+        """Drop what `gathered` put into the base's state, after a step that failed."""
+        if self.is_flat:
+            states.pop(self.w_star, None)
+
+    @staticmethod
+    def _give(states: Sequence[dict[str, Any]], key: str, column: Sequence[Any]) -> None:
+        for state, value in zip(states, column, strict=True):
+            state[key] = value
+
+    def _is_elementwise(self, column: Sequence[Any]) -> bool:
+        return all(
+            isinstance(value, Tensor) and value.shape == entry.latent.shape and value.ndim > 0
+            for value, entry in zip(column, self.entries, strict=True)
+        )
+
+    def _is_equal(self, key: str, column: Sequence[Any]) -> bool:
+        if not isinstance(column[0], Tensor):
+            return all(not isinstance(value, Tensor) and value == column[0] for value in column)
+        if any(not isinstance(value, Tensor) or value.ndim for value in column):
+            return False
+        known = self._shared.get(key, [])
+        # As `scatter` left them: then nobody need look at their values, which may lie on a GPU.
+        if len(known) == len(column) and all(
+            value is each and value._version == version  # noqa: SLF001
+            for value, (each, version) in zip(column, known, strict=True)
+        ):
+            return True
+        return len({value.item() for value in column}) == 1
+
+    def _joined(self, key: str, column: Sequence[Any]) -> Tensor:
+        buffer, views = self._buffers.get(key, (None, ()))
+        if buffer is not None and all(value is view for value, view in zip(column, views, strict=True)):
+            return buffer
+        buffer = torch.empty_like(self.w_star, dtype=column[0].dtype)
+        fresh = self.views(buffer)
+        torch._foreach_copy_(fresh, list(column))
+        self._buffers[key] = (buffer, fresh)
+        return buffer
+
+
+def by_block(entries: Iterable[Entry]) -> Iterator[tuple[Block, list[Entry]]]:
+    """The blocks in the order of their first entries, each with those of its entries that are given."""
+    found: dict[Block, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.block, []).append(entry)
+    yield from found.items()
+
+
+def with_gradients(entries: Iterable[Entry]) -> Iterator[Block]:
+    """Blocks of the entries that have a gradient: shared ones where that is all of a block, else of one entry each."""
+    for block, own in by_block(entries):
+        moving = [entry for entry in own if entry.parameter.grad is not None]
+        is_whole = (
+            len(moving) == len(block.entries)
+            and len({entry.mu for entry in moving}) == 1
+            and all(g is not None and g.layout == torch.strided for g in (e.parameter.grad for e in moving))
+        )
+        yield from [block] if is_whole else [entry.alone() for entry in moving]
+
+
+def entries_of(parameters: Iterable[Tensor], values: Iterable[Tensor], *, joined: bool) -> Iterator[Entry]:
+    """Entries whose latents are copies of `values`, in float32 or better; several to a block if `joined`."""
+    for block in _blocks(parameters, values, joined=joined):
+        yield from block.entries
+
+
+def _blocks(parameters: Iterable[Tensor], values: Iterable[Tensor], *, joined: bool) -> Iterator[Block]:
+    open_blocks: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for p, value in zip(parameters, values, strict=True):
+        dtype = torch.promote_types(value.dtype, torch.float32)
+        if not joined or not _is_plain(p) or (p.is_cpu and p.numel() > CPU_BLOCK):
+            yield _alone(p, value.detach().to(dtype, copy=True))
+            continue
+        waiting = open_blocks.setdefault((p.device, dtype), [])
+        if p.is_cpu and sum(other.numel() for other, _ in waiting) + p.numel() > CPU_BLOCK:
+            yield _together(waiting, dtype)
+            waiting.clear()
+        waiting.append((p, value))
+    for (_, dtype), waiting in open_blocks.items():
+        yield _together(waiting, dtype)
+
+
+def _alone(p: Tensor, latent: Tensor) -> Block:
+    block = Block(latent)
+    block.entries.append(Entry(p, latent, block))
+    return block
+
+
+def _together(members: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Block:
+    if len(members) == 1:
+        ((p, value),) = members
+        return _alone(p, value.detach().to(dtype, copy=True))
+    block = Block(torch.empty(sum(p.numel() for p, _ in members), dtype=dtype, device=members[0][0].device))
+    block.entries += [Entry(p, block.w_star, block) for p, _ in members]
+    for entry, view, (_, value) in zip(block.entries, block.views(block.w_star), members, strict=True):
+        entry.latent = view.copy_(value.detach())
+    return block
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps or overlaps, in whatever order."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def is_elementwise(base: Optimizer) -> bool:
+    """Whether several parameters may be stepped as one tensor."""
+    return type(base) in ELEMENTWISE
