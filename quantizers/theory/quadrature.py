@@ -81,13 +81,17 @@ class Table(NamedTuple):
     def __call__(self, w: Tensor) -> Tensor:
         """F(w) in float64; NaN at NaN, the tangent beyond the last panel."""
         inside = w.clamp(-FARTHEST, FARTHEST)
-        at = (torch.searchsorted(self.left, inside.detach(), right=True) - 1).clamp(0, len(self.left) - 1)
+        at = (
+            torch.searchsorted(self.left, inside.detach().contiguous(), right=True)
+            .sub_(1)
+            .clamp_(0, len(self.left) - 1)
+        )
         width, rise = self.width[at], self.rise[at]
         t = (inside - self.inner[at]) / width
         s_in, s_out = self.slope_in[at] * width, self.slope_out[at] * width
         # Hermite's cubic by powers of t: from the end nearer 0, where its value has most digits.
         cubic = t * (s_in + t * (3 * rise - 2 * s_in - s_out + t * (s_in + s_out - 2 * rise)))
-        return self.value[at] + cubic + self.slope_out[at] * (w - inside)
+        return cubic + self.value[at] + self.slope_out[at] * (w - inside)  # in this order: it has the layout of w
 
 
 def tabulate(backward: Callable[[Tensor], Tensor]) -> Table:

@@ -57,6 +57,13 @@ def test_synthesized_and_completed_maps_keep_shape_and_dtype(dtype: torch.dtype,
             assert (f(w_star, 2.0).shape, f(w_star, 2.0).dtype) == (w_star.shape, w_star.dtype)
 
 
+def test_a_completed_forward_keeps_the_memory_format() -> None:
+    w_star = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    f = complete(maps.clip_derivative).forward(w_star, 1.0)
+    assert f.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(f, w_star)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_derivative_needs_no_graph_around_it(context: Callable[[], torch.no_grad]) -> None:
     row, w_star = synthesize(maps.identity, lambda u, _: u**3), torch.tensor([2.0])
