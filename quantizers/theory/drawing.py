@@ -28,6 +28,7 @@ SETTLED = 0.02
 """A map has settled where it varies by less than this share of its range."""
 NEGLIGIBLE = 1e-6
 """Changes smaller than this are drawn as constant (absolute; relative to the map's range where noted)."""
+NUM_PATH_STEPS = 500
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#999999"
 
 
@@ -166,7 +167,7 @@ def draw_paths(out: Path) -> None:
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, name in zip(panels, ("bc", "bnn", "bnn++"), strict=True):
-        path = run(loss, name, start, [0.05] * 500, Exponential(1.0, 50.0) if name == "bnn++" else None)
+        path = run(loss, name, start, [0.05] * NUM_PATH_STEPS, Exponential(1.0, 50.0) if name == "bnn++" else None)
         _draw_path(axes, loss, path)
         axes.set_title(f"{name}, mu from 1 to 50" if name == "bnn++" else name)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)

@@ -221,11 +221,11 @@ def test_not_a_number_stays_so_in_hardened_weights() -> None:
     assert p.isnan().tolist() == [False, True, False]
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that torch dispatches."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num = 0
 
     def __torch_dispatch__(self, func: Callable[..., Any], _types: object, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401

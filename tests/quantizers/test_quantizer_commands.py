@@ -1,6 +1,5 @@
 """`python -m quantizers`: what it says, draws and answers to mistakes."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -155,26 +154,8 @@ def test_the_pictures_of_convergence_are_there_and_small(name: str) -> None:
 
 def test_convergence_draws_both_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantizers.theory.convergence.curves", lambda num_steps: curves(num_steps // 40))
+    monkeypatch.setattr("quantizers.theory.drawing.NUM_PATH_STEPS", 20)
     answer = call("convergence", "--out", str(tmp_path))
     assert answer.exit_code == 0, answer.output
     assert is_png(tmp_path / "convergence.png")
     assert is_png(tmp_path / "paths.png")
-
-
-# Imports
-
-
-def test_no_module_but_the_two_of_the_command_loads_more_than_torch_does() -> None:
-    program = (
-        "import importlib, pkgutil, sys, torch\n"
-        "import quantizers\n"
-        "for module in pkgutil.walk_packages(quantizers.__path__, 'quantizers.'):\n"
-        "    if module.name not in ('quantizers.__main__', 'quantizers.theory.drawing'):\n"
-        "        importlib.import_module(module.name)\n"
-        "found = {'matplotlib', 'PIL', 'rich', 'typer'} & set(sys.modules)\n"
-        "assert not found, found\n"
-        "assert 'quantizers.theory.synthesis' in sys.modules\n"
-        "import quantizers.__main__\n"
-        "assert 'matplotlib' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
