@@ -49,7 +49,7 @@ def launch(
         for cell in cells:
             RunDir.create(grid_dir / cell.id, cell)
         write_plan(grid_dir, cells)
-        code = snapshot.folder_of(grid_dir, snapshot.take(grid_dir))
+        code = snapshot.folder_of(grid_dir, snapshot.take(grid_dir, wanted))
         with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
             try:
                 return _run(grid_dir, wanted, cluster, code, show)

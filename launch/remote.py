@@ -63,7 +63,7 @@ def launch(
         starting = [cell for array in planned for task in array.tasks for cell in task]
         preflight(starting, cluster("").data_dir, console)
         _create(grid_dir, starting, console)
-        return _submit(grid_dir, planned, cluster(snapshot.take(grid_dir)), console)
+        return _submit(grid_dir, planned, cluster(snapshot.take(grid_dir, starting)), console)
 
 
 def _create(grid_dir: Path, cells: Sequence[Cell], console: Console) -> None:

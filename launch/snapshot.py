@@ -1,35 +1,47 @@
 """The code of a launch, kept beside its runs: a job that waited for days runs what was submitted, not a later edit.
 
-GRID/code/<hash>/ holds the packages as they lay on disk, and snapshot.json: the commit, and what differs from it.
+GRID/code/<hash>/ holds the packages as they lay on disk, the modules of the working directory that define the cells'
+quantizers (`mine:PAIR`), and snapshot.json: the commit, and what differs from it.
 """
 
 import hashlib
 import json
 import shutil
+import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suite.files import write_bytes, write_json
 from suite.provenance import SNAPSHOT, code_version
 
 PACKAGES = ("quantizers", "models", "suite", "launch", "analysis")
+if TYPE_CHECKING:  # pydantic comes with it
+    from suite.config import Cell
+
 SUFFIXES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
 
 
-def take(grid_dir: Path) -> str:
+def take(grid_dir: Path, cells: "Collection[Cell]" = ()) -> str:
     """Copies the code into the grid's directory, unless it lies there already; returns its name, 12 hex digits."""
-    folder = folder_of(grid_dir, name())
+    files = _files() | _users_modules(cells)
+    folder = folder_of(grid_dir, _name(files))
     if not (folder / SNAPSHOT).exists():  # written last: a copy that was broken off is made again
         shutil.rmtree(folder, ignore_errors=True)
-        for path, content in _files().items():
+        for path, content in files.items():
             write_bytes(folder / path, content)
         write_json(folder / SNAPSHOT, code_version())
     return folder.name
 
 
-def name() -> str:
+def name(cells: "Collection[Cell]" = ()) -> str:
     """Hash of the code as it is now, and of what git says of it."""
+    return _name(_files() | _users_modules(cells))
+
+
+def _name(files: dict[str, bytes]) -> str:
     digest = hashlib.sha256(json.dumps(code_version()).encode())
-    for path, content in _files().items():
+    for path, content in files.items():
         digest.update(f"{path} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
@@ -46,4 +58,25 @@ def _files() -> dict[str, bytes]:
         for package in PACKAGES
         for path in sorted((source / package).rglob("*"))
         if path.suffix in SUFFIXES and "__pycache__" not in path.parts
+    }
+
+
+def _users_modules(cells: "Collection[Cell]") -> dict[str, bytes]:
+    """What importing the cells' own quantizers has loaded from the working directory. What is installed stays there."""
+    named = {cell.quantizer for cell in cells}
+    named |= {cell.quantization.inputs.quantizer for cell in cells if cell.quantization.inputs is not None}
+    own = [name for name in named if ":" in name]
+    if not own:
+        return {}
+    import quantizers
+
+    for name in own:
+        quantizers.get(name)
+    here = Path.cwd()
+    loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    beside = {path.relative_to(here): path for path in loaded if path.is_relative_to(here) and path.suffix == ".py"}
+    return {
+        str(relative): path.read_bytes()
+        for relative, path in sorted(beside.items())
+        if relative.parts[0] not in PACKAGES and "site-packages" not in relative.parts
     }

@@ -91,7 +91,7 @@ class Start:
         check(array.resources for array in planned)
         rows = standings(self.grid_dir, self.wanted, queue)
         show(Console(), f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
-        cluster = SlurmCluster(self.grid_dir, self.data_dir, snapshot.name(), self.train_options)
+        cluster = SlurmCluster(self.grid_dir, self.data_dir, snapshot.name(self.wanted), self.train_options)
         _print_scripts(planned, cluster)
         _print_sizes(planned)
 

@@ -2,7 +2,7 @@
 
     x_b = F(x; mu)          grad x = B(x; mu) . grad x_b
 
-F and B are those of any binary row of `quantizers.QUANTIZERS`; "bnn", sign with B = 1 on [-1, 1], is BinaryNet's
+F and B are those of any binary row that `quantizers.get` finds; "bnn", sign with B = 1 on [-1, 1], is BinaryNet's
 (Courbariaux et al., 2016). Where F is not yet sign (a ++ row at finite mu), inputs are binary once hardened.
 """
 
@@ -14,23 +14,29 @@ import torch
 from torch import Tensor, nn
 
 import quantizers
-from quantizers import maps
+from quantizers import Quantizer, maps
 from quantizers.sharpness import require_sharpness
 
 
 @dataclass(frozen=True)
 class InputQuantization:
-    """How the inputs of a model's binary layers are quantized: a row's name and its mu, which may move later.
+    """How the inputs of a model's binary layers are quantized.
 
-    ValueError: the row is unknown or not binary, or mu is negative or not finite.
+    Args:
+        quantizer: a row's name, module:attribute, or a Quantizer.
+        mu: its sharpness, which may move later.
+
+    Raises:
+        ValueError: the row is unknown or not binary, or mu is negative or not finite.
     """
 
-    quantizer: str = "bnn"
+    quantizer: str | Quantizer = "bnn"
     mu: float = 1.0
 
     def __post_init__(self) -> None:
-        if not quantizers.get(self.quantizer).binary:
-            raise ValueError(f"{self.quantizer!r} leaves inputs real; for binary inputs take bnn, say")
+        row = quantizers.get(self.quantizer)
+        if not row.binary:
+            raise ValueError(f"{row.name!r} leaves inputs real; for binary inputs take bnn, say")
         require_sharpness(self.mu)
 
 
@@ -50,18 +56,19 @@ class BinaryInput(nn.Module):
 
     def extra_repr(self) -> str:
         """What print(model) shows of it."""
-        return f"{self.quantizer}, mu={self.mu:g}{', hard' * self.hard}"
+        name = self.quantizer if isinstance(self.quantizer, str) else self.quantizer.name
+        return f"{name}, mu={self.mu:g}{', hard' * self.hard}"
 
 
-def quantize(x: Tensor, quantizer: str, mu: float, *, hard: bool = False) -> Tensor:
-    """F(x; mu) of the row called `quantizer`, or sign(x) if `hard`; backward: grad . B(x; mu). Keeps x for backward."""
+def quantize(x: Tensor, quantizer: str | Quantizer, mu: float, *, hard: bool = False) -> Tensor:
+    """F(x; mu) of `quantizer`, or sign(x) if `hard`; backward: grad . B(x; mu). Any shape. Keeps x for backward."""
     y: Tensor = _Quantize.apply(x, quantizer, mu, hard)
     return y
 
 
 class _Quantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantizer: str, mu: float, hard: bool) -> Tensor:  # noqa: ANN401  (torch's)
+    def forward(ctx: Any, x: Tensor, quantizer: str | Quantizer, mu: float, hard: bool) -> Tensor:  # noqa: ANN401  (torch's)
         ctx.save_for_backward(x)
         ctx.quantizer, ctx.mu = quantizer, mu
         return maps.hard_sign(x, mu) if hard else quantizers.get(quantizer).forward(x, mu)

@@ -2,13 +2,15 @@
 
 import re
 import sys
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-if TYPE_CHECKING:  # --help must not wait for matplotlib
-    from quantizers.catalog import Quantizer
+from quantizers.catalog import QUANTIZERS, Quantizer, get
+from quantizers.sharpness import Shape, require_sharpness
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 
 DOCS, IMAGES = Path("docs"), Path("docs/images")
+PICTURES = Path("images") / "quantizers"
+"""Folder of the rows' pictures, relative to the page."""
 
 
 @app.command("list")
@@ -34,17 +38,14 @@ def list_() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from quantizers import QUANTIZERS
-    from quantizers.theory.gallery import formula, sharpness
-
     table = Table(box=box.SIMPLE, show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("principled?", no_wrap=True)
     table.add_column("usual mu", width=12)
     table.add_column("forward, backward, source")
     for row in QUANTIZERS.values():
-        pair = f"{formula(row.forward)}\n{formula(row.backward)}\n{row.citation}"
-        table.add_row(*map(escape, (row.name, "no" if row.prox is None else "yes", sharpness(row.usual_mu), pair)))
+        pair = "\n".join([*_parts(row.formula), row.citation])
+        table.add_row(*map(escape, (row.name, "no" if row.prox is None else "yes", schedule(row.usual_mu), pair)))
     Console().print(table)
 
 
@@ -66,14 +67,12 @@ def certify(
 
     [dim]python -m quantizers certify bnn+ --mu 5[/]
     """
-    from quantizers.sharpness import require_sharpness
     from quantizers.theory.certificates import certify as examine
     from quantizers.theory.drawing import draw_certificate
-    from quantizers.theory.gallery import middle_mu
 
-    quantizer = _resolve(name)
-    sharpness = middle_mu(quantizer) if mu is None else mu
     try:
+        quantizer = get(name)
+        sharpness = middle_mu(quantizer) if mu is None else mu
         require_sharpness(sharpness)
         certificate = examine(quantizer, sharpness)
     except ValueError as error:
@@ -91,10 +90,8 @@ def gallery(out: Annotated[Path, typer.Option(help="Folder of the page quantizer
 
     [dim]python -m quantizers gallery --out docs[/]
     """
-    from quantizers import QUANTIZERS
     from quantizers.theory.certificates import certify as examine
     from quantizers.theory.drawing import draw_certificate
-    from quantizers.theory.gallery import PICTURES, middle_mu, page
 
     for row in QUANTIZERS.values():
         draw_certificate(row, examine(row, middle_mu(row)), out / PICTURES / f"{row.name}.png")
@@ -118,27 +115,54 @@ def convergence(
     print(f"{out / 'convergence.png'}, {out / 'paths.png'}")
 
 
-def _resolve(name: str) -> "Quantizer":
-    """The row of that name, or the user's own pair; what is wrong is told with the choices, and ends the program."""
-    from quantizers.catalog import Quantizer, get, unknown
+def schedule(shape: Shape | None) -> str:
+    """How mu moves, in words: 'exponential, 2 to 500', 'constant, 5', or 'none'."""
+    if shape is None:
+        return "none"
+    if not is_dataclass(shape):
+        return f"{shape(0):g} to {shape(1):g}"
+    ends = " to ".join(f"{getattr(shape, field.name):g}" for field in fields(shape))
+    return f"{type(shape).__name__.lower()}, {ends}"
 
-    if ":" not in name:
-        try:
-            return get(name)
-        except ValueError as error:
-            _fail(f"{error}, or module:attribute")
-    import importlib
 
-    module_name, attribute = name.split(":", 1)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        _fail(f"{name}: cannot import {module_name!r}: {error}")
-    found = getattr(module, attribute, None)
-    if isinstance(found, Quantizer):
-        return found
-    theirs = [key for key, value in vars(module).items() if isinstance(value, Quantizer)]
-    return _fail(f"{name}: {unknown('quantizer', attribute, theirs)}")
+def middle_mu(quantizer: Quantizer) -> float:
+    """The row's usual mu at the middle of training, to three digits; 1 where mu is ignored."""
+    return 1.0 if quantizer.usual_mu is None else float(f"{quantizer.usual_mu(0.5):.3g}")
+
+
+def page(rows: Iterable[Quantizer]) -> str:
+    """The text of docs/quantizers.md, one section for each row."""
+    return _HEADER + "".join(_section(row) for row in rows)
+
+
+_HEADER = """\
+# The quantizers
+
+Written by `python -m quantizers gallery` from the catalogue; change `quantizers/catalog.py`, not this page. Each
+picture shows F and B over the latents w*, and P and T with F = T o P and B = T' o P where they exist; where they do
+not, an interval on which the pair breaks a rule of [the theory](theory.md) is shaded. It is drawn at the mu of
+mid-training. The mu below is the usual one: its paper's or its code's, or ours where the catalogue says so; a grid may
+ask for another. sign(0) = +1.
+"""
+
+
+def _parts(formula: str) -> list[str]:
+    """F's and B's, or nothing."""
+    return formula.split("; ") if formula else []
+
+
+def _section(row: Quantizer) -> str:
+    verdict = "not principled" if row.prox is None else "principled"
+    completes = "" if row.completes is None else f", completes {row.completes}"
+    formula = "".join(f"- `{part}`\n" for part in _parts(row.formula))
+    return f"""
+## {row.name}
+
+![F, B, P and T of {row.name}]({(PICTURES / f"{row.name}.png").as_posix()})
+
+- {verdict}{completes}; mu: {schedule(row.usual_mu)}
+{formula}- {row.citation}
+"""
 
 
 def _fail(message: str) -> NoReturn:
@@ -147,7 +171,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Runs the command line; a file that cannot be written is told on stderr, with exit status 2."""
+    """Run the command line; if a file cannot be written, say so on stderr and exit with status 2."""
     try:
         app()
     except OSError as error:

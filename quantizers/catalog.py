@@ -6,8 +6,12 @@ NeurIPS 2023). A row without P and T has no such pair: BNN+'s F is flat where it
 """
 
 import difflib
+import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 from torch import Tensor
 
@@ -22,10 +26,18 @@ Map = Callable[[Tensor, float], Tensor]
 class Quantizer:
     """A forward-backward pair: w = F(w*; mu) is what the network computes with, B(w*; mu) multiplies its gradient.
 
-    `prox` and `transform` are P and T with F = T o P and B = T' o P, or None where no such pair exists. `binary` says
-    what is deployed: sign(w*), or for full precision F(w*). `usual_mu` is how mu moves over training in the row's
-    paper, or by our choice where the comment says so; None where F and B ignore mu. `completes` names the row of which
-    this one keeps B and takes for F its integral, so that the pair becomes principled.
+    Args:
+        name: what tables and files call it.
+        forward: F.
+        backward: B.
+        prox: P with F = T o P and B = T' o P, or None where no such pair exists.
+        transform: T, or None as well.
+        citation: the source, and what of it is left out.
+        binary: whether sign(w*) is deployed; else F(w*), as in full precision.
+        usual_mu: how mu moves over training in the row's paper or code, or by our choice where a comment says "ours";
+            None where F and B ignore mu.
+        completes: the name of the row whose B this one keeps, with the integral of B for its F.
+        formula: "F = ...; B = ..." for the gallery, or "".
     """
 
     name: str
@@ -37,6 +49,7 @@ class Quantizer:
     binary: bool = True
     usual_mu: Shape | None = None
     completes: str | None = None
+    formula: str = ""
 
     @property
     def uses_mu(self) -> bool:
@@ -44,7 +57,9 @@ class Quantizer:
         return self.usual_mu is not None
 
 
-def _completion(name: str, of: str, forward: Map, backward: Map, usual_mu: Shape, citation: str = "") -> Quantizer:
+def _completion(
+    name: str, of: str, forward: Map, backward: Map, usual_mu: Shape, formula: str, citation: str = ""
+) -> Quantizer:
     """The row that keeps B of the row `of` and takes F(w*) = integral of B from 0 to w*: P = id, T = F."""
     return Quantizer(
         name=name,
@@ -55,6 +70,7 @@ def _completion(name: str, of: str, forward: Map, backward: Map, usual_mu: Shape
         citation=citation or f"ours: the completion of {of}, as bnn++ is that of bnn+",
         usual_mu=usual_mu,
         completes=of,
+        formula=formula,
     )
 
 
@@ -70,6 +86,7 @@ _ROWS = (
         transform=maps.identity,
         citation="full precision: the baseline, gradient descent itself",
         binary=False,
+        formula="F = w*; B = 1",
     ),
     Quantizer(
         name="bc",
@@ -78,6 +95,7 @@ _ROWS = (
         prox=maps.hard_sign,
         transform=maps.identity,
         citation="Courbariaux, Bengio, David: BinaryConnect, NeurIPS 2015",
+        formula="F = sign(w*); B = 1",
     ),
     Quantizer(
         name="pc",
@@ -86,15 +104,19 @@ _ROWS = (
         prox=maps.piecewise_linear,
         transform=maps.identity,
         citation="Dockhorn et al.: Demystifying and Generalizing BinaryConnect, NeurIPS 2021 (arXiv 2110.13220)",
-        usual_mu=Linear(0.0, 1.0),
+        usual_mu=Linear(0.0, 1.0),  # ours: the paper's own schedule was not seen
+        formula="F = sign(w*) min(1, mu + |w*|), mu at most 1; B = 1",
     ),
+    # No binarizer, so no bundled grid trains it.
     Quantizer(
         name="hardtanh",
         forward=maps.clip,
         backward=maps.ones,
         prox=maps.clip,
         transform=maps.identity,
-        citation="ProxConnect with the projection onto [-1, 1], which is pc held at rho = 0 (Dockhorn et al., 2021)",
+        citation="ProxConnect with the projection onto [-1, 1], that is pc held at rho = 0 (Dockhorn et al., 2021); "
+        "for the convergence theory, not a way to binarize: nothing drives weights to the interval's ends",
+        formula="F = min(max(w*, -1), 1); B = 1",
     ),
     Quantizer(
         name="bnn",
@@ -103,16 +125,26 @@ _ROWS = (
         prox=maps.outward,
         transform=maps.clip,
         citation="Courbariaux et al.: BinaryNet, 2016",
+        formula="F = sign(w*); B = 1 where |w*| <= 1, else 0",
     ),
-    _completion("clip++", "bnn", maps.sharp_clip, maps.sharp_clip_derivative, _GROWING),
+    _completion(
+        "clip++",
+        "bnn",
+        maps.sharp_clip,
+        maps.sharp_clip_derivative,
+        _GROWING,
+        "F = min(max(mu w*, -1), 1); B = mu where |mu w*| <= 1, else 0",
+    ),
     Quantizer(
         name="bnn+",
         forward=maps.hard_sign,
         backward=maps.sign_swish_derivative,
         prox=None,
         transform=None,
-        citation="Darabi et al.: BNN+, 2018 (arXiv 1812.11800)",
-        usual_mu=Constant(5.0),
+        citation="Darabi et al.: BNN+, 2018 (arXiv 1812.11800), its backward map only: the regularizer and the scales "
+        "are left out",
+        usual_mu=Constant(5.0),  # its paper's
+        formula="F = sign(w*); B = mu (2 - x tanh(x / 2)) / (1 + cosh(x)), x = mu w*",
     ),
     _completion(
         "bnn++",
@@ -120,6 +152,8 @@ _ROWS = (
         maps.sign_swish,
         maps.sign_swish_derivative,
         Exponential(2.0, 500.0),  # ours
+        "F = 2 s(x) (1 + x (1 - s(x))) - 1, s the logistic function; B = mu (2 - x tanh(x / 2)) / (1 + cosh(x)), "
+        "x = mu w*",
         "Lu, Yu, Li, Partovi Nia: Understanding Neural Network Binarization with Forward and Backward "
         "Proximal Quantizers, NeurIPS 2023 (arXiv 2402.17710)",
     ),
@@ -131,8 +165,19 @@ _ROWS = (
         transform=None,
         citation="Liu et al.: Bi-Real Net, ECCV 2018 (arXiv 1808.00278), whose ApproxSign is for activations",
         usual_mu=Constant(1.0),
+        formula="F = sign(w*); B = mu (2 - 2 |x|) where |x| < 1, else 0, x = mu w*",
     ),
-    _completion("bireal++", "bireal", maps.approx_sign, maps.approx_sign_derivative, _GROWING),
+    _completion(
+        "bireal++",
+        "bireal",
+        maps.approx_sign,
+        maps.approx_sign_derivative,
+        _GROWING,
+        "F = x (2 - |x|) where |x| < 1, else sign(w*); B = mu (2 - 2 |x|) where |x| < 1, else 0, x = mu w*",
+    ),
+    # IR-Net standardizes weights to unit deviation, mean |w| 0.8; our latents start with mean |w*| 0.5, clipped at 1.
+    # So its t is ours times 0.5 / 0.8, and its final t = 10 is our 16. Its code starts at t = 0.1 for real activations
+    # and for VGG, at 0.001 for ResNet-20 with binary ones.
     Quantizer(
         name="ede",
         forward=maps.hard_sign,
@@ -140,10 +185,21 @@ _ROWS = (
         prox=None,
         transform=None,
         citation="Qin et al.: Forward and Backward Information Retention for Accurate Binary Neural Networks (IR-Net), "
-        "CVPR 2020 (arXiv 1909.10788)",
+        "CVPR 2020 (arXiv 1909.10788), its error decay estimator (EDE) only: Libra-PB, which standardizes weights, is "
+        "left out, so its t is in other units",
         usual_mu=Exponential(0.1, 10.0),
+        formula="F = sign(w*); B = max(1, mu) / cosh(mu w*)^2",
     ),
-    _completion("ede++", "ede", maps.decaying_tanh, maps.decaying_tanh_derivative, Exponential(0.1, 500.0)),
+    _completion(
+        "ede++",
+        "ede",
+        maps.decaying_tanh,
+        maps.decaying_tanh_derivative,
+        Exponential(0.1, 500.0),  # ours
+        "F = k tanh(mu w*), k = max(1 / mu, 1); B = max(1, mu) / cosh(mu w*)^2",
+    ),
+    # Its code applies cut-offs and schedule to raw weights, most of which lie within 0.1 in ResNet-20 (He's
+    # initialization); our latents, of mean |w*| 0.5, mostly lie on the power. Same formula, other units.
     Quantizer(
         name="reste",
         forward=maps.hard_sign,
@@ -151,10 +207,11 @@ _ROWS = (
         prox=None,
         transform=None,
         citation="Wu et al.: Estimator Meets Equilibrium Perspective (ReSTE), ICCV 2023 (arXiv 2308.06689); cut-offs "
-        "and schedule as in its code, github.com/DravenALG/ReSTE",
+        "and schedule as in its code, github.com/DravenALG/ReSTE, which applies them to raw, smaller weights",
         usual_mu=Cosine(1.0, 3.0),
+        formula="F = sign(w*); B = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) within, 0 beyond, "
+        "o = max(mu, 1)",
     ),
-    _completion("reste++", "reste", maps.power, maps.power_derivative, Exponential(1.0, 100.0)),
     Quantizer(
         name="tanh",
         forward=maps.hard_sign,
@@ -163,6 +220,7 @@ _ROWS = (
         transform=None,
         citation="the slope of tanh for that of sign, widely used; IR-Net's estimator from t = 1 on",
         usual_mu=Constant(2.0),  # ours
+        formula="F = sign(w*); B = mu / cosh(mu w*)^2",
     ),
     _completion(
         "tanh++",
@@ -170,6 +228,7 @@ _ROWS = (
         maps.tanh,
         maps.tanh_derivative,
         _GROWING,
+        "F = tanh(mu w*); B = mu / cosh(mu w*)^2",
         "Lahoud et al.: Self-Binarizing Networks, 2019 (arXiv 1902.00730), who sharpen a smooth F during training",
     ),
     Quantizer(
@@ -181,18 +240,63 @@ _ROWS = (
         citation="Gong et al.: Differentiable Soft Quantization, ICCV 2019 (arXiv 1908.05033), for one bit on [-1, 1]; "
         "it learns the sharpness, here it is mu",
         usual_mu=Constant(1.0),  # ours
+        formula="F = sign(w*); B = mu / (tanh(mu) cosh(mu w*)^2) where |w*| <= 1, else 0",
     ),
-    _completion("dsq++", "dsq", maps.bounded_tanh, maps.bounded_tanh_derivative, _GROWING),
+    _completion(
+        "dsq++",
+        "dsq",
+        maps.bounded_tanh,
+        maps.bounded_tanh_derivative,
+        _GROWING,
+        "F = tanh(mu w*) / tanh(mu) where |w*| <= 1, else sign(w*); B = mu / (tanh(mu) cosh(mu w*)^2) where "
+        "|w*| <= 1, else 0",
+    ),
 )
 
 QUANTIZERS: dict[str, Quantizer] = {row.name: row for row in _ROWS}
 
 
-def get(name: str) -> Quantizer:
-    """The row called `name`. ValueError, with the nearest name and all the choices, if there is none."""
-    if name in QUANTIZERS:
-        return QUANTIZERS[name]
-    raise ValueError(unknown("quantizer", name, QUANTIZERS))
+def get(quantizer: "str | Quantizer") -> Quantizer:
+    """The row of that name, or the user's own as `module:attribute`; a Quantizer is returned as it is.
+
+    Modules are imported as `python -m` does it: from the working directory first.
+
+    Raises:
+        ValueError: in one line, no such row, with the nearest name and all the choices; a module that cannot be
+            imported; or an attribute that is not there or not a Quantizer, with those that are.
+    """
+    if isinstance(quantizer, Quantizer):
+        return quantizer
+    if quantizer in QUANTIZERS:
+        return QUANTIZERS[quantizer]
+    if ":" in quantizer:
+        return _users_own(quantizer)
+    raise ValueError(f"{unknown('quantizer', quantizer, QUANTIZERS)}, or module:attribute")
+
+
+def _users_own(name: str) -> Quantizer:
+    module_name, _, attribute = name.partition(":")
+    module = sys.modules.get(module_name) or _imported(name, module_name)
+    found = getattr(module, attribute, None)
+    if isinstance(found, Quantizer):
+        return found
+    theirs = [key for key, value in vars(module).items() if isinstance(value, Quantizer)]
+    if hasattr(module, attribute):
+        choices = ", ".join(theirs) or "none"
+        raise ValueError(f"{name}: of type {type(found).__name__}, not a Quantizer; {module_name} has {choices}")
+    raise ValueError(f"{name}: {unknown('attribute', attribute, theirs or ['no Quantizer there'])}")
+
+
+def _imported(name: str, module_name: str) -> ModuleType:
+    # A console script's path lacks the working directory, which that of `python -m` starts with.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name}: cannot import {module_name!r}: {reason}") from error
+    finally:
+        sys.path.pop(0)
 
 
 def unknown(kind: str, value: object, choices: Iterable[str]) -> str:

@@ -1,10 +1,14 @@
 """Forward, backward, proximal and transform maps: scalar functions applied elementwise, `map(w_star, mu) -> Tensor`.
 
 Every map takes a tensor of any shape and any floating dtype and returns one of the same shape, dtype and device, finite
-wherever its value is. What rounds is computed in float32 or better, so that a bfloat16 result is rounded once. A result
-too large for its dtype saturates at the dtype's largest number. sign(0) = +1 throughout.
+wherever its value is. sign(0) = +1 throughout. NaN stays NaN, in F and in B, so that a broken latent shows in the loss;
+only B = 1 is 1 there as well, since it does not depend on w*. What rounds is computed in float32 or better, so that a
+bfloat16 result is rounded once. A result too large for its dtype saturates at the dtype's largest number.
 
 mu >= 0 is the sharpness; a map that has none takes it all the same, so that all maps are called alike.
+
+On a GPU each torch operation is a kernel launch, so maps use few of them. Forward, proximal and transform maps are
+differentiable by autograd; backward maps work in place on their temporaries and are not.
 """
 
 import torch
@@ -12,29 +16,33 @@ from torch import Tensor
 
 
 def identity(w_star: Tensor, _mu: float) -> Tensor:
-    """F(w*) = w*. The very tensor it was given, not a copy; at infinity it is infinite, alone of all forward maps."""
+    """F(w*) = w*. Returns its argument, not a copy. The only forward map that is infinite at infinity."""
     return w_star
 
 
 def ones(w_star: Tensor, _mu: float) -> Tensor:
-    """B(w*) = 1: the straight-through gradient of BinaryConnect (Courbariaux et al., 2015)."""
+    """B(w*) = 1, at NaN too: the straight-through gradient of BinaryConnect (Courbariaux et al., 2015)."""
     return torch.ones_like(w_star)
 
 
 def hard_sign(w_star: Tensor, _mu: float) -> Tensor:
-    """F(w*) = +1 where w* >= 0, else -1 (so both zeros map to +1)."""
-    return (w_star >= 0).to(w_star.dtype).mul_(2).sub_(1)
+    """F(w*) = +1 where w* >= 0, else -1 (so both zeros map to +1; NaN stays NaN). Its autograd derivative is 0."""
+    w = w_star.detach()
+    if torch.compiler.is_compiling():  # Inductor's C++ is compiled without signed zeros, which the line below relies on
+        return torch.where(w >= 0, 1.0, w.clamp(-1, -1))
+    # clamp keeps NaN; w + 0.0 turns -0.0 into +0.0.
+    return w.clamp(-1, -1).copysign_(w + 0.0)
 
 
 def clip(w_star: Tensor, _mu: float) -> Tensor:
-    """H(w*) = min(max(w*, -1), 1), the hard tanh."""
-    # Not clamp, whose autograd has slope 0 at +-1: there T' is to be 1, so that T' o P is BinaryNet's B.
+    """H(w*) = min(max(w*, -1), 1), the hard tanh. Its autograd derivative at +-1 is 1, the slope from inside."""
+    # Not clamp, whose autograd derivative at +-1 is 0: T' o P would not be BinaryNet's B.
     return torch.where(w_star.abs() > 1, hard_sign(w_star, _mu), w_star)
 
 
 def clip_derivative(w_star: Tensor, _mu: float) -> Tensor:
     """H'(w*) = 1 where |w*| <= 1, else 0; at the kinks +-1 it is 1, as in BinaryNet (Courbariaux et al., 2016)."""
-    return (w_star.abs() <= 1).to(w_star.dtype)
+    return _at_most_one(w_star.abs())
 
 
 def outward(w_star: Tensor, _mu: float) -> Tensor:
@@ -57,70 +65,59 @@ def sign_swish(w_star: Tensor, mu: float) -> Tensor:
     """SS(w*) = 2 s(x) (1 + x (1 - s(x))) - 1 with x = mu w* and s the logistic function (Darabi et al., 2018).
 
     Odd, steepest at 0, of modulus at most 1.19968 (at |x| = 2.39936); tends to sign(w*) as mu grows. SS(+-inf) = +-1 if
-    mu > 0; mu = 0 gives 0. With a = |x| and e = exp(-a) it is sign(w*) ((1 - e) / (1 + e) + 2 a e / (1 + e)^2): one
-    exponential of a negative number, which cannot overflow.
+    mu > 0; mu = 0 gives 0. Computed as tanh(x / 2) + 2 x s'(x), a sum of two terms of one sign, so a small weight keeps
+    its digits.
     """
-    w = _widened(w_star)
-    a = _modulus(w, mu)
-    # expm1 and not exp: the difference 1 - e would lose every digit of a small weight.
-    m = torch.expm1(-a / 2)
-    # Half the exponent: the m + 1 below, short of digits, is squared before the large a multiplies it.
-    e = (m + 1).square()
-    value = -m * (m + 2) / (1 + e) + 2 * a * e / (1 + e).square()
-    return torch.copysign(value, w).to(w_star.dtype)
+    x = _scaled(_widened(w_star), mu)
+    return torch.addcmul(torch.tanh(x / 2), x, _logistic_slope(x), value=2).to(w_star.dtype)
 
 
 def sign_swish_derivative(w_star: Tensor, mu: float) -> Tensor:
     """SS'(w*) = mu (2 - x tanh(x / 2)) / (1 + cosh(x)) with x = mu w* (Darabi et al., 2018).
 
-    Even, mu at 0, negative beyond |x| = 2.39936, 0 at infinity and for mu = 0. With a = |x| and e = exp(-a) it is
-    2 mu e (2 - a (1 - e) / (1 + e)) / (1 + e)^2, in which cosh, infinite past 89 in float32, does not appear.
+    Even, mu at 0, negative beyond |x| = 2.39936, 0 at infinity and for mu = 0. With n = -|x| and p = s(n) for the
+    logistic function s it is mu (4 + n (2 - 4 p)) p (1 - p), in which nothing overflows.
     """
     w = _widened(w_star)
-    a = _modulus(w, mu)
-    e = torch.exp(-a)
-    slope = 2 * e * (2 - a * (1 - e) / (1 + e)) / (1 + e).square()
-    return _narrowed(slope * _representable(mu, w.dtype), w_star.dtype)
+    n = _scaled(w, mu).abs_().neg_()
+    p = torch.sigmoid(n)
+    slope = torch.rsub(p, 2, alpha=4).mul_(n).add_(4).mul_(torch.addcmul(p, p, p, value=-1))
+    return _narrowed(slope.mul_(_representable(mu, w.dtype)), w_star.dtype)
 
 
 def sharp_clip(w_star: Tensor, mu: float) -> Tensor:
     """H(mu w*) = min(max(mu w*, -1), 1): the integral of the clipped identity's gradient at sharpness mu."""
-    w = _widened(w_star)
-    return clip(w.clamp(-torch.finfo(w.dtype).max, torch.finfo(w.dtype).max) * _representable(mu, w.dtype), mu).to(
-        w_star.dtype
-    )
+    return clip(_scaled(_widened(w_star), mu), mu).to(w_star.dtype)
 
 
 def sharp_clip_derivative(w_star: Tensor, mu: float) -> Tensor:
     """B(w*) = mu where |mu w*| <= 1, else 0: at mu = 1 BinaryNet's B."""
     w = _widened(w_star)
-    return _narrowed((_modulus(w, mu) <= 1).to(w.dtype) * _representable(mu, w.dtype), w_star.dtype)
+    return _narrowed(_at_most_one(_scaled(w, mu).abs_()).mul_(_representable(mu, w.dtype)), w_star.dtype)
 
 
 def approx_sign(w_star: Tensor, mu: float) -> Tensor:
     """a(mu w*) with a(x) = x (2 - |x|) where |x| < 1, else sign(x): the integral of Bi-Real Net's polynomial."""
-    w = _widened(w_star)
-    x = _modulus(w, mu).clamp(max=1)
-    return torch.copysign(x * (2 - x), w).to(w_star.dtype)
+    x = _scaled(_widened(w_star), mu).clamp(-1, 1)
+    return (x * (2 - x.abs())).to(w_star.dtype)
 
 
 def approx_sign_derivative(w_star: Tensor, mu: float) -> Tensor:
     """B(w*) = mu a'(mu w*) with a'(x) = 2 - 2 |x| where |x| < 1, else 0; mu = 1 is Bi-Real Net's (Liu et al., 2018)."""
     w = _widened(w_star)
-    x = _modulus(w, mu).clamp(max=1)
-    return _narrowed((1 - x) * _representable(2 * mu, w.dtype), w_star.dtype)
+    x = _scaled(w, mu).abs_().clamp_(max=1)
+    return _narrowed((1 - x).mul_(_representable(2 * mu, w.dtype)), w_star.dtype)
 
 
 def tanh(w_star: Tensor, mu: float) -> Tensor:
     """F(w*) = hyperbolic tangent of mu w*."""
-    w = _widened(w_star)
-    return torch.copysign(torch.tanh(_modulus(w, mu)), w).to(w_star.dtype)
+    return torch.tanh(_scaled(_widened(w_star), mu)).to(w_star.dtype)
 
 
 def tanh_derivative(w_star: Tensor, mu: float) -> Tensor:
     """B(w*) = mu / cosh(mu w*)^2."""
     w = _widened(w_star)
-    return _narrowed(_sech_squared(w, mu) * _representable(mu, w.dtype), w_star.dtype)
+    return _narrowed(_sech_squared(w, mu).mul_(_representable(mu, w.dtype)), w_star.dtype)
 
 
 def decaying_tanh(w_star: Tensor, t: float) -> Tensor:
@@ -141,7 +138,7 @@ def decaying_tanh(w_star: Tensor, t: float) -> Tensor:
 def decaying_tanh_derivative(w_star: Tensor, t: float) -> Tensor:
     """g'(w*) = k t / cosh(t w*)^2 = max(1, t) / cosh(t w*)^2."""
     w = _widened(w_star)
-    return _narrowed(_sech_squared(w, t) * _representable(max(t, 1.0), w.dtype), w_star.dtype)
+    return _narrowed(_sech_squared(w, t).mul_(_representable(max(t, 1.0), w.dtype)), w_star.dtype)
 
 
 def bounded_tanh(w_star: Tensor, k: float) -> Tensor:
@@ -157,7 +154,7 @@ def bounded_tanh(w_star: Tensor, k: float) -> Tensor:
 def bounded_tanh_derivative(w_star: Tensor, k: float) -> Tensor:
     """B(w*) = k / (tanh(k) cosh(k w*)^2) where |w*| <= 1, else 0; k = 0 gives BinaryNet's B."""
     w = _widened(w_star)
-    slope = _sech_squared(w, k) * _representable(max(k, 1.0), w.dtype) / _tanh_at_one(w, k)
+    slope = _sech_squared(w, k).mul_(_representable(max(k, 1.0), w.dtype)).div_(_tanh_at_one(w, k))
     return _narrowed(torch.where(w.abs() > 1, 0, slope), w_star.dtype)
 
 
@@ -165,42 +162,44 @@ POWER_LINEAR_BELOW = 0.1
 POWER_FLAT_ABOVE = 1.5
 
 
-def power(w_star: Tensor, mu: float) -> Tensor:
-    """sign(w*) min(|w*|, 1.5)^(1/o) with o = max(mu, 1), and linear through 0 where |w*| <= 0.1.
+def power_derivative(w_star: Tensor, mu: float) -> Tensor:
+    """B(w*) = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) within, 0 beyond; o = max(mu, 1).
 
-    The integral of the gradient of ReSTE (Wu et al., ICCV 2023), which is cut off beyond 1.5 and replaced within 0.1,
-    where the power's slope has no bound, by the slope from 0 to 0.1. o = 1 is w* up to 1.5.
+    ReSTE's gradient (Wu et al., ICCV 2023), with the cut-offs of its code. Within 0.1, where the power's slope has no
+    bound, B is the mean slope from 0 to 0.1.
     """
     w = _widened(w_star)
     p = 1 / max(mu, 1.0)
     a = w.abs()
-    middle = (a > POWER_LINEAR_BELOW) & (a <= POWER_FLAT_ABOVE)
-    # The inner where keeps autograd from the power's infinite slope at 0, which 0 times would be NaN.
-    curve = torch.where(middle, a, POWER_FLAT_ABOVE).pow(p)
-    line = a * POWER_LINEAR_BELOW ** (p - 1)
-    return torch.copysign(torch.where(a > POWER_LINEAR_BELOW, curve, line), w).to(w_star.dtype)
-
-
-def power_derivative(w_star: Tensor, mu: float) -> Tensor:
-    """B(w*) = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) within, 0 beyond; o = max(mu, 1) (ReSTE)."""
-    w = _widened(w_star)
-    p = 1 / max(mu, 1.0)
-    a = w.abs()
-    slope = p * a.clamp(min=POWER_LINEAR_BELOW, max=POWER_FLAT_ABOVE).pow(p - 1)
-    slope = torch.where(a > POWER_LINEAR_BELOW, slope, POWER_LINEAR_BELOW ** (p - 1))
+    within = a.clamp(POWER_LINEAR_BELOW, POWER_FLAT_ABOVE)
+    slope = within.pow(p).div_(within).mul_(p)  # not pow(p - 1): NaN to the power 0 is 1
+    slope = torch.where(a <= POWER_LINEAR_BELOW, POWER_LINEAR_BELOW ** (p - 1), slope)
     return torch.where(a > POWER_FLAT_ABOVE, 0, slope).to(w_star.dtype)
 
 
-def _modulus(w: Tensor, mu: float) -> Tensor:
-    """|mu w|, cut at 1000, where exp(-|mu w|) has long been 0 in every dtype: neither 0 inf nor inf 0 ever arises."""
+def _at_most_one(magnitude: Tensor) -> Tensor:
+    """1 where magnitude <= 1, else 0; NaN at NaN. Overwrites `magnitude`, which is not negative."""
+    # Arithmetic, since a comparison would make NaN False: [0, 1] is clamped to 1, and all beyond is rounded up to 2.
+    return 2 - magnitude.clamp_(1, 2).ceil_()
+
+
+def _scaled(w: Tensor, mu: float) -> Tensor:
+    """The product mu w, cut at about +-1000, where exp(-|mu w|) is 0 in every dtype; so 0 inf never arises."""
     largest = torch.finfo(w.dtype).max
-    return w.abs().clamp(max=largest).mul(_representable(mu, w.dtype)).clamp(max=1000)
+    mu = min(mu, largest)
+    bound = min(1000 / mu, largest) if mu > 0 else largest
+    return w.clamp(-bound, bound).mul_(mu)
+
+
+def _logistic_slope(x: Tensor) -> Tensor:
+    """s'(x) = s(x) s(-x), s the logistic function. By p = s(-|x|) as p - p^2: s(x) near 1 would lose the digits."""
+    p = torch.sigmoid(-x.abs())
+    return torch.addcmul(p, p, p, value=-1)
 
 
 def _sech_squared(w: Tensor, mu: float) -> Tensor:
-    """1 / cosh(mu w)^2, by an exponential that cannot overflow."""
-    e = torch.exp(-2 * _modulus(w, mu))
-    return 4 * e / (1 + e).square()
+    """1 / cosh(mu w)^2 = 4 s'(2 mu w), s the logistic function."""
+    return _logistic_slope(_scaled(w, 2 * mu)).mul_(4)
 
 
 def _tanh_at_one(w: Tensor, t: float) -> Tensor:
@@ -214,7 +213,7 @@ def _representable(mu: float, dtype: torch.dtype) -> float:
 
 def _widened(w: Tensor) -> Tensor:
     """The same numbers in float32, or in float64 if they are float64."""
-    return w.to(torch.promote_types(w.dtype, torch.float32))
+    return w if w.dtype == torch.float64 else w.float()
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,12 +17,12 @@ Move = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 """One step of a base optimizer: (v, g, state of this tensor, updated in place) -> the tensor moved."""
 
 
-# The maps of theory.md, section 2, formula by formula.
+# The maps, formula by formula. NaN stays NaN, but for B = 1.
 
 
 def sign(w: Tensor, _mu: float) -> Tensor:
-    """+1 where w >= 0, -1 elsewhere."""
-    return torch.where(w >= 0, 1.0, -1.0).to(torch.float64)
+    """+1 where w >= 0, -1 where w < 0; NaN at NaN."""
+    return torch.where(w >= 0, 1.0, torch.where(w < 0, -1.0, w)).to(torch.float64)
 
 
 def hard_tanh(w: Tensor, _mu: float) -> Tensor:
@@ -61,7 +61,7 @@ def approx_sign_derivative(w: Tensor, mu: float) -> Tensor:
     """B = mu a'(mu w): a'(x) = 2 + 2x on [-1, 0), 2 - 2x on [0, 1), 0 elsewhere."""
     x = mu * w
     inside = torch.where(x < 0, 2 + 2 * x, 2 - 2 * x)
-    return mu * torch.where(x.abs() < 1, inside, 0.0)
+    return mu * torch.where(x.abs() >= 1, 0.0, inside)
 
 
 def tanh(w: Tensor, mu: float) -> Tensor:
@@ -80,8 +80,8 @@ def decaying_tanh(w: Tensor, mu: float) -> Tensor:
 
 
 def decaying_tanh_derivative(w: Tensor, mu: float) -> Tensor:
-    """B = k t (1 - tanh(t w)^2); at t = 0 its limit 1."""
-    return torch.ones_like(w) if mu == 0 else max(1 / mu, 1.0) * mu / torch.cosh(mu * w) ** 2
+    """B = k t (1 - tanh(t w)^2), where k t = max(1, t)."""
+    return max(1.0, mu) / torch.cosh(mu * w) ** 2
 
 
 def bounded_tanh(w: Tensor, mu: float) -> Tensor:
@@ -98,21 +98,12 @@ def bounded_tanh_derivative(w: Tensor, mu: float) -> Tensor:
     return _inside(w, mu) * mu / torch.cosh(mu * w) ** 2 / math.tanh(mu)
 
 
-def power(w: Tensor, mu: float) -> Tensor:
-    """sign(w) |w|^(1/o), o = max(mu, 1); linear on [-0.1, 0.1], constant from 1.5 on (ReSTE)."""
-    o = max(mu, 1.0)
-    m, t = 0.1, 1.5
-    near = w * m ** (1 / o) / m
-    far = sign(w, mu) * torch.clamp(w.abs(), max=t) ** (1 / o)
-    return torch.where(w.abs() <= m, near, far)
-
-
 def power_derivative(w: Tensor, mu: float) -> Tensor:
-    """(1/o) |w|^((1 - o)/o); 0.1^(1/o) / 0.1 on [-0.1, 0.1], 0 beyond 1.5."""
+    """(1/o) |w|^(1/o) / |w|; 0.1^(1/o) / 0.1 on [-0.1, 0.1], 0 beyond 1.5 (ReSTE); o = max(mu, 1)."""
     o = max(mu, 1.0)
     m, t = 0.1, 1.5
     near = torch.full_like(w, m ** (1 / o) / m)
-    between = torch.where(w.abs() <= t, w.abs() ** ((1 - o) / o) / o, 0.0)
+    between = torch.where(w.abs() > t, 0.0, w.abs() ** (1 / o) / w.abs() / o)
     return torch.where(w.abs() <= m, near, between)
 
 
@@ -126,19 +117,20 @@ def sharp_clip_derivative(w: Tensor, mu: float) -> Tensor:
     return mu * _inside(mu * w, mu)
 
 
-def _one(w: Tensor, _mu: float) -> Tensor:
+def one(w: Tensor, _mu: float) -> Tensor:
+    """B = 1."""
     return torch.full_like(w, 1.0)
 
 
 def _inside(w: Tensor, _mu: float) -> Tensor:
-    return torch.where(w.abs() <= 1, 1.0, 0.0).to(torch.float64)
+    return torch.where(w.abs() <= 1, 1.0, torch.where(w.abs() > 1, 0.0, w)).to(torch.float64)
 
 
 PAIRS: dict[str, tuple[Map, Map]] = {
-    "fp": (lambda w, _mu: w, _one),
-    "bc": (sign, _one),
-    "pc": (piecewise_linear, _one),
-    "hardtanh": (hard_tanh, _one),
+    "fp": (lambda w, _mu: w, one),
+    "bc": (sign, one),
+    "pc": (piecewise_linear, one),
+    "hardtanh": (hard_tanh, one),
     "bnn": (sign, _inside),
     "clip++": (sharp_clip, sharp_clip_derivative),
     "bnn+": (sign, sign_swish_derivative),
@@ -148,7 +140,6 @@ PAIRS: dict[str, tuple[Map, Map]] = {
     "ede": (sign, decaying_tanh_derivative),
     "ede++": (decaying_tanh, decaying_tanh_derivative),
     "reste": (sign, power_derivative),
-    "reste++": (power, power_derivative),
     "tanh": (sign, tanh_derivative),
     "tanh++": (tanh, tanh_derivative),
     "dsq": (sign, bounded_tanh_derivative),

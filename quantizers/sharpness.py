@@ -1,7 +1,9 @@
-"""mu over training: shapes, pure functions of progress in [0, 1], and the scheduler that moves an optimizer along one.
+"""The sharpness mu over training: shapes, which are functions of progress in [0, 1], and a scheduler that follows one.
 
-sharpness = SharpnessSchedule(optimizer, Exponential(2.0, 500.0), num_steps)
-for batch in batches: ...; optimizer.step(); sharpness.step()
+    sharpness = SharpnessSchedule(optimizer, Exponential(2.0, 500.0), num_steps)
+    for batch in batches: ...; optimizer.step(); sharpness.step()
+
+Any function of progress that returns a finite mu >= 0 is a shape; those here are exact at both ends.
 """
 
 import math
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the catalogue's rows have shapes, and the optimizer has the catalogue
+    from quantizers.catalog import Quantizer
     from quantizers.proxconnect import ProxConnect
 
 Shape = Callable[[float], float]
@@ -93,46 +96,60 @@ def _require_progress(progress: float) -> None:
 class SharpnessSchedule:
     """Moves mu as a learning-rate scheduler moves lr: `step()` after k calls leaves mu = shape(min(k / num_steps, 1)).
 
-    It moves every group of `optimizer` that names a quantizer, or those that name `quantizer` if that is given. At
+    It moves every group of `optimizer` that has a quantizer, or those that have `quantizer` if that is given. At
     construction it sets mu = shape(0) and rewrites w, so that w and mu agree from the first gradient on; from then on
     `step()` only sets the group's mu, which takes effect when the optimizer next writes w. Call it before or after
     `optimizer.step()`, once per optimizer step: before, w_t = F(w*_t; shape(t / num_steps)); after, one step later.
 
     To resume, construct it first and load the optimizer's state and its own afterwards, as with torch's schedulers.
-    ValueError if num_steps < 1 or if no group is to be moved.
+
+    Raises:
+        ValueError: num_steps < 1, no group is to be moved, or the shape returns a mu that is NaN, infinite or negative;
+            nothing is changed then, in `step()` and `load_state_dict()` either.
     """
 
-    def __init__(self, optimizer: "ProxConnect", shape: Shape, num_steps: int, quantizer: str | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: "ProxConnect",
+        shape: Shape,
+        num_steps: int,
+        quantizer: "str | Quantizer | None" = None,
+    ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: a schedule needs at least one step")
         self.optimizer, self.shape, self.num_steps, self.quantizer = optimizer, shape, num_steps, quantizer
-        self._num_steps_done = 0
-        self._set_mu()
+        self._move_to(0)
         optimizer.quantize()
 
     def step(self) -> None:
         """One step further: group["mu"] = shape(progress), and nothing else."""
-        self._num_steps_done += 1
-        self._set_mu()
+        self._move_to(self._num_steps_done + 1)
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were done; the shape is the recipe's, mu the optimizer's."""
+        """The number of steps done. The shape belongs to the recipe and mu to the optimizer's state."""
         return {"num_steps_done": self._num_steps_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there. Sets the groups' mu; w, which the optimizer restores, is not touched."""
-        self._num_steps_done = state["num_steps_done"]
-        self._set_mu()
+        """Resume from a saved `state_dict()`. Sets the groups' mu; w, which the optimizer restores, is not touched."""
+        self._move_to(state["num_steps_done"])
 
-    def _set_mu(self) -> None:
-        mu = self.shape(min(self._num_steps_done / self.num_steps, 1.0))
-        for group in self._groups():
+    def _move_to(self, num_steps_done: int) -> None:
+        mu = self.shape(min(num_steps_done / self.num_steps, 1.0))
+        require_sharpness(mu)  # the shape may be the user's own
+        groups = self._groups()
+        self._num_steps_done = num_steps_done
+        for group in groups:
             group["mu"] = mu
 
     def _groups(self) -> list[dict[str, Any]]:
         # Looked up each time: load_state_dict of an optimizer replaces its group dictionaries.
-        names = [group.get("quantizer") for group in self.optimizer.param_groups]
-        wanted = {name for name in names if name is not None and self.quantizer in (None, name)}
-        if not wanted:
-            raise ValueError(f"no parameter group to move: quantizer={self.quantizer!r}, the groups have {names}")
-        return [group for group in self.optimizer.param_groups if group.get("quantizer") in wanted]
+        names = [_name_of(group.get("quantizer")) for group in self.optimizer.param_groups]
+        only = _name_of(self.quantizer)
+        wanted = [name is not None and only in (None, name) for name in names]
+        if not any(wanted):
+            raise ValueError(f"no parameter group to move: quantizer={only!r}, the groups have {names}")
+        return [group for group, is_wanted in zip(self.optimizer.param_groups, wanted, strict=True) if is_wanted]
+
+
+def _name_of(quantizer: "str | Quantizer | None") -> str | None:
+    return quantizer if quantizer is None or isinstance(quantizer, str) else quantizer.name

@@ -42,7 +42,10 @@ def _known_quantizer(name: str, info: ValidationInfo) -> str:
         return name
     import quantizers
 
-    return quantizers.get(name).name
+    # The name as it is written, which for the user's own is module:attribute.
+    if name != "fp" and not quantizers.get(name).binary:
+        raise ValueError(f"{name} is deployed as F(w*), not as sign(w*): a grid's results are those of binary weights")
+    return name
 
 
 def _known_model(name: str, info: ValidationInfo) -> str:
@@ -255,9 +258,9 @@ class Inputs(Frozen):
 
         row = quantizers.get(self.quantizer)
         if not row.binary:
-            raise ValueError(f"{row.name} leaves inputs real, which is task: bw; for task: bwa take bnn, say")
+            raise ValueError(f"{self.quantizer} leaves inputs real, which is task: bw; for task: bwa take bnn, say")
         if row.usual_mu is not None and self.sharpness is None:
-            raise ValueError(f"{row.name} needs its mu, for instance sharpness: {_written(row.usual_mu)}")
+            raise ValueError(f"{self.quantizer} needs its mu, for instance sharpness: {_written(row.usual_mu)}")
         return self
 
 
@@ -291,10 +294,12 @@ def _require_mu(quantizer: str, quantization: Quantization) -> None:
 
 def _written(shape: "Shape") -> str:
     """The shape as a grid file has it, `{shape: linear, start: 0.0, end: 1.0}`."""
-    from quantizers import Constant
+    from quantizers.sharpness import Constant, Cosine, Exponential, Linear
 
     if isinstance(shape, Constant):
         return f"{{start: {shape.mu}}}"
+    if not isinstance(shape, Linear | Exponential | Cosine):  # the user's own: a grid file has straight ones
+        shape = Linear(shape(0.0), shape(1.0))
     values = "".join(f", {name}: {value}" for name, value in vars(shape).items())
     return f"{{shape: {type(shape).__name__.lower()}{values}}}"
 
@@ -373,7 +378,9 @@ class Block(Frozen):
 
     dataset: DatasetName
     models: tuple[ModelName, ...] = Field(min_length=1)
-    quantizers: tuple[QuantizerName, ...] = Field(min_length=1)
+    quantizers: tuple[QuantizerName, ...] = Field(
+        min_length=1, description="rows of the catalogue, or module:attribute of a Quantizer of yours"
+    )
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
     init: Init = Field(

@@ -1,8 +1,8 @@
 // The maps of maps.py under the same names, each a struct whose constructor takes mu and which is called with one w*.
 //
 // What rounds does so in the order of torch's own operations, fused multiply-adds included, so that rows without a
-// transcendental function step to the bits of torch's vectorised kernels. All loops vectorise: no branches, and no calls
-// into libm but for fmaf on a processor without that instruction.
+// transcendental function step to the bits of torch's vectorised kernels. NaN stays NaN, but for ones. All loops
+// vectorise: no branches, and no calls into libm but for fmaf on a processor without that instruction.
 
 #include <math.h>
 #include <stdint.h>
@@ -84,6 +84,9 @@ inline float sech_squared(float w, float mu) {
   return 4.0f * e / ((1.0f + e) * (1.0f + e));
 }
 
+// 1 where a <= 1, else 0; NaN stays NaN.
+inline float at_most_one(float a) { return a <= 1.0f ? 1.0f : a > 1.0f ? 0.0f : a; }
+
 // Maps
 
 struct identity {
@@ -98,7 +101,7 @@ struct ones {
 
 struct hard_sign {
   explicit hard_sign(double) {}
-  float operator()(float w) const { return w >= 0.0f ? 1.0f : -1.0f; }
+  float operator()(float w) const { return w >= 0.0f ? 1.0f : w < 0.0f ? -1.0f : w; }
 };
 
 struct clip {
@@ -108,7 +111,7 @@ struct clip {
 
 struct clip_derivative {
   explicit clip_derivative(double) {}
-  float operator()(float w) const { return fabsf(w) <= 1.0f ? 1.0f : 0.0f; }
+  float operator()(float w) const { return at_most_one(fabsf(w)); }
 };
 
 struct piecewise_linear {
@@ -148,7 +151,7 @@ struct sharp_clip {
 struct sharp_clip_derivative {
   float mu;
   explicit sharp_clip_derivative(double mu) : mu(representable(mu)) {}
-  float operator()(float w) const { return modulus(w, mu) <= 1.0f ? mu : 0.0f; }
+  float operator()(float w) const { return at_most_one(modulus(w, mu)) * mu; }
 };
 
 struct approx_sign {
@@ -213,19 +216,6 @@ struct bounded_tanh_derivative {
 
 constexpr float POWER_LINEAR_BELOW = 0.1f, POWER_FLAT_ABOVE = 1.5f;
 
-struct power {
-  float p, slope;
-  explicit power(double mu)
-      : p(static_cast<float>(1 / at_least(mu, 1.0))),
-        slope(static_cast<float>(pow(0.1, 1 / at_least(mu, 1.0) - 1))) {}
-  float operator()(float w) const {
-    const float a = fabsf(w);
-    const float within = at_least(at_most(a, POWER_FLAT_ABOVE), POWER_LINEAR_BELOW);
-    const float curve = exponential(p * logarithm(within)).value;
-    return copysignf(a > POWER_LINEAR_BELOW ? curve : a * slope, w);
-  }
-};
-
 struct power_derivative {
   float p, less_one, slope;
   explicit power_derivative(double mu)
@@ -236,7 +226,8 @@ struct power_derivative {
     const float a = fabsf(w);
     const float within = at_least(at_most(a, POWER_FLAT_ABOVE), POWER_LINEAR_BELOW);
     const float curve = p * exponential(less_one * logarithm(within)).value;
-    return a > POWER_FLAT_ABOVE ? 0.0f : a > POWER_LINEAR_BELOW ? curve : slope;
+    // The logarithm of NaN is some number.
+    return a <= POWER_LINEAR_BELOW ? slope : a <= POWER_FLAT_ABOVE ? curve : a > POWER_FLAT_ABOVE ? 0.0f : a;
   }
 };
 

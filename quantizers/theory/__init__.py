@@ -1,6 +1,6 @@
-"""Which pairs (F, B) are principled, principled pairs made to order, and pictures of both. Start with `synthesis.py`.
+"""Which pairs (F, B) are principled, how to construct such pairs, and pictures of both. Start with `synthesis.py`.
 
-`synthesis` makes pairs from P and T or from B alone (`quadrature` is its integral). `certificates` decides whether a
-given pair decomposes (`mesh` samples it, `inference` looks for P and T). `convergence` runs PC++ against its bounds;
-`drawing` and `gallery` draw all of it for the docs.
+`synthesis` constructs pairs from P and T or from B alone (`quadrature` computes the integral). `certificates` decides
+whether a given pair decomposes (`mesh` samples its maps, `inference` finds P and T). `convergence` runs PC++ against
+its bounds; `drawing` makes the pictures of the docs.
 """

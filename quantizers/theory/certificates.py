@@ -19,12 +19,12 @@ from quantizers.theory.synthesis import derivative
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found of a quantizer at a mu on an interval.
+    """The findings of `certify` for a quantizer at one mu on an interval.
 
-    `prox` and `transform` are P and T at this mu, None if the pair does not decompose; `claimed` says that they are the
-    row's own, verified, and not inferred from F and B. A map is proximal if it is monotone, and the proximal map of a
-    convex function if it is nonexpansive too. `tolerance` is relative to the range of F and to max |B|; `error` is max
-    |T(P(w)) - F(w)| (nan if it does not decompose).
+    `prox` and `transform` are P and T at this mu, None if the pair does not decompose; `claimed` is True if they are
+    the row's own, verified, and False if they were inferred from F and B. A map is proximal if it is monotone, and the
+    proximal map of a convex function if it is nonexpansive too. `tolerance` is relative to the range of F and to
+    max |B|; `error` is max |T(P(w)) - F(w)| (nan if it does not decompose).
     """
 
     quantizer: str
@@ -70,7 +70,7 @@ def certify(quantizer: Quantizer, mu: float, interval: tuple[float, float] | Non
 
     The row's own P and T are tried first: P monotone, F = T o P, B = T' o P. If it states none, or they fail, P and T
     are inferred from F and B by the rules of `inference`, or a witness is found. ValueError if a map is not finite
-    there, or varies too fast to be followed: then there is no verdict.
+    there, or varies too fast to be sampled: then there is no verdict.
     """
     low, high = interval or _default_interval(mu)
     if not low < high:
@@ -118,7 +118,7 @@ def _at(f: Map, mu: float) -> Scalar:
 
 
 def _between(mesh: Mesh) -> Tensor:
-    """A fresh point in each cell of the mesh but those of jumps, off its middle."""
+    """One new point in each cell of the mesh without a jump, off its middle."""
     open_cells = ~mesh.narrow()
     return (mesh.x[:-1] + (1 - GOLDEN) * mesh.x.diff())[open_cells]
 
@@ -132,7 +132,7 @@ def _claim_error(row: Quantizer, prox: Scalar, transform: Map, mu: float, mesh: 
     u = torch.cat([mesh.values[2], prox(fresh)])
     order = w.argsort()
     error = (transform(u, mu) - f).abs().max().item()
-    # A kink of T has no one slope: there any between those on its two sides will do.
+    # At a kink of T any slope between those on its two sides is accepted.
     near = 1e-9 * (1 + u.abs())
     slopes = torch.stack([derivative(transform, v, mu) for v in (u - near, u, u + near)])
     lowest, highest = slopes.nan_to_num(nan=math.inf).amin(0), slopes.nan_to_num(nan=-math.inf).amax(0)
@@ -147,7 +147,7 @@ def _claim_error(row: Quantizer, prox: Scalar, transform: Map, mu: float, mesh: 
 
 
 def _largest_spread(u: Tensor, b: Tensor) -> Tensor:
-    """How much B varies where P stays (consecutive equal u), at most: B is to be a function of P, at T's kinks too."""
+    """The largest range of B over a run of equal u: B must be a function of P, at the kinks of T too."""
     flat = torch.cat([u.new_zeros(1), (u.diff() != 0).to(u.dtype)]).cumsum(0).long()
     empty = b.new_zeros(len(b))
     highest, lowest = (empty.scatter_reduce(0, flat, b, how, include_self=False) for how in ("amax", "amin"))
@@ -155,7 +155,7 @@ def _largest_spread(u: Tensor, b: Tensor) -> Tensor:
 
 
 def _inferred(forward: Scalar, backward: Scalar, mesh: Mesh) -> _Found:
-    """P, T and P's facts as far as the mesh shows, or a witness. ValueError if T o P misses F between its points."""
+    """P, T and P's facts from F and B on the mesh, or a witness. ValueError if T o P misses F between its points."""
     cells = Cells(mesh, backward)
     witness = cells.witness()
     if witness:

@@ -4,10 +4,11 @@ Each bound is a statement about one way of choosing P, with its proof in the doc
 
     lazy_projection_bound   P the projection onto the box [-1, 1]^d (row hardtanh): the gap falls as 1/T
     sign_bound              P = sign (row bc), which is not nonexpansive: what that costs is a computable sum
-    descent_bound           P = id (every completion): gradient descent on the smooth, nonconvex l o T at fixed mu
+    descent_bound           P = id (every completion): gradient descent on the smooth, nonconvex l o T at fixed mu;
+                            its smoothness constant is computed on a grid and not proven
 
 The pattern of the first two is that of dual averaging (Nesterov, 2009) and of Dockhorn et al. (2021), who bound
-ProxConnect for any proximal map; what is proven here is derived for these maps and claims no more than it says.
+ProxConnect for any proximal map; the proofs here are for these maps only.
 Throughout y_t = w*_t.
 """
 
@@ -23,7 +24,7 @@ from quantizers.proxconnect import ProxConnect
 from quantizers.sharpness import Constant, Shape, SharpnessSchedule
 
 ROUNDING = 1e-9
-"""Relative; so that eta = 1/L, computed, counts as eta <= 1/L."""
+"""Relative: a computed eta = 1/L counts as eta <= 1/L."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,10 @@ def squared_gradients(loss: Quadratic, quantizer: Quantizer, path: Trajectory, m
 def descent_bound(loss: Quadratic, path: Trajectory) -> Tensor:
     """A bound on the mean of |grad (l o T)(y_t)|^2, t = 0 .. T-1, for P = id, fixed mu and constant eta <= 1/L':
 
-        2 l(T(y_0)) / (eta T)       where L' is the smoothness of f = l o T; see `transformed_smoothness`.
+        2 l(T(y_0)) / (eta T)       where L' is the smoothness of f = l o T.
+
+    The proof takes L' as given. `transformed_smoothness` computes it on a grid, so the bound with that L' is as good as
+    the grid, not proven.
 
     Proof. y_{t+1} = y_t - eta grad f(y_t), so f(y_{t+1}) <= f(y_t) - eta (1 - eta L' / 2) |grad f(y_t)|^2, which is at
     most f(y_t) - eta / 2 |grad f(y_t)|^2. Sum over t and use f >= min l = 0. So some y_t is nearly stationary for f;
@@ -200,8 +204,8 @@ def transformed_smoothness(loss: Quadratic, quantizer: Quantizer, mu: float) -> 
     """L' with |grad f(u) - grad f(v)| <= L' |u - v| for f = l o T, T = F, over all the problems of `loss`.
 
     The Hessian of f is diag(T') A diag(T') + diag(T'' . A (T - c)), so L' = L max |T'|^2 + max |T''| max |A (T - c)|.
-    The maxima over w are taken on a grid of |mu w| <= 40, with 1 % for what lies between its points. ValueError where
-    T' jumps: then f is not smooth.
+    The maxima over w are not proven: they are taken on a grid of 80,001 points with |mu w| <= 40, plus 1 % for what
+    lies between them. ValueError where T' jumps: then f is not smooth.
     """
     coarse, fine = (torch.linspace(-40, 40, num, dtype=torch.float64) / mu for num in (40_001, 80_001))
     curvature, same = (float((quantizer.backward(w, mu).diff() / w.diff()).abs().max()) for w in (fine, coarse))
@@ -214,7 +218,7 @@ def transformed_smoothness(loss: Quadratic, quantizer: Quantizer, mu: float) -> 
 
 @dataclass(frozen=True)
 class Curve:
-    """A measured quantity and its bound at T = 1, 2, ..., each (T,), means over several problems; and what they are."""
+    """A measured quantity and its bound at T = 1, 2, ..., each (T,), as means over several problems; with labels."""
 
     title: str
     quantity: str

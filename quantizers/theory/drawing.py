@@ -1,6 +1,6 @@
 """Pictures: F, B, P and T of a pair with its certificate, the bounds of `convergence`, and paths in the plane.
 
-Colours are Okabe and Ito's and differ in lightness too, so that a grey print still tells them apart.
+Colours are Okabe and Ito's and differ in lightness, so they stay distinct in greyscale.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,13 @@ FARTHEST = 2.5
 SETTLED = 0.02
 """A map has settled where it varies by less than this share of its range."""
 NEGLIGIBLE = 1e-6
-"""What changes by less is drawn as constant; of a map's whole variation where it is a share."""
+"""Changes smaller than this are drawn as constant (absolute; relative to the map's range where noted)."""
+NUM_PATH_STEPS = 500
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#999999"
 
 
 def draw_certificate(quantizer: Quantizer, certificate: Certificate, out: Path) -> None:
-    """Write F, B, P and T at the certificate's mu as PNG; where P and T do not exist, the witness shaded instead."""
+    """Write F, B, P and T at the certificate's mu as PNG; if P and T do not exist, F and B with the witness shaded."""
     mu = certificate.mu
 
     def forward(w: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def draw_certificate(quantizer: Quantizer, certificate: Certificate, out: Path) 
 
 
 def _reach(forward: ScalarMap, backward: ScalarMap, certificate: Certificate) -> float:
-    """How far from 0 to draw: to where F and B have become constant, and some more, within the checked interval."""
+    """How far from 0 to draw: somewhat beyond where F and B become constant, within the checked interval."""
     end = min(-certificate.interval[0], certificate.interval[1], FARTHEST)
     w = torch.linspace(0, end, 4001, dtype=torch.float64)
     reach = 0.0
@@ -71,7 +72,7 @@ def _reach(forward: ScalarMap, backward: ScalarMap, certificate: Certificate) ->
 
 
 def _draw_map(axes: Axes, title: str, f: ScalarMap, reach: float) -> None:
-    """The graph over [-reach, reach], its jumps as gaps with a dotted line between."""
+    """Draw the graph over [-reach, reach], with dotted lines at jumps."""
     pieces = _pieces(f, -reach, reach)
     for w, values in pieces:
         axes.plot(w, values, color=BLUE, linewidth=2)
@@ -81,7 +82,7 @@ def _draw_map(axes: Axes, title: str, f: ScalarMap, reach: float) -> None:
 
 
 def _draw_transform(axes: Axes, prox: ScalarMap, transform: ScalarMap, reach: float) -> None:
-    """T over the values that P takes, solid, single ones as dots."""
+    """Draw T over the values that P takes: intervals as lines, isolated values as dots."""
     for _, u in _pieces(prox, -reach, reach):
         style = "o" if bool((u == u[0]).all()) else "-"
         axes.plot(u, transform(u), style, color=BLUE, linewidth=2, markersize=6)
@@ -119,7 +120,7 @@ def _pieces(f: ScalarMap, low: float, high: float) -> list[tuple[Tensor, Tensor]
     grid = torch.linspace(low, high, 801, dtype=torch.float64)
     left, right = _narrowed(f, grid[:-1], grid[1:])
     rises = f(grid).diff().abs()
-    least = rises.clamp(min=NEGLIGIBLE * float(rises.sum())) / 100
+    least = rises.clamp(min=NEGLIGIBLE * float(rises.sum())) / 100  # relative to the map's whole variation
     jumps = ((f(right) - f(left)).abs() > least).nonzero().flatten().tolist()
     pieces = []
     for first, last in pairwise([-1, *jumps, len(grid) - 1]):
@@ -131,7 +132,7 @@ def _pieces(f: ScalarMap, low: float, high: float) -> list[tuple[Tensor, Tensor]
 
 
 def _narrowed(f: ScalarMap, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Each interval's ends, moved together by bisection towards where f changes more, until nothing lies between."""
+    """The ends of each interval after bisection, always into the half where f changes more."""
     for _ in range(60):
         middle = (left + right) / 2
         values = f(middle)
@@ -141,10 +142,10 @@ def _narrowed(f: ScalarMap, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor
 
 
 def draw_convergence(curves: list[Curve], out: Path) -> None:
-    """Write what was measured and its bound over T, log-log, a panel for each curve, as PNG."""
+    """Write each measured quantity and its bound over T as PNG, log-log, one panel a curve."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     for axes, curve in zip(figure.subplots(2, 2, sharex=True).flat, curves, strict=True):
-        # Evenly spaced on the logarithmic axis, and few: a bound's thousand points look the same and weigh more.
+        # Evenly spaced on the logarithmic axis; more points would only make the file larger.
         steps = sorted({round(len(curve.measured) ** (k / 200)) for k in range(201)})
         at = torch.tensor(steps) - 1
         axes.loglog(steps, curve.bound[at], color=ORANGE, linestyle="--", linewidth=2, label="bound")
@@ -166,7 +167,7 @@ def draw_paths(out: Path) -> None:
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, name in zip(panels, ("bc", "bnn", "bnn++"), strict=True):
-        path = run(loss, name, start, [0.05] * 500, Exponential(1.0, 50.0) if name == "bnn++" else None)
+        path = run(loss, name, start, [0.05] * NUM_PATH_STEPS, Exponential(1.0, 50.0) if name == "bnn++" else None)
         _draw_path(axes, loss, path)
         axes.set_title(f"{name}, mu from 1 to 50" if name == "bnn++" else name)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
@@ -193,5 +194,5 @@ def _save(figure: Figure, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     drawn = BytesIO()
     figure.savefig(drawn, dpi=100)
-    # A palette is enough for lines and text, and takes a third of the bytes.
+    # A palette suffices for lines and text, and saves two thirds of the bytes.
     Image.open(drawn).convert("RGB").quantize(128).save(out, optimize=True)

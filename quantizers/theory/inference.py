@@ -18,14 +18,14 @@ from quantizers.theory.quadrature import at_nodes, integrals
 ZERO = 1e-8  # of max |B|: a B below it is 0
 FLAT = 1e-7  # of F's mean rate: an F that moves more slowly is flat
 ROUNDING = 2e-15
-APART = 2  # no sign of B
+APART = 2  # a key that no sign of B equals
 
 Scalar = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Witness:
-    """An interval on which (F, B) breaks a rule, to be seen by evaluating both there, and in words the rule."""
+    """An interval on which (F, B) breaks a rule, as evaluating both there shows, and the rule in words."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Witness:
 
 
 class Cells:
-    """What inference knows of each cell (n,) of a mesh: how F moves, the integral of B, B's sign, what is flat."""
+    """Per-cell quantities (n,) of a mesh: change of F, integral and sign of B, and whether F is flat."""
 
     def __init__(self, mesh: Mesh, backward: Scalar) -> None:
         self.mesh, self.x = mesh, mesh.x
@@ -45,7 +45,7 @@ class Cells:
         self.integral = integrals(nodes, self.x[:-1], self.x[1:])
         self.size = integrals(nodes.abs(), self.x[:-1], self.x[1:])
         at_ends = torch.stack([self.b[:-1], self.b[1:]]).abs()
-        # Within a jump of B to 0, P is as free as it is beyond.
+        # Where B drops to 0 inside a cell, the whole cell counts as B = 0: P is unconstrained.
         magnitude = torch.where(self.narrow, at_ends.amin(0), nodes.abs().amax(1))
         self.sign = torch.where(magnitude <= ZERO * self.b_size, 0.0, self.integral.sign())
         self.mixed = (nodes.amin(1) < 0) & (nodes.amax(1) > 0)
@@ -54,18 +54,18 @@ class Cells:
         self.flat = still & (self.sign != 0) & ~self.jumps
 
     def witness(self) -> Witness | None:
-        """Where a rule fails, or None if all hold."""
+        """An interval where a rule fails, or None if all hold."""
         return self._varies_on_flat() or self._moves_at_zero() or self._opposes() or self._jumps_wrongly()
 
     def _runs(self, key: Tensor, apart: Tensor) -> list[tuple[int, int, int]]:
-        """Maximal runs of cells with one key, but for those `apart`: (key, first point, last point)."""
+        """Maximal runs of cells with equal key, without the cells `apart`: (key, first point, last point)."""
         key = torch.where(apart, APART, key.long())
         edges = [0, *((key.diff() != 0).nonzero().flatten() + 1).tolist(), len(key)]
         values = key[edges[:-1]].tolist()
         return [run for run in zip(values, edges[:-1], edges[1:], strict=True) if run[0] != APART]
 
     def _varies_on_flat(self) -> Witness | None:
-        # First where B keeps its sign, which shows best; then anywhere. Of all places the one where B varies most.
+        # Prefer places where B keeps its sign, which are clearest; of all places take the one where B varies most.
         there = self.b.abs() > TOLERANCE * self.b_size
         for key in (self.flat * self.sign, self.flat):
             found = []
@@ -121,7 +121,7 @@ class Cells:
         return Witness(self.x[low].item(), self.x[high].item(), rule.format(f=f, b=b, value=f"{self.f[low]:.6g}"))
 
     def steps(self) -> Tensor:
-        """How far P moves in each cell: dF / B; nothing where F is flat, as far as w where B is 0."""
+        """How far P moves in each cell: dF / B; 0 where F is flat, as far as w where B is 0."""
         free = self.sign == 0
         # Where B changes sign both integrals nearly cancel; their moduli do not.
         rate = torch.where(self.mixed, self.moved.abs() / self.size, self.moved / self.integral).clamp(min=0)

@@ -1,8 +1,8 @@
-"""Scalar maps sampled where they bend: the points that `certify` looks at.
+"""Adaptive sampling of scalar maps: the points at which `certify` evaluates them.
 
 A cell is cut in four while a map leaves the straight line across it by more than RESOLUTION of the map's size, or B
-changes sign in it, down to a width at which what still moves is a jump. So kinks and jumps are found by bisection, of
-all cells at once. What leaves no trace at the points of the first cut is not seen.
+changes sign in it, down to a width below which a change counts as a jump. So kinks and jumps are found by bisection, in
+all cells at once. Spikes narrower than the initial spacing are missed.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 NARROW = 2e-14  # a jump's width, and
 CROSSING = 1e-8  # that of a sign change, both relative to the interval
 MAX_POINTS = 200_000
-GOLDEN = 0.5 * (5**0.5 - 1)  # irrational: no point falls on a kink, or on a value that a map has at one point alone
+GOLDEN = 0.5 * (5**0.5 - 1)  # irrational: no point falls on a kink or on an isolated value of a map
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Mesh:
         return 2 * self.x.abs().max().item()
 
     def narrow(self) -> Tensor:
-        """The cells (n - 1,) in which a map that moves jumps."""
+        """The cells (n - 1,) so narrow that a map which changes in them jumps."""
         return self.x.diff() <= NARROW * self.reach
 
     def jumps(self, index: int) -> Tensor:
@@ -50,12 +50,12 @@ class Mesh:
         return self.narrow() & (self.values[index].diff().abs() > RESOLUTION * self.sizes[index])
 
     def facts(self, index: int) -> Facts:
-        """What the points show of map `index`."""
+        """Facts about map `index`."""
         return facts(self, self.values[index], self.sizes[index].item())
 
 
 def facts(mesh: Mesh, values: Tensor, size: float) -> Facts:
-    """What the values (n,) at the mesh's points show of their map, of the given size."""
+    """Facts about a map of the given size, from its values (n,) at the mesh's points."""
     moved, width = values.diff(), mesh.x.diff()
     jumps = mesh.narrow() & (moved.abs() > RESOLUTION * size)
     expansion = moved.abs() - (1 + TOLERANCE) * width
@@ -68,9 +68,9 @@ def facts(mesh: Mesh, values: Tensor, size: float) -> Facts:
 
 
 def sample(maps: list[Callable[[Tensor], Tensor]], low: float, high: float) -> Mesh:
-    """The mesh of the maps, of which the second is B, on [low, high].
+    """The mesh of the maps on [low, high]; the second map is B.
 
-    ValueError if a map is not finite there, or bends too often to be followed.
+    ValueError if a map is not finite there, or varies too fast to be sampled.
     """
 
     def evaluate(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""F(w) = integral of B from 0 to w, for a B without closed form: adaptive quadrature, kept as a cubic interpolant.
+"""F(w) = integral of B from 0 to w for a B without a closed form: adaptive quadrature and a cubic interpolant.
 
 Each panel is integrated by Gauss-Legendre of 7 nodes, whole and in halves, and carries the cubic with the right values
 and slopes at both ends (Hermite). A panel is halved while the two integrals, or the cubic and the integral at the
@@ -17,9 +17,9 @@ from torch import Tensor
 NUM_NODES = 7
 FARTHEST = 2.0**10  # beyond |w| = 1024, F goes on along its tangent
 NEAREST = 2.0**-20  # the panels double in width from here on, so that F keeps its digits near 0
-PARTS = 16  # of each doubling: what is narrower than a hundredth of its distance from 0 may be overlooked
+PARTS = 16  # of each doubling: features narrower than a hundredth of their distance from 0 may be missed
 TOLERANCE = 1e-10  # of one panel, relative to |F|
-NARROWEST = 2.0**-46  # relative to |w|: what is left of a panel that holds a jump of B
+NARROWEST = 2.0**-46  # relative to |w|: a panel around a jump of B is not halved further
 MAX_PANELS = 200_000
 
 
@@ -81,13 +81,17 @@ class Table(NamedTuple):
     def __call__(self, w: Tensor) -> Tensor:
         """F(w) in float64; NaN at NaN, the tangent beyond the last panel."""
         inside = w.clamp(-FARTHEST, FARTHEST)
-        at = (torch.searchsorted(self.left, inside.detach(), right=True) - 1).clamp(0, len(self.left) - 1)
+        at = (
+            torch.searchsorted(self.left, inside.detach().contiguous(), right=True)
+            .sub_(1)
+            .clamp_(0, len(self.left) - 1)
+        )
         width, rise = self.width[at], self.rise[at]
         t = (inside - self.inner[at]) / width
         s_in, s_out = self.slope_in[at] * width, self.slope_out[at] * width
         # Hermite's cubic by powers of t: from the end nearer 0, where its value has most digits.
         cubic = t * (s_in + t * (3 * rise - 2 * s_in - s_out + t * (s_in + s_out - 2 * rise)))
-        return self.value[at] + cubic + self.slope_out[at] * (w - inside)
+        return cubic + self.value[at] + self.slope_out[at] * (w - inside)  # in this order: it has the layout of w
 
 
 def tabulate(backward: Callable[[Tensor], Tensor]) -> Table:
@@ -115,7 +119,7 @@ def _start(backward: Callable[[Tensor], Tensor]) -> _Panels:
     inner, outer = torch.stack([edges[:-1], -edges[:-1]]), torch.stack([edges[1:], -edges[1:]])
     size = integrals(at_nodes(backward, inner.flatten(), outer.flatten()).abs(), inner.flatten(), outer.flatten())
     scale = size.abs().reshape(2, -1).cumsum(1)
-    # A floor, for a B that vanishes at 0 faster than any panel there can follow: F's digits there are digits of 0.
+    # A floor: where B vanishes quickly at 0, relative accuracy of F near 0 would take panels without end.
     floor = 1e-6 * scale[:, edges[1:] <= 1][:, -1:]
     return _measured(backward, inner.flatten(), outer.flatten(), torch.maximum(scale, floor).flatten())
 
@@ -131,10 +135,10 @@ def _narrow(panels: _Panels) -> Tensor:
 
 
 def _measured(backward: Callable[[Tensor], Tensor], inner: Tensor, outer: Tensor, scale: Tensor) -> _Panels:
-    """The panels with integral, slopes and error: of the quadrature, of the cubic at the middle, of its limiting."""
+    """The panels with their integrals, slopes, and the errors of quadrature and of the cubic at the middle."""
     middle, width = (inner + outer) / 2, outer - inner
     whole, first, second = (at_nodes(backward, *ends) for ends in ((inner, outer), (inner, middle), (middle, outer)))
-    # Slopes just inside the panel, where a jump of B on its very edge does not show.
+    # Slopes just inside the panel, so that a jump of B on its very edge has no effect.
     at_ends = backward(torch.stack([inner + 2.0**-40 * width, outer - 2.0**-40 * width]))
     values = torch.cat([whole, first, second, at_ends.T], dim=1)
     if not values.isfinite().all():

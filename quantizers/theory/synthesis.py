@@ -1,12 +1,15 @@
-"""Principled pairs made to order: `synthesize` from P and T, `complete` from B alone.
+"""Principled pairs constructed: `synthesize` from P and T, `complete` from B alone.
 
 For any proximal map P and differentiable T the pair F = T o P, B = T' o P makes PC++ the same as ProxConnect with P on
 the loss l(T(.)) (Lu et al., "Understanding Neural Network Binarization with Forward and Backward Proximal Quantizers",
 NeurIPS 2023). With P the identity, F = T = the integral of B: so every surrogate gradient B has a principled partner,
 and BNN++ is that of BNN+.
+
+Both kinds of rows can be pickled and copied if the maps they are made of can, that is if these are functions of a
+module and not lambdas.
 """
 
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,33 +29,53 @@ def synthesize(
 ) -> Quantizer:
     """The pair F = T o P, B = T' o P; B by autograd through T unless `backward` gives it in closed form.
 
-    That P is monotone and that a given B is T' o P is taken on trust: `certify` checks it. Where T has a kink, autograd
-    decides (and a `where` with an infinite slope on the branch not taken makes it NaN: then give B). A T that autograd
-    does not see through, such as sign, has derivative 0.
+    Neither that P is monotone nor that a given B is T' o P is checked here: `certify` does that. At a kink of T
+    autograd chooses the slope (and a `where` with an infinite slope on the branch not taken makes it NaN: then give B).
+    A T that autograd cannot differentiate, such as sign, has derivative 0.
     """
+    forward, slope = _Composition(prox, transform), _SlopeAtProx(prox, transform)
+    return Quantizer(name, forward, backward or slope, prox=prox, transform=transform, citation=citation)
 
-    def forward(w_star: Tensor, mu: float) -> Tensor:
-        return transform(prox(w_star, mu), mu)
 
-    def slope_at_prox(w_star: Tensor, mu: float) -> Tensor:
-        return derivative(transform, prox(w_star, mu), mu)
+@dataclass(frozen=True)
+class _Composition:
+    """T o P."""
 
-    return Quantizer(name, forward, backward or slope_at_prox, prox=prox, transform=transform, citation=citation)
+    prox: Map
+    transform: Map
+
+    def __call__(self, w_star: Tensor, mu: float) -> Tensor:
+        return self.transform(self.prox(w_star, mu), mu)
+
+
+@dataclass(frozen=True)
+class _SlopeAtProx:
+    """T' o P by autograd."""
+
+    prox: Map
+    transform: Map
+
+    def __call__(self, w_star: Tensor, mu: float) -> Tensor:
+        return derivative(self.transform, self.prox(w_star, mu), mu)
 
 
 def complete(
     backward: Map,
     forward: Map | None = None,
     *,
+    scales: bool = False,
     name: str = "completed",
     citation: str = "the integral of its B",
 ) -> Quantizer:
     """The principled partner of a surrogate gradient: F(w) = integral of B from 0 to w, P = identity, T = F.
 
-    `forward` is that integral in closed form; without it F is an `Integral`, and its stated error is in
-    `row.forward.error(mu)`.
+    `forward` is that integral in closed form; without it F is an `Integral`, whose error is `row.forward.error(mu)`.
+    `scales` promises that mu only scales B, B(w; mu) = mu B(mu w; 1); then F(w; mu) = F(mu w; 1), and one quadrature
+    serves all mu. Without it each new mu costs a quadrature, a fraction of a second at every step of a schedule.
+
+    ValueError if `scales` is promised and not true.
     """
-    integral = forward or Integral(backward)
+    integral = forward or Integral(backward, scales=scales)
     return Quantizer(name, integral, backward, prox=maps.identity, transform=integral, citation=citation)
 
 
@@ -67,34 +90,68 @@ def derivative(transform: Map, u: Tensor, mu: float) -> Tensor:
     return slope
 
 
+MAX_TABLES = 32
+
+
+@dataclass(frozen=True)
 class Integral:
     """F(w) = integral of B(.; mu) from 0 to w, any shape, dtype and device; differentiable in w.
 
-    Quadrature in float64, once for each mu and then kept (the 32 latest), as a piecewise cubic that is monotone where B
-    keeps one sign. F(0) = 0; odd if B is even. Beyond |w| = 1024 it goes on along its tangent. NaN at NaN; at infinity
-    its value at the dtype's largest number; a value too large for the dtype saturates, as in `maps`. ValueError if B is
-    not finite or varies too fast.
+    Quadrature in float64, once for each mu (once for all if B `scales`, see `complete`) and then kept for the latest
+    MAX_TABLES, as a piecewise cubic that is monotone where B keeps one sign. F(0) = 0; odd if B is even. Beyond |w| =
+    1024 (|mu w| = 1024 if B scales) it goes on along its tangent. NaN at NaN; at infinity its value at the dtype's
+    largest number; a value too large for the dtype saturates, as in `maps`.
+
+    Copies and pickles hold B but no tables.
+
+    Raises:
+        ValueError: B is not finite or varies too fast; or, when constructed, `scales` is not true of B.
     """
 
-    def __init__(self, backward: Map) -> None:
-        self.backward = backward
-        self._table = lru_cache(maxsize=32)(self._tabulated)
-        self._table_on = lru_cache(maxsize=32)(lambda mu, device: self._table(mu).to(device))
+    backward: Map
+    scales: bool = False
+    _tables: dict[tuple[float, torch.device], Table] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.scales:
+            w = torch.linspace(-3.1, 2.9, 101, dtype=torch.float64)
+            for mu in (0.3, 1.7):
+                b, expected = self.backward(w, mu), mu * self.backward(mu * w, 1.0)
+                if not torch.allclose(b, expected, rtol=1e-6, atol=1e-9):
+                    at = w[(b - expected).abs().argmax()].item()
+                    raise ValueError(f"scales=True, but B(w; mu) is not mu B(mu w; 1) at w={at:g}, mu={mu}")
 
     def __call__(self, w_star: Tensor, mu: float) -> Tensor:
         """F(w_star; mu)."""
         largest = torch.finfo(w_star.dtype).max
         w = w_star.double().clamp(-largest, largest)
-        return self._table_on(mu, w_star.device)(w).clamp(-largest, largest).to(w_star.dtype)
+        if self.scales:
+            w, mu = (w * min(mu, torch.finfo(w.dtype).max)).clamp(-largest, largest), 1.0
+        return self._table(mu, w.device)(w).clamp(-largest, largest).to(w_star.dtype)
 
     def error(self, mu: float) -> float:
-        """An estimate from above of |F - integral| on [-1024, 1024], before rounding to the input's dtype.
+        """An upper estimate of |F - integral| for |w| <= 1024 (|mu w| if B scales), before rounding to w's dtype.
 
-        All panels' quadrature errors on the worse side of 0, each taken to be the difference of the two integrals (that
-        of the finer one is far smaller), and twice the largest misfit of a cubic at its panel's middle.
+        The sum of the panels' quadrature errors, on the side of 0 where it is larger, plus twice the largest error of a
+        panel's cubic at its middle. A panel's quadrature error is taken as the difference between the integral in one
+        piece and that in two halves; the true error of the halves is far smaller.
         """
-        return self._table(mu).error
+        return self._table(1.0 if self.scales else mu, torch.device("cpu")).error
+
+    def _table(self, mu: float, device: torch.device) -> Table:
+        key = (mu, device)
+        if key not in self._tables:
+            on_cpu = self._tables.get((mu, torch.device("cpu"))) or self._tabulated(mu)
+            while len(self._tables) >= MAX_TABLES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[key] = on_cpu.to(device)
+        return self._tables[key]
 
     def _tabulated(self, mu: float) -> Table:
         with torch.no_grad():
             return tabulate(lambda w: self.backward(w, mu).double())
+
+    def __reduce__(self) -> tuple[type["Integral"], tuple[Map, bool]]:
+        return Integral, (self.backward, self.scales)

@@ -28,7 +28,7 @@ IN_CPP = [name for name, row in QUANTIZERS.items() if {row.forward.__name__, row
 EPS = torch.finfo(torch.float32).eps
 ROUNDINGS = 16
 """Bounds the roundings between a step's inputs and a result, maps included, each of EPS / 2 of a term at most. The
-longest way is AdamW's: eight in B, and eight from g to v. Two ways to compute the same differ by twice as many halves."""
+longest way is AdamW's: eight in B, and eight from g to v. Two ways to compute the same differ by twice that."""
 
 
 def numbers(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

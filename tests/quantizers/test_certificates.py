@@ -13,15 +13,15 @@ from quantizers import QUANTIZERS, Certificate, Quantizer, certify, complete, ge
 from quantizers.catalog import Map
 
 SURROGATES = ["bnn+", "bireal", "ede", "reste", "tanh", "dsq"]
-MUS = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 500.0]
+MUS = [0.1, 1.0, 5.0, 500.0]
 PRINCIPLED = [
     *((row.name, mu) for row in QUANTIZERS.values() if row.prox and row.name != "pc" for mu in MUS),
     *(("pc", mu) for mu in (0.0, 0.25, 0.5, 0.75, 1.0)),
 ]
 UNPRINCIPLED = [(name, mu) for name in SURROGATES for mu in MUS if name != "reste" or mu > 1]
 
-hundreds = settings(
-    max_examples=200,
+some_pairs = settings(
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
@@ -190,7 +190,7 @@ def test_maps_that_cannot_be_followed_get_no_verdict() -> None:
 # Random pairs
 
 
-@hundreds
+@some_pairs
 @given(prox=PROXES, transform=INCREASING | OTHER)
 def test_random_principled_pairs_pass(prox: Drawn, transform: Drawn) -> None:
     row = pair(prox, transform)
@@ -199,7 +199,7 @@ def test_random_principled_pairs_pass(prox: Drawn, transform: Drawn) -> None:
     assert_proven(certificate, row)
 
 
-@hundreds
+@some_pairs
 @given(prox=PROXES, transform=INCREASING)
 def test_random_pairs_with_an_increasing_transform_pass_without_their_claims(prox: Drawn, transform: Drawn) -> None:
     row = pair(prox, transform)
@@ -207,7 +207,7 @@ def test_random_pairs_with_an_increasing_transform_pass_without_their_claims(pro
 
 
 @pytest.mark.parametrize("claims", [True, False], ids=["claimed", "stripped"])
-@settings(hundreds, max_examples=100)
+@settings(some_pairs, max_examples=20)
 @given(prox=PROXES, transform=INCREASING | OTHER, data=st.data())
 def test_random_corrupted_pairs_fail_with_a_witness(
     claims: bool, prox: Drawn, transform: Drawn, data: st.DataObject

@@ -5,12 +5,13 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantizers.packing import pack, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8]
+few = settings(max_examples=40)
 shapes = st.lists(st.integers(0, 7), max_size=5).map(tuple)
 
 
@@ -18,6 +19,7 @@ def _signs(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tenso
     return (2 * torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)) - 1).to(dtype)
 
 
+@few
 @given(shapes, st.sampled_from(DTYPES), st.integers(0, 2**32))
 def test_unpacking_gives_back_what_was_packed(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
     w = _signs(shape, dtype, seed)
@@ -29,6 +31,7 @@ def test_unpacking_gives_back_what_was_packed(shape: tuple[int, ...], dtype: tor
     assert torch.equal(again, w)
 
 
+@few
 @given(shapes, st.integers(0, 2**32), st.randoms())
 def test_strides_do_not_matter(shape: tuple[int, ...], seed: int, random: Random) -> None:
     order = list(range(len(shape)))
@@ -38,6 +41,7 @@ def test_strides_do_not_matter(shape: tuple[int, ...], seed: int, random: Random
     assert torch.equal(unpack(pack(w), w.shape, w.dtype), w)
 
 
+@few
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
 def test_channels_last_packs_as_the_logical_tensor(channels_out: int, channels_in: int, side: int, seed: int) -> None:
     w = _signs((channels_out, channels_in, side, side), torch.float32, seed)
@@ -63,6 +67,7 @@ def test_packing_agrees_with_a_loop_over_the_elements() -> None:
     assert pack(w).tolist() == expected
 
 
+@few
 @given(shapes.filter(lambda shape: 0 not in shape), st.sampled_from(DTYPES[:4]), st.data())
 def test_a_value_that_is_no_sign_is_refused_by_its_value_and_place(
     shape: tuple[int, ...], dtype: torch.dtype, data: st.DataObject

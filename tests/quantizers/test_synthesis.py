@@ -1,6 +1,8 @@
 """Pairs made to order: F = T o P with B = T' o P, and F as the integral of B."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from quantizers import QUANTIZERS, complete, get, maps, synthesize
+from quantizers import QUANTIZERS, Quantizer, complete, get, maps, synthesize
 from quantizers.catalog import Map
+from quantizers.theory.synthesis import Integral
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SURROGATES = [row.name for row in QUANTIZERS.values() if row.completes is not None]
@@ -55,6 +58,13 @@ def test_synthesized_and_completed_maps_keep_shape_and_dtype(dtype: torch.dtype,
         w_star = torch.full(shape, 0.3, dtype=dtype)
         for f in (row.forward, row.backward):
             assert (f(w_star, 2.0).shape, f(w_star, 2.0).dtype) == (w_star.shape, w_star.dtype)
+
+
+def test_a_completed_forward_keeps_the_memory_format() -> None:
+    w_star = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    f = complete(maps.clip_derivative).forward(w_star, 1.0)
+    assert f.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(f, w_star)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -167,13 +177,75 @@ def test_integral_is_made_once_for_each_mu() -> None:
     assert row.forward(torch.ones(1), 4.0).item() == 4.0
 
 
+SCALED = {"bnn": maps.sharp_clip_derivative, "bnn+": maps.sign_swish_derivative, "tanh": maps.tanh_derivative}
+
+
+@pytest.mark.parametrize("backward", [*SCALED.values(), maps.approx_sign_derivative])
+def test_where_mu_only_scales_backward_one_quadrature_serves_all_mu(backward: Map) -> None:
+    calls = []
+
+    def counted(w: Tensor, mu: float) -> Tensor:
+        calls.append(mu)
+        return backward(w, mu)
+
+    w_star, scaled, plain = random_points(), complete(counted, scales=True).forward, complete(backward).forward
+    scaled(w_star, 1.0)
+    num_calls = len(calls)
+    for mu in (0.0, 1e-3, 2.0, 700.0):
+        torch.testing.assert_close(scaled(w_star, mu), plain(w_star, mu), rtol=4e-9, atol=1e-9)
+    assert len(calls) == num_calls
+    assert scaled.error(5.0) == scaled.error(1.0)  # type: ignore[attr-defined]  # an Integral
+    infinite = torch.tensor([math.inf, -math.inf, math.nan], dtype=torch.float64)
+    assert scaled(infinite, 1e300).isfinite().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["ede", "reste", "dsq"])
+def test_a_promise_that_mu_only_scales_backward_is_checked(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^scales=True, but B\(w; mu\) is not mu B\(mu w; 1\) at w=-?\d"):
+        complete(get(name).backward, scales=True)
+
+
+def test_the_latest_tables_are_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantizers.theory.synthesis.MAX_TABLES", 3)
+    integral = Integral(maps.tanh_derivative)
+    for mu in (1.0, 2.0, 3.0, 4.0):
+        integral(torch.ones(1), mu)
+    assert [mu for mu, _ in integral._tables] == [2.0, 3.0, 4.0]
+
+
+def pickled(row: Quantizer) -> Quantizer:
+    again: Quantizer = pickle.loads(pickle.dumps(row))  # noqa: S301  (our own)
+    return again
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, pickled])
+@pytest.mark.parametrize(
+    "row",
+    [
+        complete(maps.tanh_derivative),
+        complete(maps.tanh_derivative, scales=True),
+        synthesize(maps.outward, maps.sign_swish),
+        get("bnn++"),
+    ],
+    ids=["completed", "scaled", "synthesized", "catalogue"],
+)
+def test_rows_are_copied_and_pickled_also_after_use(row: Quantizer, clone: Callable[[Quantizer], Quantizer]) -> None:
+    w_star = torch.linspace(-2, 2, 41)
+    f, b = row.forward(w_star, 2.0), row.backward(w_star, 2.0)
+    again = clone(row)
+    assert again == row
+    assert torch.equal(again.forward(w_star, 2.0), f)
+    assert torch.equal(again.backward(w_star, 2.0), b)
+
+
 def test_closed_form_is_kept_as_forward_and_transform() -> None:
     row = complete(maps.sign_swish_derivative, maps.sign_swish)
     assert row.forward is row.transform is maps.sign_swish
 
 
-def test_a_backward_that_cannot_be_integrated_says_so() -> None:
+def test_a_backward_that_cannot_be_integrated_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     w_star = torch.ones(1)
+    monkeypatch.setattr("quantizers.theory.quadrature.MAX_PANELS", 3000)
     with pytest.raises(ValueError, match="B varies too fast"):
         complete(lambda w, _: torch.sin(1e6 * w) + 2).forward(w_star, 1.0)
     with pytest.raises(ValueError, match="B is not finite near w = "):
