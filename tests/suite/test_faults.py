@@ -1,12 +1,14 @@
 """Whatever ends a run, state.json names the process and the cause, and a retry loses nothing that was saved."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,32 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
     assert run.state().attempt == 4
     assert run.result() == undisturbed.result()
     assert numbers(run) == numbers(undisturbed)
+
+
+def _free_ports(num: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(num)]
+        return [str(opened.getsockname()[1]) for opened in sockets]
+
+
+@pytest.mark.slow
+def test_however_training_ends_no_thread_of_the_process_group_outlives_it(make_run: Callable[..., RunDir]) -> None:
+    # Such a thread may ask for the GIL while Python finalizes, and then aborts a process whose run is done.
+    run = make_run(training__epochs=1, training__batch_size=256)
+    command = [sys.executable, str(Path(__file__).with_name("endings.py")), str(run.cell_path), *_free_ports(5)]
+    ours = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ours |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    processes = [
+        subprocess.Popen(command, env=os.environ | ours | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    written = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [5, 5], "with a group that is kept: not by finalizing"
+    for text in written:
+        assert json.loads(text.splitlines()[-1]) == {"done": [], "first steps": [], "preempted": [], "failed": []}
+    states = {name: RunDir(run.path.parent / name / run.path.name).state() for name in ("done", "preempted", "failed")}
+    assert {name: state.state for name, state in states.items()} == {name: name for name in states}
+    assert states["failed"].reason == "ValueError: a label of 4711 (process 1)"
 
 
 @pytest.mark.slow
