@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted import numbers, place_of
+from PIL import Image
 from torch import Tensor
 
 from suite import checkpoint, faults
 from suite.config import Cell
+from suite.data import folder
 from suite.distributed import Layout
 from suite.engine.plain import PlainEngine
 from suite.faults import Beat, Fault, Heartbeat, verdict
@@ -143,6 +145,65 @@ def test_a_run_out_of_memory_says_which_micro_batch_to_try(
 def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(training__batch_size=90)
     assert faults._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
+
+
+# Workers that decode images
+
+
+@pytest.fixture
+def lamps(tmp_path: Path) -> Path:
+    """Sixteen JPEGs of two classes, and as many to test, under `data/lamps`."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            place = tmp_path / "data" / "lamps" / part / name
+            place.mkdir(parents=True)
+            for index in range(8):
+                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
+    return tmp_path / "data" / "lamps"
+
+
+def _train_on(lamps: Path, run: RunDir) -> int:
+    """Exit status. Raises TimeoutExpired where the process does not end."""
+    command = [sys.executable, "-m", "suite.train", str(run.cell_path), "--data-dir", str(lamps.parent)]
+    return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+
+
+def _lamps_run(make_run: Callable[..., RunDir], **changes: object) -> RunDir:
+    execution = {"loader": "torch", "num_workers": 1}
+    data = {"image_size": 16, "crop": "random_resized"}
+    return make_run(dataset="folder/lamps", data=data, training__batch_size=4, execution=execution, **changes)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_name_of_an_image_that_is_cut_short(make_run: Callable[..., RunDir], lamps: Path) -> None:
+    cut = lamps / "train" / "dark" / "3.jpg"
+    cut.write_bytes(cut.read_bytes()[:400])
+    run = _lamps_run(make_run)
+    assert _train_on(lamps, run) == 1
+    assert (run.state().state, run.state().cause) == ("failed", "error")
+    assert run.state().reason.startswith(f"DataError: {cut}: cannot be decoded (")
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_while_its_workers_decode_ends(make_run: Callable[..., RunDir], lamps: Path) -> None:
+    recipe = {"training__optimizer": "sgd", "training__learning_rate": 1e30}
+    run = _lamps_run(make_run, quantizer="fp", quantization={}, **recipe)
+    assert _train_on(lamps, run) == 1
+    assert (run.state().state, run.state().cause) == ("failed", "nan")
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_hear_signals_to_stop_is_ended_by_its_parent() -> None:
+    worker = folder._context().Process(target=_sleep_deaf)
+    worker.start()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def _sleep_deaf() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
+    time.sleep(600)
 
 
 # Two processes under torchrun
