@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faulty import STEPS
 from interrupted import numbers, place_of
 from PIL import Image
 from torch import Tensor
@@ -210,10 +211,12 @@ def _sleep_deaf() -> None:
 
 
 @contextmanager
-def _launched(run: RunDir, *arguments: str, program: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def _launched(run: RunDir, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Two processes that train the run, with one of faulty.py's faults where one is named."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    module = [program] if program else ["-m", "suite.train"]
-    command = [sys.executable, *torchrun, *module, str(run.cell_path), *arguments]
+    faulty = Path(__file__).with_name("faulty.py")
+    program = [str(faulty), str(run.cell_path), fault] if fault else ["-m", "suite.train", str(run.cell_path)]
+    command = [sys.executable, *torchrun, *program]
     path = os.pathsep.join(sys.path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     with (
@@ -223,50 +226,36 @@ def _launched(run: RunDir, *arguments: str, program: str = "") -> Iterator[subpr
         yield process
 
 
-def _once_trained(run: RunDir, process: subprocess.Popen[bytes], attempt: int, rank: int = 1) -> Beat:
-    """The heartbeat of a process that has done some steps in this attempt."""
-    while True:
-        assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
-        beats = faults.beats(run.processes) if run.state().attempt == attempt else {}
-        if rank in beats and beats[rank].step is not None:
-            return beats[rank]
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
-@pytest.mark.alone  # a process that is three seconds late counts as hung
 def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
-    recipe = {"training__epochs": 6, "training__batch_size": 64}
+    recipe = {"training__epochs": 3, "training__batch_size": 64}  # of 20 steps
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
     with _launched(undisturbed) as process:
         assert process.wait() == 0
 
-    with _launched(run) as process:
-        _once_trained(run, process, 1)
-        process.terminate()
-    assert process.returncode != 0
+    with _launched(run, "stop") as process:
+        assert process.wait() != 0
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGTERM")
-    done = faults.beats(run.processes)
-    assert done[0].step == done[1].step
+    assert [beat.step for beat in faults.beats(run.processes).values()] == [STEPS["stop"]] * 2
     epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
-    assert 20 * epoch + step == (done[0].step or 0) + 1, "the step under way was finished and saved"
+    assert 20 * epoch + step == STEPS["stop"] + 1, "the step under way was finished and saved"
 
-    with _launched(run, "--checkpoint-steps", "1") as process:
-        beat = _once_trained(run, process, 2)
-        os.kill(beat.pid, signal.SIGKILL)
+    with _launched(run, "die") as process:
+        assert process.wait() != 0
+    pid = faults.beats(run.processes)[1].pid
     assert run.state().state == "preempted"
-    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {beat.pid}")
+    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {pid} on ")
+    assert "last seen after step 32" in run.state().reason
 
-    with _launched(run, "--timeout-seconds", "3", "--checkpoint-steps", "1") as process:
-        beat = _once_trained(run, process, 3)
-        os.kill(beat.pid, signal.SIGSTOP)
-        while run.state().state == "running":
-            assert process.poll() is None
+    with _launched(run, "hang") as process:
+        while run.state().state != "failed":
+            assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
-        os.kill(beat.pid, signal.SIGKILL)  # torchrun would in half a minute
-    assert (run.state().state, run.state().cause) == ("failed", "timeout")
-    assert run.state().reason.startswith(f"hung: process 1 (pid {beat.pid} on ")
-    assert "last seen after step" in run.state().reason
+        pid = faults.beats(run.processes)[1].pid
+        os.kill(pid, signal.SIGKILL)  # torchrun would in half a minute
+    assert run.state().cause == "timeout"
+    assert run.state().reason.startswith(f"hung: process 1 (pid {pid} on ")
+    assert "last seen after step 42" in run.state().reason
 
     with _launched(run) as process:
         assert process.wait() == 0
@@ -304,7 +293,7 @@ def test_however_training_ends_no_thread_of_the_process_group_outlives_it(make_r
 @pytest.mark.slow
 def test_an_exception_in_another_process_than_the_first_is_the_runs_reason(make_run: Callable[..., RunDir]) -> None:
     run = make_run(training__batch_size=64)
-    with _launched(run, program=str(Path(__file__).with_name("failing_process.py"))) as process:
+    with _launched(run, "raise") as process:
         assert process.wait() == 1
     state = run.state()
     assert (state.state, state.cause) == ("failed", "error")
