@@ -1,13 +1,11 @@
 """Model names: ours and every classifier of timm. What timm's metadata says about them: input size, first layer, head.
 
-Weights are always drawn, never downloaded.
+Weights are always drawn, never downloaded. timm's names are asked of timm, which costs the seconds of its import; ours
+are known without it.
 """
 
 import difflib
-import importlib.util
-import re
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +38,7 @@ def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> n
 
 def is_known(name: str) -> bool:
     """Whether `create` knows the name: an architecture, or an architecture and a tag (`resnet18.a1_in1k`)."""
-    return name in OURS or name in _written_names() or name in names() or name in _tagged_names()
+    return name in OURS or name in names() or name in _tagged_names()
 
 
 def suggest(name: str) -> list[str]:
@@ -85,17 +83,8 @@ def names() -> tuple[str, ...]:
 
 
 @cache
-def _written_names() -> frozenset[str]:
-    """Timm's architectures as read off its sources: a launcher that checks a name need not wait for the import."""
-    found = importlib.util.find_spec("timm")
-    folders = (found.submodule_search_locations or []) if found else []
-    sources = [path.read_text(encoding="utf-8") for folder in folders for path in Path(folder, "models").glob("*.py")]
-    entry_point = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
-    return frozenset(name for source in sources for name in entry_point.findall(source))
-
-
-@cache
 def _tagged_names() -> frozenset[str]:
+    """Architectures with each tag that timm has published weights under."""
     return frozenset(_timm().list_models(include_tags=True))
 
 

@@ -22,7 +22,7 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
     """Names of the layers each of whose outputs goes to F.batch_norm and to no other function, when the model sees x.
 
     The scale of such a layer's weight is immaterial. x: (B, C, H, W). The model is run in evaluation mode (no random
-    numbers, no statistics updated) and comes back in the mode it had.
+    numbers, no statistics updated); each of its modules comes back in the mode it had.
 
     Raises ValueError where a layer is not used as `layer(x)` computing F.linear(x, weight) or F.conv2d(x, weight): its
     weight is transformed first, is used without the layer, or is not used at all.
@@ -67,14 +67,16 @@ def layers_that_see_no_sign(model: nn.Module, layers: Mapping[str, nn.Module], x
 
 @contextmanager
 def _observed(model: nn.Module, hooks: list[RemovableHandle]) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and without gradients; afterwards in the mode it had, without hooks."""
-    was_training = model.training
+    """Inside, the model is in evaluation mode and without gradients; afterwards each module is in the mode it had."""
+    were_training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             model.eval()
             yield
     finally:
-        model.train(was_training)
+        # Not model.train(): that would set frozen parts going again, such as a batch norm in evaluation mode.
+        for module, was_training in were_training.items():
+            module.training = was_training
         for hook in hooks:
             hook.remove()
 

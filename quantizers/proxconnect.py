@@ -373,8 +373,8 @@ class ProxConnect(Optimizer):
             others = f" and {len(foreign) - 1} more" if foreign[1:] else ""
             raise RuntimeError(
                 f"{foreign[0]}{others}: no longer F(w*); something else wrote it (load_state_dict, an init; or DDP's "
-                "first broadcast: make the optimizer after DistributedDataParallel). Call adopt() to use the new values "
-                "as latents, or soften() to discard them."
+                "first broadcast: make the optimizer after DistributedDataParallel). Call adopt() to use the new "
+                "values as latents, or soften() to discard them."
             )
 
     # Groups and state

@@ -1,6 +1,9 @@
-"""Where a process stands: rank, world size and device, from torchrun's environment or alone."""
+"""A process's rank, world size and device, from torchrun's environment or alone."""
 
+import gc
+import importlib
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,8 +73,10 @@ class Layout:
 def joined(timeout_seconds: float = 600.0) -> Iterator[Layout]:
     """Joins torchrun's process group, if there is one, and leaves it at the end. NCCL on GPUs, gloo elsewhere.
 
-    A process that waits for another one longer than the timeout raises. After an exception the group is not left in
-    order: that would wait for processes that are gone.
+    A process that waits for another one longer than the timeout raises. Afterwards none of gloo's threads is left: one
+    that asks for the GIL while Python finalizes aborts the process, so that a finished run would count as failed. For
+    this the local variables of an exception's frames are dropped; they hold the model, which holds the group. NCCL's
+    group is not left after an exception: that would wait for processes that are gone.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -84,7 +89,36 @@ def joined(timeout_seconds: float = 600.0) -> Iterator[Layout]:
         yield Layout(device=device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # Default arguments of its functions are the group that there is when it is imported. DDP imports it, and would so
+    # keep this group for as long as the process lives.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    yield Layout(distributed.get_rank(), world_size, device, local_world_size)
+    try:
+        yield Layout(distributed.get_rank(), world_size, device, local_world_size)
+    except BaseException as error:
+        if backend == "gloo":
+            _drop_locals(error)
+            _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    """Destroys the process group, once nothing else refers to it: its last reference joins gloo's threads.
+
+    DDP's reducer is such a reference, and lives in a reference cycle. It must not be the last: it is freed with the GIL
+    held, which the thread to be joined may be waiting for.
+    """
+    gc.unfreeze()
+    gc.collect()
     distributed.destroy_process_group()
+    gc.freeze()  # what is left stays: the interpreter's own last collection need not walk it again
+
+
+def _drop_locals(error: BaseException) -> None:
+    """Clears the frames that an exception, and those it came from, refer to; those still running are left alone."""
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__

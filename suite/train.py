@@ -36,7 +36,7 @@ from suite.rundir import RunDir
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
     from suite.distributed import Layout
-    from suite.trainer import Trainer
+    from suite.trainer import Trainer, Wishes
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -106,7 +106,7 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
             if checkpoints.step(number):
                 raise PreemptedError(signals[0] if signals else "a signal to another process")
 
-        with _asked_by_signals(trainer) as signals:
+        with _asked_by_signals(trainer.wishes) as signals:
             while trainer.epoch < cell.training.epochs:
                 metrics = trainer.train_epoch(on_step)
                 if record is not None:
@@ -118,16 +118,17 @@ def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat:
 
 
 @contextmanager
-def _asked_by_signals(trainer: "Trainer") -> Iterator[list[str]]:
+def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
     """Inside, a signal to stop waits for the step under way, which all processes finish; names of those that came.
 
-    After an exception, too: torchrun sends SIGTERM to those that are left, which still have to say why they end.
+    After an exception, too: torchrun sends SIGTERM to those that are left, which still have to say why they end. So the
+    handler outlives the trainer, and must not refer to it.
     """
     names: list[str] = []
 
     def ask(number: int, _frame: FrameType | None) -> None:
         names.append(signal.Signals(number).name)
-        trainer.wishes.stop = True
+        wishes.stop = True
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     yield names
@@ -303,15 +304,34 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise PreemptedError(signal.Signals(number).name)
 
 
+def _leave(status: int) -> None:
+    """Exits; without finalizing Python where threads of gloo's are left, which may abort that (see `joined`).
+
+    DeepSpeed keeps its process groups, and so their threads, for as long as the process lives.
+    """
+    if _has_gloo_threads():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    gc.freeze()  # the interpreter's last collection would walk all of torch's objects, for a second
+    raise SystemExit(status)
+
+
+def _has_gloo_threads() -> bool:
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # a thread that has just ended
+            if path.read_text(encoding="utf-8").startswith("pt_gloo"):
+                return True
+    return False
+
+
 if __name__ == "__main__":
     # Imports make a million objects that stay; to look for garbage among them takes a tenth of the start.
     gc.disable()
+    code = 0
     try:
         typer.run(main)
-    finally:
-        # The interpreter's last collection walks all of torch's objects, for a second. Each of several processes has to
-        # go through it: it joins the threads that exchanged tensors.
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            gc.freeze()
-        else:
-            gc.unfreeze()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    _leave(code)

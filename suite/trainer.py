@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,11 @@ class Trainer:
         self.engine.model.train()
         start, num_before = time.perf_counter(), float(self.totals[2])
         wait = Wait()
-        for images, labels in wait.for_each(self.loaders.train.epoch(self.epoch, self.step)):
-            number, loss = self._num_steps_done, self._train_step(images, labels)
-            on_step(number, loss)
+        # Closed, so that the loader's workers end with a training that fails: its traceback would keep them.
+        with closing(self.loaders.train.epoch(self.epoch, self.step)) as batches:
+            for images, labels in wait.for_each(batches):
+                number, loss = self._num_steps_done, self._train_step(images, labels)
+                on_step(number, loss)
         seconds, num_here = time.perf_counter() - start, float(self.totals[2]) - num_before
         loss_sum, num_correct, num_images = self.layout.sum(self.totals).tolist()
         self.epoch, self.step, self.totals = self.epoch + 1, 0, self._no_totals()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,18 @@ from suite.rundir import RunDir
 # A developer's own settings must not lead a test to their runs.
 for variable in ("PROXBENCH_ROOT", "PROXBENCH_DATA", "MLFLOW_TRACKING_URI"):
     os.environ.pop(variable, None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each thing that this machine lacks, not for each test that was skipped for it."""
+    files = defaultdict(set)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        files[reason.removeprefix("Skipped: ")].add(Path(report.nodeid.partition("::")[0]).name)
+    if files:
+        terminalreporter.section("skipped")
+    for reason, names in sorted(files.items()):
+        terminalreporter.write_line(f"{reason}: tests of {', '.join(sorted(names))}")
 
 
 @pytest.fixture(autouse=True)

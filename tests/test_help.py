@@ -11,6 +11,7 @@ HEAVY = ("torch", "numpy", "pandas", "scipy", "mlflow", "timm", "torchvision", "
 COMMANDS = (
     *("launch", "launch grid", "launch debug", "launch retry", "launch cancel", "launch status", "launch logs"),
     *("launch sync", "launch clean", "launch doctor", "analysis", "analysis tables", "analysis figures"),
+    *("analysis power", "analysis report"),
     *("suite.data", "suite.data prepare", "suite.data verify", "suite.export", "suite.train"),
 )
 

@@ -86,7 +86,9 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except (OSError, SyntaxError, _BrokenError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything at all on files that are not whole
         raise DataError(f"{path}: cannot be decoded ({error})") from error
 
 

@@ -3,7 +3,7 @@
 Readers (memory, folder, ffcv) only turn sample numbers into pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -66,7 +66,7 @@ class Loader:
         """Optimizer steps of one training epoch."""
         return len(self.reader.labels) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
         num_samples = len(self.reader.labels)
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))

@@ -27,7 +27,7 @@ FLAGS = (
 
 def obstacle() -> str | None:
     """Why no browser can be started here, in one line; None if one can."""
-    return None if PROGRAM else "Chromium is not installed; on Debian: sudo apt-get install chromium"
+    return None if PROGRAM else "no Chromium; on Debian: sudo apt-get install chromium"
 
 
 class Browser:

@@ -304,13 +304,6 @@ def test_progress_is_shown_on_a_terminal_to_those_who_wait(
     assert ("drawing the figures" in shown) is shows
 
 
-@pytest.mark.alone
-def test_help_does_not_wait_for_what_a_report_needs() -> None:
-    begin = time.perf_counter()
-    assert "--output" in call("--help").stdout
-    assert time.perf_counter() - begin < 1.5  # 0.4 s where nothing else runs
-
-
 def test_the_table_is_the_one_that_was_given() -> None:
     table = dataclasses.replace(mixed_table(), findings=("the cat slept",))
     assert "the cat slept" in page_of(table=table)

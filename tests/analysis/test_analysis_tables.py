@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from analysis_samples import cells_of, example, frame_of
+from needs import no_latex
 
 from analysis.cells import findings
 from analysis.comparison import Entry, Table, comparison, completions
@@ -344,7 +345,7 @@ def test_latex_is_escaped_everywhere() -> None:
     assert to_latex(example_table()).isascii()
 
 
-@pytest.mark.skipif(not (shutil.which("tectonic") or shutil.which("pdflatex")), reason="no LaTeX here")
+@pytest.mark.skipif(no_latex() is not None, reason=str(no_latex()))
 def test_latex_compiles_as_it_is(tmp_path: Path) -> None:
     body = "\n".join(to_latex(table, details=True) for table in (example_table(), hostile_table()))
     preamble = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from needs import not_root
+
 from cluster import processes
 from cluster.configuration import Ports, Settings, write_configuration
 
@@ -34,10 +36,8 @@ def obstacle(*, accounting: bool = True) -> str | None:
     wanted = ["munged", "slurmctld", "slurmd", *(["mariadbd", "mariadb-install-db", "slurmdbd"] * accounting)]
     missing = [program for program in wanted if shutil.which(program, path=_path()) is None]
     if missing:
-        return f"SLURM is not installed ({', '.join(missing)} missing); on Debian: sudo apt-get install {PACKAGES}"
-    if os.geteuid() != 0:
-        return f"a private SLURM cluster is started as root only, with {PACKAGES} installed"
-    return None
+        return f"no SLURM ({', '.join(missing)} missing); on Debian: sudo apt-get install {PACKAGES}"
+    return not_root()
 
 
 class Lab:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import submitit
+from cluster.lab import obstacle
 
 from launch.resources import Profile, ProfileError, Resources, load_profile, sbatch_parameters
 from launch.slurm import Partition
@@ -151,7 +152,7 @@ def test_equal_shapes_are_one_key(make_cell: MakeCell) -> None:
 
 def test_submitit_writes_what_is_asked_into_the_script(tmp_path: Path) -> None:
     if submitit.SlurmExecutor.affinity() < 0:
-        pytest.skip("submitit's SlurmExecutor needs srun on PATH: apt-get install slurm-wlm")
+        pytest.skip(obstacle() or "no srun")
     flags = {"partition": "gpu", "mem": "32G", "account": "lab", "qos": "high", "constraint": "a100|h100", "nodes": 2}
     shape = load_profile(None, {**flags, "container": "i.sqsh", "setup": ["module load cuda"]}).on(PARTITIONS)
     executor = submitit.SlurmExecutor(folder=tmp_path)

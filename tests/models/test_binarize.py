@@ -267,3 +267,12 @@ def test_a_special_convolution_takes_no_binary_inputs() -> None:
     model.pretrained_cfg = {"first_conv": "0", "classifier": "4", "input_size": (1, 2, 2)}  # type: ignore[assignment]
     with pytest.raises(ValueError, match="1: a Special has no binary twin with binary inputs"):
         models.binarize(model, inputs=models.InputQuantization())
+
+
+def test_frozen_norms_stay_frozen() -> None:
+    model = models.create("resnet8", num_classes=10, image_size=8).train()
+    norm = model.get_submodule("bn1").eval()
+    models.binarize(model)
+    assert not norm.training
+    assert model.training
+    assert model.get_submodule("layer1").training

@@ -85,12 +85,14 @@ def test_a_weight_the_layer_does_not_own_alone_is_refused(rule: Callable[[Net, T
         found(rule)
 
 
-def test_the_model_comes_back_as_it_was() -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_model_comes_back_as_it_was(*, is_frozen: bool) -> None:
     net = Net(SCALE_FREE["norm directly behind"])
+    net.norm.train(not is_frozen)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     layers_before_batch_norm(net, {"conv": net.conv}, torch.ones(1, 2, 4, 4))
     assert net.training
-    assert net.norm.training
+    assert net.norm.training is not is_frozen
     assert not net.conv._forward_hooks
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

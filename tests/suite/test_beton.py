@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import no_ffcv
 
 from suite.data.beton import BetonWriter, Sample, data_start, partial, read_index
 from suite.errors import DataError
 
 PAGE_BYTES = 2 << 20
 HEADER, FIELD, METADATA, ALLOCATION = 24, 1041, 24, 24
+needs_ffcv = pytest.mark.skipif(no_ffcv() is not None, reason=str(no_ffcv()))
 
 
 def samples(num: int = 7, side: int = 40) -> list[Sample]:
@@ -29,8 +31,8 @@ def write(path: Path, what: list[Sample], capacity: int | None = None) -> Path:
 
 
 @pytest.mark.slow
+@needs_ffcv
 def test_ffcv_reads_exact_pixels_and_labels(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv")
     import torch
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
@@ -54,8 +56,8 @@ def test_ffcv_reads_exact_pixels_and_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@needs_ffcv
 def test_ffcvs_own_files_are_read(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv")
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 

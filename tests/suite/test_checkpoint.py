@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs import not_root
 
 from suite import checkpoint
 from suite.checkpoint import CheckpointError
@@ -178,7 +179,9 @@ def test_another_format_is_refused_by_its_number(tmp_path: Path, found: int) -> 
     torch.save(_state(2) | ({"format": found} if found > 1 else {}), buffer)
     _save(tmp_path, 1)
     _write(tmp_path / "epoch-000002-step-000000.pt", buffer.read_bytes())
-    with pytest.raises(CheckpointError, match=f"checkpoint format {found}; this proxbench reads format {checkpoint.FORMAT}"):
+    with pytest.raises(
+        CheckpointError, match=f"checkpoint format {found}; this proxbench reads format {checkpoint.FORMAT}"
+    ):
         checkpoint.load_newest(tmp_path, CELL, CPU)
 
 
@@ -222,13 +225,15 @@ def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of three megabytes: two checkpoints of ResNet-8 fit, a third does not."""
+    if why := not_root():
+        pytest.skip(why)
     path = tmp_path / "disk"
     path.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("mounting a small disk takes root")
+        pytest.skip("no small disk: this root may not mount one")
     yield path
     subprocess.run(["umount", str(path)], check=True)
 

@@ -1,21 +1,26 @@
 """Whatever ends a run, state.json names the process and the cause, and a retry loses nothing that was saved."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from faulty import STEPS
 from interrupted import numbers, place_of
+from PIL import Image
 from torch import Tensor
 
 from suite import checkpoint, faults
 from suite.config import Cell
+from suite.data import folder
 from suite.distributed import Layout
 from suite.engine.plain import PlainEngine
 from suite.faults import Beat, Fault, Heartbeat, verdict
@@ -143,14 +148,75 @@ def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[
     assert faults._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
 
 
+# Workers that decode images
+
+
+@pytest.fixture
+def lamps(tmp_path: Path) -> Path:
+    """Sixteen JPEGs of two classes, and as many to test, under `data/lamps`."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            place = tmp_path / "data" / "lamps" / part / name
+            place.mkdir(parents=True)
+            for index in range(8):
+                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
+    return tmp_path / "data" / "lamps"
+
+
+def _train_on(lamps: Path, run: RunDir) -> int:
+    """Exit status. Raises TimeoutExpired where the process does not end."""
+    command = [sys.executable, "-m", "suite.train", str(run.cell_path), "--data-dir", str(lamps.parent)]
+    return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+
+
+def _lamps_run(make_run: Callable[..., RunDir], **changes: object) -> RunDir:
+    execution = {"loader": "torch", "num_workers": 1}
+    data = {"image_size": 16, "crop": "random_resized"}
+    return make_run(dataset="folder/lamps", data=data, training__batch_size=4, execution=execution, **changes)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_name_of_an_image_that_is_cut_short(make_run: Callable[..., RunDir], lamps: Path) -> None:
+    cut = lamps / "train" / "dark" / "3.jpg"
+    cut.write_bytes(cut.read_bytes()[:400])
+    run = _lamps_run(make_run)
+    assert _train_on(lamps, run) == 1
+    assert (run.state().state, run.state().cause) == ("failed", "error")
+    assert run.state().reason.startswith(f"DataError: {cut}: cannot be decoded (")
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_while_its_workers_decode_ends(make_run: Callable[..., RunDir], lamps: Path) -> None:
+    recipe = {"training__optimizer": "sgd", "training__learning_rate": 1e30}
+    run = _lamps_run(make_run, quantizer="fp", quantization={}, **recipe)
+    assert _train_on(lamps, run) == 1
+    assert (run.state().state, run.state().cause) == ("failed", "nan")
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_hear_signals_to_stop_is_ended_by_its_parent() -> None:
+    worker = folder._context().Process(target=_sleep_deaf)
+    worker.start()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def _sleep_deaf() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
+    time.sleep(600)
+
+
 # Two processes under torchrun
 
 
 @contextmanager
-def _launched(run: RunDir, *arguments: str, program: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def _launched(run: RunDir, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Two processes that train the run, with one of faulty.py's faults where one is named."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    module = [program] if program else ["-m", "suite.train"]
-    command = [sys.executable, *torchrun, *module, str(run.cell_path), *arguments]
+    faulty = Path(__file__).with_name("faulty.py")
+    program = [str(faulty), str(run.cell_path), fault] if fault else ["-m", "suite.train", str(run.cell_path)]
+    command = [sys.executable, *torchrun, *program]
     path = os.pathsep.join(sys.path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     with (
@@ -160,50 +226,36 @@ def _launched(run: RunDir, *arguments: str, program: str = "") -> Iterator[subpr
         yield process
 
 
-def _once_trained(run: RunDir, process: subprocess.Popen[bytes], attempt: int, rank: int = 1) -> Beat:
-    """The heartbeat of a process that has done some steps in this attempt."""
-    while True:
-        assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
-        beats = faults.beats(run.processes) if run.state().attempt == attempt else {}
-        if rank in beats and beats[rank].step is not None:
-            return beats[rank]
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
-@pytest.mark.alone  # a process that is three seconds late counts as hung
 def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
-    recipe = {"training__epochs": 6, "training__batch_size": 64}
+    recipe = {"training__epochs": 3, "training__batch_size": 64}  # of 20 steps
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
     with _launched(undisturbed) as process:
         assert process.wait() == 0
 
-    with _launched(run) as process:
-        _once_trained(run, process, 1)
-        process.terminate()
-    assert process.returncode != 0
+    with _launched(run, "stop") as process:
+        assert process.wait() != 0
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGTERM")
-    done = faults.beats(run.processes)
-    assert done[0].step == done[1].step
+    assert [beat.step for beat in faults.beats(run.processes).values()] == [STEPS["stop"]] * 2
     epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
-    assert 20 * epoch + step == (done[0].step or 0) + 1, "the step under way was finished and saved"
+    assert 20 * epoch + step == STEPS["stop"] + 1, "the step under way was finished and saved"
 
-    with _launched(run, "--checkpoint-steps", "1") as process:
-        beat = _once_trained(run, process, 2)
-        os.kill(beat.pid, signal.SIGKILL)
+    with _launched(run, "die") as process:
+        assert process.wait() != 0
+    pid = faults.beats(run.processes)[1].pid
     assert run.state().state == "preempted"
-    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {beat.pid}")
+    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {pid} on ")
+    assert "last seen after step 32" in run.state().reason
 
-    with _launched(run, "--timeout-seconds", "3", "--checkpoint-steps", "1") as process:
-        beat = _once_trained(run, process, 3)
-        os.kill(beat.pid, signal.SIGSTOP)
-        while run.state().state == "running":
-            assert process.poll() is None
+    with _launched(run, "hang") as process:
+        while run.state().state != "failed":
+            assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
-        os.kill(beat.pid, signal.SIGKILL)  # torchrun would in half a minute
-    assert (run.state().state, run.state().cause) == ("failed", "timeout")
-    assert run.state().reason.startswith(f"hung: process 1 (pid {beat.pid} on ")
-    assert "last seen after step" in run.state().reason
+        pid = faults.beats(run.processes)[1].pid
+        os.kill(pid, signal.SIGKILL)  # torchrun would in half a minute
+    assert run.state().cause == "timeout"
+    assert run.state().reason.startswith(f"hung: process 1 (pid {pid} on ")
+    assert "last seen after step 42" in run.state().reason
 
     with _launched(run) as process:
         assert process.wait() == 0
@@ -212,10 +264,36 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
     assert numbers(run) == numbers(undisturbed)
 
 
+def _free_ports(num: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(num)]
+        return [str(opened.getsockname()[1]) for opened in sockets]
+
+
+@pytest.mark.slow
+def test_however_training_ends_no_thread_of_the_process_group_outlives_it(make_run: Callable[..., RunDir]) -> None:
+    # Such a thread may ask for the GIL while Python finalizes, and then aborts a process whose run is done.
+    run = make_run(training__epochs=1, training__batch_size=256)
+    command = [sys.executable, str(Path(__file__).with_name("endings.py")), str(run.cell_path), *_free_ports(5)]
+    ours = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ours |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    processes = [
+        subprocess.Popen(command, env=os.environ | ours | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    written = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [5, 5], "with a group that is kept: not by finalizing"
+    for text in written:
+        assert json.loads(text.splitlines()[-1]) == {"done": [], "first steps": [], "preempted": [], "failed": []}
+    states = {name: RunDir(run.path.parent / name / run.path.name).state() for name in ("done", "preempted", "failed")}
+    assert {name: state.state for name, state in states.items()} == {name: name for name in states}
+    assert states["failed"].reason == "ValueError: a label of 4711 (process 1)"
+
+
 @pytest.mark.slow
 def test_an_exception_in_another_process_than_the_first_is_the_runs_reason(make_run: Callable[..., RunDir]) -> None:
     run = make_run(training__batch_size=64)
-    with _launched(run, program=str(Path(__file__).with_name("failing_process.py"))) as process:
+    with _launched(run, "raise") as process:
         assert process.wait() == 1
     state = run.state()
     assert (state.state, state.cause) == ("failed", "error")

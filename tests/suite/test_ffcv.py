@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import no_ffcv
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-pytest.importorskip("ffcv")
+if why := no_ffcv():
+    pytest.skip(why, allow_module_level=True)
 
 from ffcv.loader.epoch_iterator import EpochIterator
 

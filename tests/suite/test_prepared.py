@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import no_ffcv
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
@@ -26,7 +27,7 @@ from suite.faults import Heartbeat, PreemptedError
 from suite.rundir import RunDir
 from suite.train import train
 
-needs_ffcv = pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
+needs_ffcv = pytest.mark.skipif(no_ffcv() is not None, reason=str(no_ffcv()))
 MakeCell = Callable[..., Cell]
 RAW = Storage.of(None, 90, 0.0)
 ALONE = Layout()

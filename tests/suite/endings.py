@@ -1,0 +1,70 @@
+"""One process of two that trains four times, each time to another end; prints gloo's threads that each has left.
+
+Then it joins a group that it keeps, as DeepSpeed does, and exits as suite.train exits.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost python tests/suite/endings.py CELL.yaml FIVE_PORTS...
+"""
+
+import atexit
+import gc
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor, distributed
+
+from suite.distributed import joined
+from suite.rundir import RunDir
+from suite.train import Options, _leave, main, train
+from suite.trainer import Trainer
+
+ENDINGS = ("done", "first steps", "preempted", "failed")
+NOWHERE = Path("no-data-needed")
+_train_step = Trainer._train_step
+
+
+def _gloo_threads() -> list[str]:
+    """Names of the process's threads that belong to gloo's process group."""
+    names = [path.read_text(encoding="utf-8").strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if name.startswith("pt_gloo")]
+
+
+def _preempt(self: Trainer, images: Tensor, labels: Tensor) -> float:
+    signal.raise_signal(signal.SIGTERM)
+    return _train_step(self, images, labels)
+
+
+def _fail(self: Trainer, images: Tensor, labels: Tensor) -> float:
+    if os.environ["RANK"] == "1":
+        raise ValueError("a label of 4711")
+    return _train_step(self, images, labels)
+
+
+def _train_to(ending: str, folder: Path) -> None:
+    run = RunDir.create(folder / ending / CELL.id, CELL)
+    if ending == "first steps":
+        train(run, NOWHERE, max_steps=2, options=Options(timeout_seconds=60))
+        return
+    Trainer._train_step = {"preempted": _preempt, "failed": _fail}.get(ending, _train_step)  # type: ignore[method-assign]
+    with suppress(SystemExit):
+        main(run.cell_path, timeout_seconds=60)
+
+
+if __name__ == "__main__":
+    gc.disable()  # as suite.train does while it starts
+    CELL = RunDir(Path(sys.argv[1]).parent).cell()
+    left = {}
+    *ports, last_port = sys.argv[2:]
+    for ending, port in zip(ENDINGS, ports, strict=True):
+        os.environ["MASTER_PORT"] = port
+        _train_to(ending, Path(sys.argv[1]).parents[1])
+        left[ending] = _gloo_threads()
+    sys.stdout.write(f"\n{json.dumps(left)}\n")
+    os.environ["MASTER_PORT"] = last_port
+    with joined():
+        kept = distributed.distributed_c10d._get_default_group()
+    atexit.register(sys.stdout.write, "finalized\n")
+    _leave(5)

@@ -1,0 +1,62 @@
+"""suite.train with a fault in one process of two, in the step that STEPS says.
+
+torchrun --nproc-per-node 2 tests/suite/faulty.py CELL.yaml FAULT
+
+The processes meet the fault by themselves, where a test that watched them would have to be in time.
+"""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from suite.train import main
+from suite.trainer import Trainer
+
+STEPS = {"raise": 3, "stop": 23, "die": 33, "hang": 43}
+_train_step = Trainer._train_step
+
+
+def _stop(trainer: Trainer, rank: int) -> None:
+    """Asks torchrun to stop, as a scheduler does; the step goes on once that has been passed on."""
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
+    while not trainer.wishes.stop:
+        time.sleep(0.01)
+
+
+def _die(_trainer: Trainer, rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang(_trainer: Trainer, rank: int) -> None:
+    # From here on only: with so short a limit, a process that starts late would count as hung, too.
+    distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _raise(_trainer: Trainer, rank: int) -> None:
+    if rank == 1:
+        raise ValueError("a label of 4711\nand a second line")
+
+
+FAULTS = {"stop": _stop, "die": _die, "hang": _hang, "raise": _raise}
+
+
+def _with_a_fault(self: Trainer, images: Tensor, labels: Tensor) -> float:
+    fault = sys.argv[2]
+    if self._num_steps_done == STEPS[fault]:
+        FAULTS[fault](self, int(os.environ["RANK"]))
+    return _train_step(self, images, labels)
+
+
+if __name__ == "__main__":
+    Trainer._train_step = _with_a_fault  # type: ignore[method-assign]
+    main(Path(sys.argv[1]), checkpoint_steps=1)
