@@ -1,4 +1,4 @@
-"""An optimizer's step at ImageNet ResNet-18's size: ours in one pass, against torch's own, our slow path and PARQ's.
+"""An optimizer's step at ImageNet ResNet-18's size: ours, fused and eager, against torch's own and PARQ's.
 
     python benchmarks/optimizer_step.py
     python benchmarks/optimizer_step.py --threads 1 --repeats 50
@@ -12,8 +12,8 @@ Bytes are what the arithmetic touches in memory for each parameter: of ours and 
 the others by counting the operands of each of torch's operations. GB/s are those bytes over the time, beside the rate
 of a copy of one large tensor, which reads and writes 4 bytes an element.
 
-Where there is a GPU the same is measured on it, in its own time: from a step's first kernel to its last, with the host
-so far ahead that the GPU never waits for it.
+A clipped step is `clip_grad_norm_` and the step; its ratio is to the same step without. At the end, how many operations
+an eager step of a whole ResNet-56 dispatches (base with foreach=True, as on a GPU): there, each is a kernel or more.
 """
 
 import importlib.util
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import models
 from quantizers import ProxConnect
 
 MU = 5.0
@@ -41,12 +42,12 @@ PARQ = "PARQ, hard map, 1 bit"
 BARS = {"bc": 1.6, "bnn": 1.6, "bnn++": 3.0}
 """What a step may take of torch's fused SGD's."""
 PARQ_BAR = 10.0
-GPU_BAR = 0.8
-"""The part of a copy's GB/s that a step in one launch has to have."""
+CLIPPED_BAR = 1.6
+"""What clipping may add: the time of a clipped fused step of bnn++ over that of the step alone."""
+OPERATIONS_BARS = {"bc": 60, "bnn++": 80}
+"""Operations that an eager step of ResNet-56 may dispatch."""
 COPIED = 2**26
 """Elements of the tensor that is copied: 256 MB, far more than any cache."""
-PASSES_AHEAD = 200
-"""What a GPU is given to do while the host prepares a step: so many times it fills such a tensor."""
 VIEWS = {"aten::detach", "aten::view", "aten::expand", "aten::slice", "aten::unsqueeze", "aten::squeeze", "aten::alias"}
 
 
@@ -60,11 +61,8 @@ class Way:
     bytes_moved: float | None = None
     seconds: list[float] = field(default_factory=list)
 
-    def run(self, device: str) -> None:
+    def run(self) -> None:
         """One step."""
-        if device == "cuda":
-            self.seconds.append(_seconds_of_gpu(self.step))
-            return
         start = time.perf_counter()
         self.step()
         self.seconds.append(time.perf_counter() - start)
@@ -80,22 +78,11 @@ class Way:
         return (self.bytes_moved or 0.0) * NUM_PARAMETERS / self.median
 
 
-def _seconds_of_gpu(step: Callable[[], Any]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    occupied = torch.empty(COPIED, device="cuda")
-    for _ in range(PASSES_AHEAD):
-        occupied.fill_(0.0)
-    begin.record()
-    step()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
-
-
 class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that torch's operations read and write, as if nothing stayed in a cache."""
 
     total = 0
+    num_operations: int = 0
 
     def __torch_dispatch__(
         self,
@@ -106,6 +93,7 @@ class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:  # noqa: ANN401
         """Adds the operands of one operation."""
         result = func(*args, **(kwargs or {}))
+        self.num_operations += 1
         if func._schema.name not in VIEWS:  # noqa: SLF001
             # What copy_, zero_ and empty fill is not read.
             read = args[1:] if func._schema.name in {"aten::copy_", "aten::zero_"} else args  # noqa: SLF001
@@ -127,18 +115,18 @@ def shapes() -> list[tuple[int, ...]]:
     return [tuple(p.shape) for p in timm.create_model("resnet18").parameters()]
 
 
-def parameters(device: str = "cpu") -> list[torch.nn.Parameter]:
+def parameters() -> list[torch.nn.Parameter]:
     """Tensors of those shapes with gradients: normal numbers, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    made = [torch.nn.Parameter((0.3 * torch.randn(shape, generator=generator)).to(device)) for shape in shapes()]
+    made = [torch.nn.Parameter(0.3 * torch.randn(shape, generator=generator)) for shape in shapes()]
     for p in made:
-        p.grad = (0.01 * torch.randn(p.shape, generator=generator)).to(device)
+        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
     return made
 
 
-def ways(device: str) -> list[Way]:
+def ways() -> list[Way]:
     """All that are compared, after two steps, which make the state, and compile."""
-    found = _ways(device)
+    found = _ways()
     for way in found:
         for _ in range(2):
             way.step()
@@ -149,52 +137,91 @@ def ways(device: str) -> list[Way]:
     return found
 
 
-def _ways(device: str) -> list[Way]:
+def _ways() -> list[Way]:
+    sgd, adamw = "torch SGD fused", "torch AdamW fused"
     found = [
-        Way("torch SGD fused", SGD(parameters(device), **SGD_OPTIONS, fused=True).step, "torch SGD fused", 20),
-        Way("torch SGD foreach", SGD(parameters(device), **SGD_OPTIONS, foreach=True).step, "torch SGD fused"),
-        Way("torch AdamW fused", AdamW(parameters(device), **ADAMW_OPTIONS, fused=True).step, "torch AdamW fused", 28),
+        Way(sgd, SGD(parameters(), **SGD_OPTIONS, fused=True).step, sgd, 20),
+        Way("torch SGD foreach", SGD(parameters(), **SGD_OPTIONS, foreach=True).step, sgd),
+        Way(adamw, AdamW(parameters(), **ADAMW_OPTIONS, fused=True).step, adamw, 28),
     ]
     for quantizer in ("bc", "bnn", "bnn++"):
         found += [
-            Way(f"{quantizer} SGD, one pass", _ours(device, quantizer, fused=True).step, "torch SGD fused", 24),
-            Way(f"{quantizer} SGD, operations", _ours(device, quantizer, fused=False).step, "torch SGD fused"),
+            Way(f"{quantizer} SGD, fused", _ours(quantizer, fused=True).step, sgd, 24),
+            Way(f"{quantizer} SGD, eager", _ours(quantizer, fused=False).step, sgd),
         ]
     found += [
-        Way("bnn++ AdamW, one pass", _ours(device, "bnn++", "adamw", fused=True).step, "torch AdamW fused", 32),
-        Way("bnn++ AdamW, operations", _ours(device, "bnn++", "adamw", fused=False).step, "torch AdamW fused"),
+        Way(f"{quantizer} SGD, clipped", _clipped(_ours(quantizer, fused=True)), f"{quantizer} SGD, fused", 44)
+        for quantizer in ("bc", "bnn++")
     ]
-    parq = _parq(device)
+    found += [
+        Way("bnn++ AdamW, fused", _ours("bnn++", "adamw", fused=True).step, adamw, 32),
+        Way("bnn++ AdamW, eager", _ours("bnn++", "adamw", fused=False).step, adamw),
+    ]
+    parq = _parq()
     if parq is None:
         print("PARQ is left out: torchao is not installed (pip install --target DIRECTORY torchao, on PYTHONPATH)")
     else:
-        found.append(Way(PARQ, parq.step, "torch SGD fused"))
+        found.append(Way(PARQ, parq.step, sgd))
     return found
 
 
-def _ours(device: str, quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
-    groups = [{"params": parameters(device), "quantizer": quantizer, "mu": MU}]
+def _ours(quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
+    groups = [{"params": parameters(), "quantizer": quantizer, "mu": MU}]
     made: Optimizer = SGD(groups, **SGD_OPTIONS) if base == "sgd" else AdamW(groups, **ADAMW_OPTIONS)
     return ProxConnect(made, fused=fused)
 
 
-def _parq(device: str) -> Optimizer | None:
+def _clipped(optimizer: ProxConnect) -> Callable[[], None]:
+    """Clips so that gradients are scaled each time, and steps."""
+    maximum = float(optimizer.clip_grad_norm_(1e30))
+    optimizer.step()
+
+    def step() -> None:
+        nonlocal maximum
+        maximum *= 0.999  # below what the call before has left
+        optimizer.clip_grad_norm_(maximum)
+        optimizer.step()
+
+    return step
+
+
+def _parq() -> Optimizer | None:
     """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD, or None without torchao."""
     if importlib.util.find_spec("torchao") is None:
         return None
     from torchao.prototype import parq  # type: ignore[import-not-found,unused-ignore]
 
-    base = SGD([{"params": parameters(device), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
+    base = SGD([{"params": parameters(), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
     made: Optimizer = parq.QuantOptimizer(base, parq.LSBQuantizer(), parq.ProxHardQuant())
     return made
 
 
-def copy_rate(device: str, repeats: int) -> float:
+def num_operations(model: str, quantizer: str) -> int:
+    """Operations that an eager step around SGD with momentum dispatches for a whole model, norms and head included."""
+    network = models.create(model, 10, 32, 3)
+    split = models.binarize(network)
+    named = dict(network.named_parameters())
+    for p in named.values():
+        p.grad = torch.ones_like(p)
+    groups: list[dict[str, Any]] = [
+        {"params": [named[name] for name in split.binary], "quantizer": quantizer, "mu": MU},
+        {"params": [named[name] for name in split.decay]},
+        {"params": [named[name] for name in split.no_decay], "weight_decay": 0.0},
+    ]
+    optimizer = ProxConnect(SGD(groups, **SGD_OPTIONS, foreach=True), fused=False)
+    for _ in range(2):
+        optimizer.step()
+    with OperandBytes() as counted:  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return int(counted.num_operations)
+
+
+def copy_rate(repeats: int) -> float:
     """Bytes a second that a copy of COPIED float32 elements reads and writes: the median."""
-    source, target = torch.ones(COPIED, device=device), torch.zeros(COPIED, device=device)
+    source, target = torch.ones(COPIED), torch.zeros(COPIED)
     way = Way("copy", lambda: target.copy_(source), "copy")
     for _ in range(repeats):
-        way.run(device)
+        way.run()
     return 8 * COPIED / way.median
 
 
@@ -204,44 +231,42 @@ def main(
 ) -> None:
     """Time the ways to make an optimizer's step."""
     print(f"{describe()}: medians of {repeats} interleaved repeats")
-    found = ways("cpu")
+    found = ways()
     for number in threads.split(","):
         torch.set_num_threads(int(number))
-        _measure(found, "cpu", f"threads: {number}", repeats)
+        _measure(found, f"threads: {number}", repeats)
         _judge({way.name: way.median for way in found}, int(number))
-    if torch.cuda.is_available():
-        found = ways("cuda")
-        copied = _measure(found, "cuda", torch.cuda.get_device_name(), repeats)
-        for way in found:
-            if "one pass" in way.name:
-                print(verdict(f"GPU: GB/s of {way.name} / a copy's", way.rate / copied, GPU_BAR, at_least=True))
+    for quantizer, limit in OPERATIONS_BARS.items():
+        number_of = num_operations("resnet56", quantizer)
+        print(verdict(f"operations of an eager step of ResNet-56, {quantizer}", number_of, limit))
 
 
-def _measure(found: list[Way], device: str, what: str, repeats: int) -> float:
-    """Prints what each way takes; returns the rate of a copy."""
-    copied = copy_rate(device, repeats)
+def _measure(found: list[Way], what: str, repeats: int) -> None:
+    """Prints what each way takes."""
+    copied = copy_rate(repeats)
     for way in found:
         way.seconds.clear()
     for _ in range(repeats):
         for way in found:
-            way.run(device)
+            way.run()
     print(f"\n{what}; {NUM_PARAMETERS / 1e6:.1f} million parameters; a copy moves {copied / 1e9:.1f} GB/s")
     print(f"{'':24}{'ms':>8}{'ratio':>8}{'bytes':>8}{'GB/s':>8}")
     medians = {way.name: way.median for way in found}
     for way in found:
         ratio = way.median / medians[way.peer]
         print(f"{way.name:24}{1e3 * way.median:8.2f}{ratio:8.2f}{way.bytes_moved:8.0f}{way.rate / 1e9:8.1f}")
-    return copied
 
 
 def _judge(medians: dict[str, float], num_threads: int) -> None:
     for name, limit in BARS.items():
-        ours = medians[f"{name} SGD, one pass"]
-        what = f"{num_threads} threads: {name}, one pass / torch's fused SGD"
+        ours = medians[f"{name} SGD, fused"]
+        what = f"{num_threads} threads: {name}, fused / torch's fused SGD"
         print(verdict(what, ours / medians["torch SGD fused"], limit))
         if PARQ in medians:
-            what = f"{num_threads} threads: PARQ's step / {name}, one pass"
+            what = f"{num_threads} threads: PARQ's step / {name}, fused"
             print(verdict(what, medians[PARQ] / ours, PARQ_BAR, at_least=True))
+    ratio = medians["bnn++ SGD, clipped"] / medians["bnn++ SGD, fused"]
+    print(verdict(f"{num_threads} threads: bnn++, clipped / the step alone", ratio, CLIPPED_BAR))
 
 
 if __name__ == "__main__":

@@ -49,15 +49,17 @@ class Entry:
     block: "Block"
     mu: float = 1.0
     """The sharpness that the parameter's present w was written with."""
+    is_hard: bool = False
+    """Whether it was written with its deployed value, sign(w*)."""
     stamp: tuple[int, int] = (-1, 0)
 
     def alone(self) -> "Block":
         """A block of this entry only, over the same memory."""
         return self.block if not self.block.is_flat else Block(self.latent, [self])
 
-    def sign_off(self, mu: float | None = None) -> None:
+    def sign_off(self, mu: float | None = None, *, is_hard: bool = False) -> None:
         """Note that the parameter holds what we wrote, with that mu if one is given."""
-        self.stamp = _stamp(self.parameter)
+        self.stamp, self.is_hard = _stamp(self.parameter), is_hard
         if mu is not None:
             self.mu = mu
 
@@ -81,7 +83,7 @@ class Entry:
         w = f(_local(latent), self.mu).to(p.dtype)
         same = torch.allclose(_local(p), w, rtol=rounding, atol=rounding, equal_nan=True)
         if same:
-            self.sign_off()
+            self.sign_off(is_hard=self.is_hard)
         return same
 
 
@@ -154,19 +156,23 @@ class Block:
             self._parts = self.views(self._scratch)
         return self._scratch, self._parts
 
-    def write(self, entries: Sequence[Entry], f: Map, mu: float | None) -> None:
+    def write(self, entries: Sequence[Entry], f: Map, mu: float | None, *, is_hard: bool = False) -> None:
         """Write f(w*; mu) into the parameters of those entries; mu None: the one that each was written with before."""
-        mus = {entry.mu for entry in entries} if mu is None else {mu}
-        if self.is_flat and len(entries) == len(self.entries) and len(mus) == 1:
-            self.drop_product()
-            scratch, parts = self.scratch()
-            scratch.copy_(f(self.w_star, *mus))
-            torch._foreach_copy_([entry.parameter for entry in self.entries], parts)
-        else:
-            for entry in entries:
-                entry.parameter.copy_(f(entry.latent, entry.mu if mu is None else mu))
+        by_mu: dict[float, list[Entry]] = {}
         for entry in entries:
-            entry.sign_off(mu)
+            by_mu.setdefault(entry.mu if mu is None else mu, []).append(entry)
+        for each, own in by_mu.items():
+            if self.is_flat:
+                self.drop_product()
+                scratch, parts = self.scratch()
+                # Of all the block for some of its entries, too: torch's last bits depend on where an element lies.
+                scratch.copy_(f(self.w_star, each))
+                part_of = dict(zip(self.entries, parts, strict=True))
+                torch._foreach_copy_([entry.parameter for entry in own], [part_of[entry] for entry in own])
+            else:
+                own[0].parameter.copy_(f(self.w_star, each))
+            for entry in own:
+                entry.sign_off(each, is_hard=is_hard)
 
     # Gradients
 

@@ -98,7 +98,6 @@ class ProxConnect(Optimizer):
         for group in base.param_groups:
             require_trainable(group)
         self.base, self.update, self.clip_latents, self.fused = base, update, clip_latents, fused
-        self.hardened = False
         super().__setstate__({})  # makes Optimizer's hooks without making groups
         self._entries: dict[Tensor, Entry] = {}
         self._attach()
@@ -307,7 +306,6 @@ class ProxConnect(Optimizer):
         self._require_own_writes()
         for group in self._quantized():
             self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
-        self.hardened = False
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -317,11 +315,11 @@ class ProxConnect(Optimizer):
         w becomes its w*. The base's state (momentum, for instance) stays. Under DDP, call it on every rank.
         """
         for group in self._quantized():
+            require_sharpness(group["mu"])
+        for group in self._quantized():
             for entry in self._entries_of(group):
                 entry.latent.copy_(entry.parameter)
-                entry.sign_off()
-        self.hardened = False
-        self.quantize()
+            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
 
     @torch.no_grad()
     def harden(self) -> None:
@@ -330,24 +328,28 @@ class ProxConnect(Optimizer):
         NaN stays NaN. RuntimeError if something else wrote a parameter.
         """
         self._require_own_writes()
-        self.hardened = True
         for group in self._quantized():
-            quantizer = get(group["quantizer"])
+            f = self._map_of(get(group["quantizer"]), is_hard=True)
             for block, entries in by_block(self._entries_of(group)):
-                block.write(entries, self._map_of(quantizer), None)
+                block.write(entries, f, None, is_hard=True)
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the model holds its deployed weights."""
+        # Asked of the entries, which a wrapper around this optimizer (Lightning's) shares with it.
+        return any(entry.is_hard for entry in self._entries.values())
 
     @torch.no_grad()
     def soften(self) -> None:
         """Write back the w that training goes on from, to the bit. Undoes harden(), and writes by others."""
-        self.hardened = False
         for group in self._quantized():
             self._write(get(group["quantizer"]), self._entries_of(group), None)
 
-    def _map_of(self, quantizer: Quantizer) -> Map:
+    def _map_of(self, quantizer: Quantizer, *, is_hard: bool) -> Map:
         """What parameters hold, as a map of w* and mu."""
-        if self.hardened and quantizer.binary:
+        if is_hard and quantizer.binary:
             return maps.hard_sign
-        return maps.identity if self.update == "rpc" and not self.hardened else quantizer.forward
+        return maps.identity if self.update == "rpc" and not is_hard else quantizer.forward
 
     def _write(self, quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
         """Write w = F(w*; mu), which is w* itself for rpc; mu None: the one that each was written with before."""
@@ -356,7 +358,7 @@ class ProxConnect(Optimizer):
             if is_fused and all(fused.pair_of(quantizer, entry) for entry in own):
                 fused.write(quantizer, own, mu)
             else:
-                block.write(own, self._map_of(quantizer), mu)
+                block.write(own, self._map_of(quantizer, is_hard=False), mu)
 
     def _require_own_writes(self) -> None:
         """Raise if a parameter does not hold what was last written, or if a mu is impossible."""
@@ -367,8 +369,9 @@ class ProxConnect(Optimizer):
             require_sharpness(group["mu"])
             for name, p in named(group, number):
                 entry = self._entry(p)
-                if entry.was_written_by_others and not entry.still_holds(self._map_of(get(group["quantizer"])), name):
-                    foreign.append(name)
+                if entry.was_written_by_others:
+                    f = self._map_of(get(group["quantizer"]), is_hard=entry.is_hard)
+                    foreign += [] if entry.still_holds(f, name) else [name]
         if foreign:
             others = f" and {len(foreign) - 1} more" if foreign[1:] else ""
             raise RuntimeError(
@@ -388,11 +391,12 @@ class ProxConnect(Optimizer):
         except (TypeError, ValueError):
             self.base.param_groups.pop()
             raise
+        was_hard = self.hardened
         self._attach()
         if is_quantized(group):
             with torch.no_grad():
                 self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
-        if self.hardened:
+        if was_hard:
             self.harden()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -437,10 +441,10 @@ class ProxConnect(Optimizer):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _attach(self, held: Mapping[Tensor, tuple[Tensor, float, bool]] = MappingProxyType({})) -> None:
+    def _attach(self, held: Mapping[Tensor, tuple[Tensor, float, bool, bool]] = MappingProxyType({})) -> None:
         """Make latents for the quantized parameters that have none: of `held`, or of what the parameters hold now.
 
-        held: parameter -> (w*, the mu its w was written with, whether something else wrote it since).
+        held: parameter -> (w*, the mu its w was written with, whether it is hard, whether something else wrote it).
         """
         for group in self._quantized():
             mu = group.setdefault("mu", 1.0)
@@ -448,9 +452,9 @@ class ProxConnect(Optimizer):
             values = [held[p][0] if p in held else p.detach() for p in new]
             for entry in entries_of(new, values, joined=is_elementwise(self.base)):
                 p = entry.parameter
-                _, entry.mu, is_foreign = held.get(p, (None, mu, False))
+                _, entry.mu, entry.is_hard, is_foreign = held.get(p, (None, mu, False, False))
                 if not is_foreign:
-                    entry.sign_off()
+                    entry.sign_off(is_hard=entry.is_hard)
                 self._entries[p] = entry
                 if p in self.base.state:
                     # A base that makes its state at birth (Adagrad) has made it for the parameter.
@@ -473,12 +477,15 @@ class ProxConnect(Optimizer):
         base.state = defaultdict(dict)
         for key, state in self.state.items():
             base.state[key] = {name: v.clone() if isinstance(v, Tensor) else v for name, v in state.items()}
-        own = {name: self.__dict__[name] for name in ("update", "clip_latents", "fused", "hardened")}
-        held = [(p, entry.latent.clone(), entry.mu, entry.was_written_by_others) for p, entry in self._entries.items()]
+        own = {name: self.__dict__[name] for name in ("update", "clip_latents", "fused")}
+        held = [
+            (p, entry.latent.clone(), entry.mu, entry.is_hard, entry.was_written_by_others)
+            for p, entry in self._entries.items()
+        ]
         return {**own, "base": base, "held": held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        held = {p: (w_star, mu, is_foreign) for p, w_star, mu, is_foreign in state.pop("held")}
+        held = {p: rest for p, *rest in state.pop("held")}
         self.__dict__.update(state)
         super().__setstate__({})
         self._entries = {}

@@ -64,6 +64,11 @@ def test_a_group_that_lists_one_shard_at_a_time_trains_as_the_whole(quantizer: s
             optimizer.step()
             group["params"] = []
     _require_equal(optimizer, shards, *_whole(quantizer, base, fused=fused))
+    before = torch.cat(shards)
+    group["params"] = shards
+    optimizer.harden()
+    optimizer.soften()
+    assert torch.equal(torch.cat(shards), before), "written one at a time and all at once"
 
 
 @eager_and_fused
@@ -84,8 +89,10 @@ def test_groups_that_are_listed_one_at_a_time_train_as_the_whole(quantizer: str,
 
 
 def _require_equal(optimizer: ProxConnect, shards: list[Tensor], w: Tensor, w_star: Tensor) -> None:
-    assert torch.equal(torch.cat([optimizer.latent(shard) for shard in shards]), w_star)
-    assert torch.equal(torch.cat(shards), w)
+    """Up to rounding: torch's last bits depend on where in a tensor an element lies. Gradients do not depend on w."""
+    rounding = NUM_STEPS * 16 * torch.finfo(torch.float32).eps * 10  # numbers and slopes here are below 10
+    torch.testing.assert_close(torch.cat([optimizer.latent(s) for s in shards]), w_star, rtol=0, atol=rounding)
+    torch.testing.assert_close(torch.cat(shards), w, rtol=0, atol=rounding)
 
 
 @every_row
