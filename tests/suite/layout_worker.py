@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from layout_parity import LAYOUTS, cell_of, compare
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from models import Split
 from quantizers import ProxConnect
+from quantizers.fused import native
 from suite.assemble import build_engine, build_loaders, build_model
 from suite.config import Cell
 from suite.data import sources
 from suite.distributed import Layout, joined
-from suite.engine import Engine
+from suite.engine import Engine, EngineError
 
 NUM_STEPS = 2
 RECIPE = {"optimizer": "adamw", "learning_rate": 0.003}
@@ -187,6 +189,16 @@ def variants(layout: Layout) -> dict[str, float]:
     return found
 
 
+def disagreement(layout: Layout) -> str:
+    """What each process is told if the second has no compiler for the fused step."""
+    with patch.object(native, "pair", native.pair if layout.is_main else lambda *_names: None):
+        try:
+            Training(cell("bnn++", {}), layout)
+        except EngineError as error:
+            return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     with joined() as layout:
         found = {
@@ -194,6 +206,7 @@ def main(folder: Path) -> None:
             "binary": binary(layout),
             "variants": variants(layout),
             "parity": compare("bnn++", layout, 50, RECIPE),
+            "disagreement": disagreement(layout),
         }
         (folder / f"{layout.rank}.json").write_text(json.dumps(found), encoding="utf-8")
 

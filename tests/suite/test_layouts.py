@@ -108,3 +108,11 @@ def test_one_process_trains_with_deepspeed_as_without(make_run: Callable[..., Ru
 
 def test_the_clipping_compared_is_one_that_acts(found: list[dict[str, Any]]) -> None:
     assert found[0]["variants"]["clipping, which changes something"] > 10 * ROUNDING
+
+
+def test_processes_that_would_step_differently_are_refused(found: list[dict[str, Any]]) -> None:
+    """Replicas whose last bits differ would drift apart, and signs would flip."""
+    for process, word in zip(found, ("can", "cannot"), strict=True):
+        assert process["disagreement"].startswith(
+            f"this process {word} use the fused optimizer step and another differs"
+        )
