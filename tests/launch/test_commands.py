@@ -41,7 +41,7 @@ def _runs(root: Path, grid: str = "tiny") -> list[RunDir]:
 def test_help_takes_under_a_second(package: str) -> None:
     answers = [timed("-m", package, "--help") for _ in range(3)]
     assert all("Usage" in written for written, _ in answers)
-    assert min(seconds for _, seconds in answers) < 1.0
+    assert min(seconds for _, seconds in answers) < 1.0  # 0.5 s on an idle machine
 
 
 def test_without_slurm_and_without_local_one_line_says_so(tmp_path: Path) -> None:
