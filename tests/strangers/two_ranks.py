@@ -1,0 +1,226 @@
+"""Programs of two processes, each a claim; the verdicts of rank r are written to FOLDER/r.json.
+
+torchrun --nproc-per-node 2 tests/strangers/two_ranks.py FOLDER
+"""
+
+import copy
+import datetime
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from literal_loop import Batches, adamw, assert_equal_weights, batches, groups, literal, network, sgd, tolerance, train
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Optimizer
+
+from quantizers import ProxConnect
+
+DTYPES = {False: torch.float64, True: torch.float32}
+
+
+def my_half(batches: Batches) -> Batches:
+    """The half of each batch that this rank sees: the mean of the ranks' gradients is the whole batch's."""
+    rank = dist.get_rank()
+    return [(x.chunk(2)[rank], y.chunk(2)[rank]) for x, y in batches]
+
+
+def assert_equal_on_all_ranks(model: nn.Module) -> None:
+    for name, value in model.state_dict().items():
+        gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, value.contiguous())
+        assert torch.equal(gathered[0], gathered[1]), f"{name} is not the same on all ranks"
+
+
+def ddp_before_the_optimizer(fused: bool) -> None:
+    """Unequal seeds: DDP's first broadcast comes before the latents are taken."""
+    dtype = DTYPES[fused]
+    model, twin = network(dtype, seed=dist.get_rank()), network(seed=0)
+    ddp = DistributedDataParallel(model)
+    train(ddp, ProxConnect(adamw(model), fused=fused), my_half(batches(dtype)))
+    train(twin, literal(adamw(twin)), batches())
+    assert_equal_weights(model, twin, tolerance(dtype))
+    assert_equal_on_all_ranks(model)
+
+
+def ddp_after_the_optimizer_with_equal_seeds(fused: bool) -> None:
+    dtype = DTYPES[fused]
+    model, twin = network(dtype), network()
+    optimizer = ProxConnect(sgd(model), fused=fused)
+    train(DistributedDataParallel(model), optimizer, my_half(batches(dtype)))
+    train(twin, literal(sgd(twin)), batches())
+    assert_equal_weights(model, twin, tolerance(dtype))
+    assert_equal_on_all_ranks(model)
+
+
+def ddp_after_the_optimizer_with_unequal_seeds(fused: bool) -> None:
+    """The ranks that were written over refuse to step. adopt() on all ranks makes them equal."""
+    dtype = DTYPES[fused]
+    model = network(dtype, seed=dist.get_rank())
+    optimizer = ProxConnect(sgd(model), fused=fused)
+    ddp = DistributedDataParallel(model)
+    if dist.get_rank() != 0:
+        with pytest.raises(RuntimeError, match="parameter 0 of group 0 and 1 more no longer holds.*DDP's first broadcast"):
+            optimizer.step()
+    optimizer.adopt()
+    train(ddp, optimizer, my_half(batches(dtype)))
+    assert_equal_on_all_ranks(model)
+
+    twin = network(seed=0)
+    literal(sgd(twin))  # writes w = F(w*)
+    train(twin, literal(sgd(twin)), batches())  # which are the latents from here on
+    assert_equal_weights(model, twin, tolerance(dtype))
+
+
+def ddp_that_accumulates_without_synchronising(fused: bool) -> None:
+    dtype = DTYPES[fused]
+    model, twin = network(dtype), network()
+    ddp = DistributedDataParallel(model)
+    optimizer = ProxConnect(sgd(model), fused=fused)
+    for i, (x, y) in enumerate(my_half(batches(dtype))):
+        if i % 2 == 0:
+            with ddp.no_sync():
+                cross_entropy(ddp(x), y).backward()
+        else:
+            cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    base = literal(sgd(twin))
+    for i, (x, y) in enumerate(batches()):
+        cross_entropy(twin(x), y).backward()
+        if i % 2 == 1:
+            base.step()
+            base.zero_grad()
+    assert_equal_weights(model, twin, tolerance(dtype))
+
+
+# Sharded parameters. 256 x 256 and more: from there on the fused step is used by itself where it can be.
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.hidden, self.head = nn.Linear(8, 256), nn.Linear(256, 256), nn.Linear(256, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.hidden(torch.tanh(self.stem(x)))))
+        return logits
+
+
+def wide(dtype: torch.dtype) -> Wide:
+    torch.manual_seed(0)
+    return Wide().to(dtype)
+
+
+def wide_sgd(model: nn.Module) -> Optimizer:
+    return SGD(groups(model), lr=0.01, momentum=0.9)
+
+
+def assert_equal_when_gathered(model: nn.Module, twin: nn.Module, atol: float) -> None:
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        whole = p.full_tensor() if isinstance(p, DTensor) else p
+        torch.testing.assert_close(whole.double(), q, rtol=0, atol=atol, msg=f"{name} differs")
+
+
+def mesh() -> DeviceMesh:
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def fsdp2(dtype: torch.dtype) -> None:
+    model, twin = wide(dtype), wide(torch.float64)
+    fully_shard(model.hidden, mesh=mesh())
+    fully_shard(model, mesh=mesh())
+    optimizer = ProxConnect(wide_sgd(model))
+    assert not optimizer.is_fused
+    train(model, optimizer, my_half(batches(dtype)))
+    train(twin, literal(wide_sgd(twin)), batches())
+    assert_equal_when_gathered(model, twin, tolerance(dtype))
+    optimizer.harden()
+    assert model.hidden.weight.full_tensor().abs().eq(1).all()  # type: ignore[operator]
+
+
+def fsdp2_cannot_be_fused() -> None:
+    model = wide(torch.float32)
+    fully_shard(model, mesh=mesh())
+    with pytest.raises(ValueError, match="fused=True: "):
+        ProxConnect(wide_sgd(model), fused=True)
+
+
+def fsdp2_resumed_from_a_checkpoint_by_names() -> None:
+    dtype = torch.float64
+    model, resumed, twin = wide(dtype), wide(dtype), wide(dtype)
+    for each in (model, resumed):
+        fully_shard(each, mesh=mesh())
+    optimizer, again = ProxConnect(wide_sgd(model)), ProxConnect(wide_sgd(resumed))
+    train(model, optimizer, my_half(batches(dtype)[:4]))
+    of_model, of_optimizer = copy.deepcopy(dcp.get_state_dict(model, optimizer))
+    dcp.set_state_dict(resumed, again, model_state_dict=of_model, optim_state_dict=of_optimizer)
+    train(resumed, again, my_half(batches(dtype)[4:]))
+    train(twin, literal(wide_sgd(twin)), batches())
+    assert_equal_when_gathered(resumed, twin, tolerance(dtype))
+
+
+def distributed_tensors() -> None:
+    """One weight sharded by rows, one replicated, without FSDP; every rank sees every batch."""
+    dtype = torch.float64
+    model: Any = wide(dtype)
+    twin = wide(dtype)
+    for module, placement in ((model.hidden, Shard(0)), (model.stem, Replicate()), (model.head, Replicate())):
+        for name, p in list(module.named_parameters()):
+            setattr(module, name, nn.Parameter(distribute_tensor(p.detach(), mesh(), [placement])))
+    replicated = [
+        (distribute_tensor(x, mesh(), [Replicate()]), distribute_tensor(y, mesh(), [Replicate()]))
+        for x, y in batches(dtype)
+    ]
+    train(model, ProxConnect(wide_sgd(model)), replicated)
+    train(twin, literal(wide_sgd(twin)), batches())
+    assert_equal_when_gathered(model, twin, tolerance(dtype))
+
+
+PROGRAMS: dict[str, Callable[[], None]] = {
+    **{
+        f"{program.__name__}[{'fused' if fused else 'eager'}]": lambda program=program, fused=fused: program(fused)
+        for program in (
+            ddp_before_the_optimizer,
+            ddp_after_the_optimizer_with_equal_seeds,
+            ddp_after_the_optimizer_with_unequal_seeds,
+            ddp_that_accumulates_without_synchronising,
+        )
+        for fused in (False, True)
+    },
+    "fsdp2[float64]": lambda: fsdp2(torch.float64),
+    "fsdp2[float32]": lambda: fsdp2(torch.float32),
+    **{
+        program.__name__: program
+        for program in (fsdp2_cannot_be_fused, fsdp2_resumed_from_a_checkpoint_by_names, distributed_tensors)
+    },
+}
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    verdicts = {}
+    for name, program in PROGRAMS.items():
+        try:
+            program()
+            verdicts[name] = "holds"
+        except Exception:  # noqa: BLE001  (reported by the test)
+            verdicts[name] = traceback.format_exc()
+        (folder / f"{dist.get_rank()}.json").write_text(json.dumps(verdicts), encoding="utf-8")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
