@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quantizers import ProxConnect, reference
 
-NAMED_FIRST = r"parameter 0 of group 0 and 1 more no longer holds F\(w\*\).*adopt\(\).*soften\(\)"
+NAMED_FIRST = r"parameter 0 of group 0 and 1 more.* no longer .*adopt\(\).*soften\(\)"
 """The error for a write to both quantized weights; the groups of these programs have no names."""
 
 
@@ -76,7 +76,7 @@ def test_error_names_the_parameter_where_the_groups_have_names(fused: bool) -> N
     named = [("hidden.weight", model.hidden.weight), ("head.weight", model.head.weight)]
     optimizer = ProxConnect(SGD([{"params": named, "quantizer": "bc"}], lr=0.1), fused=fused)
     nn.init.normal_(model.head.weight)
-    with pytest.raises(RuntimeError, match=r"'head.weight' no longer holds F\(w\*\)"):
+    with pytest.raises(RuntimeError, match=r"head\.weight.* no longer "):
         step_once(model, optimizer, DTYPES[fused])
 
 
@@ -152,7 +152,7 @@ def test_layer_initialised_anew_in_the_middle(fused: bool) -> None:
     def ours(model: Network, optimizer: ProxConnect, batches: Batches) -> list[float]:
         losses = train(model, optimizer, batches[:4])
         nn.init.constant_(model.hidden.weight, 0.1)
-        with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 no longer holds"):
+        with pytest.raises(RuntimeError, match=r"parameter 0 of group 0.* no longer"):
             optimizer.state_dict()
         optimizer.adopt()
         return losses + train(model, optimizer, batches[4:])
@@ -176,7 +176,7 @@ def test_data_attribute_replaced_is_noticed(fused: bool) -> None:
     model = network(DTYPES[fused])
     optimizer = ProxConnect(sgd(model), fused=fused)
     model.head.weight.data = torch.ones_like(model.head.weight)
-    with pytest.raises(RuntimeError, match="parameter 1 of group 0 no longer holds"):
+    with pytest.raises(RuntimeError, match="parameter 1 of group 0.* no longer"):
         step_once(model, optimizer, DTYPES[fused])
 
 

@@ -71,7 +71,7 @@ def ddp_after_the_optimizer_with_unequal_seeds(fused: bool) -> None:
     optimizer = ProxConnect(sgd(model), fused=fused)
     ddp = DistributedDataParallel(model)
     if dist.get_rank() != 0:
-        with pytest.raises(RuntimeError, match="parameter 0 of group 0 and 1 more no longer holds.*DDP's first broadcast"):
+        with pytest.raises(RuntimeError, match="parameter 0 of group 0 and 1 more.* no longer.*DDP's first broadcast"):
             optimizer.step()
     optimizer.adopt()
     train(ddp, optimizer, my_half(batches(dtype)))
@@ -150,6 +150,40 @@ def fsdp2(dtype: torch.dtype) -> None:
     assert model.hidden.weight.full_tensor().abs().eq(1).all()  # type: ignore[operator]
 
 
+def fsdp2_clipped() -> None:
+    """The norm is that of all shards."""
+    dtype = torch.float64
+    model, twin = wide(dtype), wide(dtype)
+    fully_shard(model, mesh=mesh())
+    optimizer, base = ProxConnect(wide_sgd(model)), literal(wide_sgd(twin))
+    latents = [p for group in base.param_groups for p in group["params"]]
+    base.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(latents, 0.1) and None)
+    for x, y in my_half(batches(dtype)):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.clip_grad_norm_(0.1)
+        optimizer.step()
+    train(twin, base, batches())
+    assert_equal_when_gathered(model, twin, tolerance(dtype))
+
+
+def fsdp2_weights_loaded_after_the_optimizer() -> None:
+    dtype = torch.float64
+    model, twin = wide(dtype), wide(dtype)
+    fully_shard(model, mesh=mesh())
+    optimizer = ProxConnect(wide_sgd(model))
+    pretrained = {name: value + 0.1 for name, value in twin.state_dict().items()}
+    twin.load_state_dict(pretrained)
+    whole = dcp.StateDictOptions(full_state_dict=True)
+    dcp.set_model_state_dict(model, pretrained, options=whole)
+    with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 and 2 more.* no longer "):
+        optimizer.step()
+    optimizer.adopt()
+    train(model, optimizer, my_half(batches(dtype)))
+    train(twin, literal(wide_sgd(twin)), batches())
+    assert_equal_when_gathered(model, twin, tolerance(dtype))
+
+
 def fsdp2_cannot_be_fused() -> None:
     model = wide(torch.float32)
     fully_shard(model, mesh=mesh())
@@ -157,15 +191,16 @@ def fsdp2_cannot_be_fused() -> None:
         ProxConnect(wide_sgd(model), fused=True)
 
 
-def fsdp2_resumed_from_a_checkpoint_by_names() -> None:
-    dtype = torch.float64
+def fsdp2_resumed_from_a_checkpoint_by_names(*, full: bool) -> None:
+    """Saved in shards, and gathered: latents are sharded tensors beside the base's."""
+    dtype, options = torch.float64, dcp.StateDictOptions(full_state_dict=full)
     model, resumed, twin = wide(dtype), wide(dtype), wide(dtype)
     for each in (model, resumed):
         fully_shard(each, mesh=mesh())
     optimizer, again = ProxConnect(wide_sgd(model)), ProxConnect(wide_sgd(resumed))
     train(model, optimizer, my_half(batches(dtype)[:4]))
-    of_model, of_optimizer = copy.deepcopy(dcp.get_state_dict(model, optimizer))
-    dcp.set_state_dict(resumed, again, model_state_dict=of_model, optim_state_dict=of_optimizer)
+    of_model, of_optimizer = copy.deepcopy(dcp.get_state_dict(model, optimizer, options=options))
+    dcp.set_state_dict(resumed, again, model_state_dict=of_model, optim_state_dict=of_optimizer, options=options)
     train(resumed, again, my_half(batches(dtype)[4:]))
     train(twin, literal(wide_sgd(twin)), batches())
     assert_equal_when_gathered(resumed, twin, tolerance(dtype))
@@ -201,10 +236,12 @@ PROGRAMS: dict[str, Callable[[], None]] = {
     },
     "fsdp2[float64]": lambda: fsdp2(torch.float64),
     "fsdp2[float32]": lambda: fsdp2(torch.float32),
-    **{
-        program.__name__: program
-        for program in (fsdp2_cannot_be_fused, fsdp2_resumed_from_a_checkpoint_by_names, distributed_tensors)
-    },
+    "fsdp2_resumed_from_a_checkpoint[shards]": lambda: fsdp2_resumed_from_a_checkpoint_by_names(full=False),
+    "fsdp2_resumed_from_a_checkpoint[full]": lambda: fsdp2_resumed_from_a_checkpoint_by_names(full=True),
+    "fsdp2_clipped": fsdp2_clipped,
+    "fsdp2_weights_loaded_after_the_optimizer": fsdp2_weights_loaded_after_the_optimizer,
+    "fsdp2_cannot_be_fused": fsdp2_cannot_be_fused,
+    "distributed_tensors": distributed_tensors,
 }
 
 
