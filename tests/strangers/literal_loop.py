@@ -1,9 +1,9 @@
 """What the programs train, and the literal loop whose loss and weights they have to end with.
 
-A program is a training loop `train(model, optimizer, batches) -> losses`, as somebody would write it who knows torch and
-has read the docstring of ProxConnect. `ends_as_the_literal_loop` runs it twice: with ProxConnect, and in float64 with a
-plain torch optimizer that moves the latents by the two lines of the method. With fused=True the first run is float32
-and takes the one-pass step; otherwise it is float64 too.
+A program is a training loop `train(model, optimizer, batches) -> losses`, written as for any torch optimizer.
+`ends_as_the_literal_loop` runs it twice: with ProxConnect, and in float64 with a plain torch optimizer that moves the
+latents by the two lines of the method. The first run is float64, too; with fused=True it is float32, where the one-pass
+step works.
 """
 
 import copy
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from quantizers import ProxConnect, reference
+from quantizers import ProxConnect, Quantizer, reference
 
+criterion = nn.CrossEntropyLoss()
 Batches = Sequence[tuple[Tensor, Tensor]]
 Train = Callable[[Any, Any, Batches], list[float]]
 
@@ -49,11 +50,11 @@ def batches(dtype: torch.dtype = torch.float64, num: int = 8) -> Batches:
     return list(zip(xs, ys, strict=True))
 
 
-def groups(model: nn.Module, quantizer: Any = "bnn++", **options: Any) -> list[dict[str, Any]]:
+def groups(model: nn.Module, quantizer: str | Quantizer = "bnn++") -> list[dict[str, Any]]:
     """Weights with more than one dimension quantized, the others not."""
     binary = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     rest = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
-    return [{"params": binary, "quantizer": quantizer, "mu": 2.0, **options}, {"params": rest}]
+    return [{"params": binary, "quantizer": quantizer, "mu": 2.0}, {"params": rest}]
 
 
 def sgd(model: nn.Module) -> Optimizer:
@@ -79,14 +80,14 @@ def literal(base: Optimizer) -> Optimizer:
     @torch.no_grad()
     def multiply_by_b(*_: object) -> None:
         for group, w, w_star in latents:
-            _, b = reference.PAIRS[group["quantizer"]]
-            w_star.grad = None if w.grad is None else b(w_star, written_mu[w]) * w.grad
+            backward = reference.PAIRS[group["quantizer"]][1]
+            w_star.grad = None if w.grad is None else backward(w_star, written_mu[w]) * w.grad
 
     @torch.no_grad()
     def write(*_: object) -> None:
         for group, w, w_star in latents:
-            f, _ = reference.PAIRS[group["quantizer"]]
-            w.copy_(f(w_star, group["mu"]))
+            forward = reference.PAIRS[group["quantizer"]][0]
+            w.copy_(forward(w_star, group["mu"]))
             written_mu[w] = group["mu"]
 
     def zero_grad(set_to_none: bool = True) -> None:
@@ -99,6 +100,15 @@ def literal(base: Optimizer) -> Optimizer:
     base.register_step_post_hook(write)
     write()
     return base
+
+
+def clipped_at_the_step(optimizer: Optimizer, max_norm: float) -> None:
+    """Let a literal optimizer clip what its base sees: B . grad, once its own hook has left that in the latents."""
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -120,7 +130,7 @@ def assert_equal_weights(model: nn.Module, twin: nn.Module, atol: float) -> None
 
 def ends_as_the_literal_loop(
     train: Train,
-    base: Callable[[nn.Module], Optimizer] = sgd,
+    base: Callable[[Any], Optimizer] = sgd,
     *,
     fused: bool,
     literal_train: Train | None = None,
@@ -140,12 +150,12 @@ def ends_as_the_literal_loop(
     assert_equal_weights(model, twin, atol)
 
 
-def train(model: Any, optimizer: Any, batches: Batches) -> list[float]:
+def train(model: Callable[[Tensor], Tensor], optimizer: Optimizer, batches: Batches) -> list[float]:
     """The plain loop."""
     losses = []
     for x, y in batches:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
+        loss = criterion(model(x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -10,6 +10,7 @@ from literal_loop import (
     Batches,
     Network,
     batches,
+    criterion,
     eager_and_fused,
     ends_as_the_literal_loop,
     groups,
@@ -19,7 +20,6 @@ from literal_loop import (
     train,
 )
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 
 from quantizers import ProxConnect
@@ -56,7 +56,7 @@ def test_branch_that_takes_part_in_every_other_step(fused: bool) -> None:
         losses = []
         for i, (x, y) in enumerate(batches):
             optimizer.zero_grad()
-            loss = cross_entropy(model(x, both=i % 2 == 1), y)
+            loss = criterion(model(x, both=i % 2 == 1), y)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -74,7 +74,7 @@ def test_branch_that_takes_part_in_every_other_step(fused: bool) -> None:
 
 @eager_and_fused
 def test_group_added_in_the_middle(fused: bool) -> None:
-    def base(model: Any) -> Optimizer:
+    def base(model: Network) -> Optimizer:
         return SGD([{"params": [model.head.weight], "quantizer": "bnn++", "mu": 2.0}], lr=0.05, momentum=0.9)
 
     def new_group(model: Network) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_impossible_mu_is_refused_at_the_step_before_anything_changes(mu: float,
     model = network(dtype)
     optimizer = ProxConnect(sgd(model), fused=fused)
     (x, y), *_ = batches(dtype)
-    cross_entropy(model(x), y).backward()
+    criterion(model(x), y).backward()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.param_groups[0]["mu"] = mu
     with pytest.raises(ValueError, match=f"mu={mu}: a sharpness is finite and not negative"):

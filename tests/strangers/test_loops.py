@@ -1,6 +1,7 @@
 """Training loops as torch's tutorials write them end with the loss and weights of the literal loop."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from literal_loop import (
     adamw,
     assert_equal_weights,
     batches,
+    clipped_at_the_step,
+    criterion,
     eager_and_fused,
     ends_as_the_literal_loop,
     groups,
@@ -22,7 +25,6 @@ from literal_loop import (
     train,
 )
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS, SGD, Adagrad, Adam, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -41,7 +43,7 @@ def test_adamw_under_a_one_cycle_schedule(fused: bool) -> None:
         losses = []
         for x, y in batches:
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -52,7 +54,7 @@ def test_adamw_under_a_one_cycle_schedule(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("base", [Adagrad, RMSprop, Adam, NAdam], ids=lambda base: base.__name__)
-def test_other_bases_of_torch(base: Any) -> None:
+def test_other_bases_of_torch(base: Callable[..., Optimizer]) -> None:
     ends_as_the_literal_loop(train, lambda model: base(groups(model), lr=0.01, eps=0.01), fused=False)
 
 
@@ -61,7 +63,7 @@ def test_gradients_accumulated_over_several_batches(fused: bool) -> None:
     def train(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         losses = []
         for i, (x, y) in enumerate(batches):
-            loss = cross_entropy(model(x), y) / 4
+            loss = criterion(model(x), y) / 4
             loss.backward()
             losses.append(loss.item())
             if i % 4 == 3:
@@ -79,7 +81,7 @@ def test_gradient_scaler_skips_the_overflow_and_nothing_else(fused: bool) -> Non
         losses = []
         for i, (x, y) in enumerate(batches):
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             scaler.scale(loss * math.inf if i == 2 else loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -90,7 +92,7 @@ def test_gradient_scaler_skips_the_overflow_and_nothing_else(fused: bool) -> Non
         losses = []
         for i, (x, y) in enumerate(batches):
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             if i != 2:
                 optimizer.step()
@@ -106,7 +108,7 @@ def test_torchs_clipping_clips_the_gradient_of_w(fused: bool) -> None:
         losses = []
         for x, y in batches:
             model.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=0.1)
             optimizer.step()
@@ -122,7 +124,7 @@ def test_own_clipping_clips_the_gradient_of_the_latents(fused: bool) -> None:
         losses = []
         for x, y in batches:
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             optimizer.clip_grad_norm_(0.1)
             optimizer.step()
@@ -130,9 +132,7 @@ def test_own_clipping_clips_the_gradient_of_the_latents(fused: bool) -> None:
         return losses
 
     def literally(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
-        # The first hook leaves B . grad in the latents' gradients: clip those.
-        latents = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(latents, 0.1) and None)
+        clipped_at_the_step(optimizer, 0.1)
         return train(model, optimizer, batches)
 
     ends_as_the_literal_loop(ours, fused=fused, literal_train=literally)
@@ -146,7 +146,7 @@ def test_closure_is_evaluated_once_and_its_loss_returned(fused: bool) -> None:
 
             def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
                 optimizer.zero_grad()
-                loss = cross_entropy(model(x), y)
+                loss: Tensor = criterion(model(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss
 
@@ -169,8 +169,8 @@ def test_lbfgs_moves_the_latents_and_evaluates_at_f_of_them() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        loss.backward()
+        loss: Tensor = criterion(model(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     def closure_at_f() -> Tensor:
@@ -178,15 +178,15 @@ def test_lbfgs_moves_the_latents_and_evaluates_at_f_of_them() -> None:
         with torch.no_grad():
             for w, w_star in zip(written, latents, strict=True):
                 w.copy_(f(w_star, 2.0))
-        loss = cross_entropy(twin(x), y)
-        loss.backward()
+        loss: Tensor = criterion(twin(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
         for w, w_star in zip(written, latents, strict=True):
             assert w.grad is not None
             w_star.grad = b(w_star, 2.0).detach() * w.grad
         return loss
 
     for _ in range(2):
-        losses = [each.step(evaluate) for each, evaluate in ((optimizer, closure), (literal, closure_at_f))]
+        losses: list[Any] = [optimizer.step(closure), literal.step(closure_at_f)]  # type: ignore[arg-type, no-untyped-call]
         assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-9)
     for p, w_star in zip(weights, latents, strict=True):
         # Curvature is a quotient of small differences: LBFGS keeps about half of float64's digits.
@@ -200,7 +200,7 @@ def test_second_backward_through_a_graph_of_old_weights_raises_torchs_error(fuse
     optimizer = ProxConnect(sgd(model), fused=fused)
     x, y = batches(DTYPES[fused])[0]
     logits = model(x)
-    cross_entropy(logits, y).backward(retain_graph=True)
+    criterion(logits, y).backward(retain_graph=True)
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         logits.square().mean().backward()
@@ -213,7 +213,7 @@ def test_two_losses_before_one_step(fused: bool) -> None:
         for x, y in batches:
             optimizer.zero_grad()
             logits = model(x)
-            first, second = cross_entropy(logits, y), 0.1 * logits.square().mean()
+            first, second = criterion(logits, y), 0.1 * logits.square().mean()
             first.backward(retain_graph=True)
             second.backward()
             optimizer.step()
@@ -232,7 +232,7 @@ class Adversaries(nn.Module):
 
 @eager_and_fused
 def test_generator_and_critic_with_an_optimizer_each(fused: bool) -> None:
-    def play(model: Any, optimizers: list[Any], batches: Batches) -> list[float]:
+    def play(model: Adversaries, optimizers: list[Any], batches: Batches) -> list[float]:
         of_generator, of_critic = optimizers
         losses = []
         for x, _ in batches:
@@ -276,10 +276,10 @@ def test_optimizer_of_its_own_for_each_parameter_stepped_in_backward(fused: bool
             optimizers[p].zero_grad()
 
         for p in model.parameters():
-            p.register_post_accumulate_grad_hook(step)
+            p.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
         losses = []
         for x, y in batches:
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             losses.append(loss.item())
         return losses
@@ -306,7 +306,8 @@ def test_gradients_from_functional_call(fused: bool) -> None:
         parameters = dict(model.named_parameters())
 
         def loss_of(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(torch.func.functional_call(model, values, (x,)), y)
+            loss: Tensor = criterion(torch.func.functional_call(model, values, (x,)), y)
+            return loss
 
         losses = []
         for x, y in batches:
@@ -333,16 +334,13 @@ def test_anomaly_detection(fused: bool) -> None:
 
 @eager_and_fused
 def test_learning_rate_of_its_own_for_each_layer(fused: bool) -> None:
-    def base(model: Any) -> Optimizer:
-        return SGD(
-            [
-                {"params": [model.hidden.weight], "quantizer": "bnn++", "mu": 2.0, "lr": 0.01},
-                {"params": [model.head.weight], "quantizer": "bc", "mu": 1.0, "lr": 0.02, "momentum": 0.5},
-                {"params": [model.hidden.bias, model.head.bias]},
-            ],
-            lr=0.05,
-            momentum=0.9,
-        )
+    def base(model: Network) -> Optimizer:
+        layers: list[dict[str, Any]] = [
+            {"params": [model.hidden.weight], "quantizer": "bnn++", "mu": 2.0, "lr": 0.01},
+            {"params": [model.head.weight], "quantizer": "bc", "mu": 1.0, "lr": 0.02, "momentum": 0.5},
+            {"params": [model.hidden.bias, model.head.bias]},
+        ]
+        return SGD(layers, lr=0.05, momentum=0.9)
 
     ends_as_the_literal_loop(train, base, fused=fused)
 

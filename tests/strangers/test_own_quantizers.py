@@ -3,6 +3,7 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ from torch.optim import SGD, Optimizer
 
 from quantizers import ProxConnect, Quantizer, get, reference, synthesize
 
-MODULE = '''
+MODULE = """
 import torch
 from quantizers import synthesize
 
 ARCTAN = synthesize(lambda w, mu: w, lambda u, mu: torch.atan(mu * u), name="arctan")
-'''
+"""
 
 
 def arctan() -> Quantizer:
@@ -49,8 +50,9 @@ def _literal_arctan(monkeypatch: pytest.MonkeyPatch) -> None:
     def backward(w: Tensor, mu: float) -> Tensor:
         return mu / (1 + (mu * w) ** 2)
 
+    pairs: dict[Any, Any] = reference.PAIRS
     for key in (QUANTIZER, "own_pairs:ARCTAN"):
-        monkeypatch.setitem(reference.PAIRS, key, (forward, backward))  # type: ignore[arg-type]
+        monkeypatch.setitem(pairs, key, (forward, backward))
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def own_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_pairs:ARCTAN"
 
 
-def base(model: nn.Module, quantizer: object = QUANTIZER) -> Optimizer:
+def base(model: nn.Module, quantizer: str | Quantizer = QUANTIZER) -> Optimizer:
     return SGD(groups(model, quantizer), lr=0.05, momentum=0.9)
 
 

@@ -23,6 +23,7 @@ from literal_loop import (
     tolerance,
     train,
 )
+from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.optim import Optimizer
 
@@ -48,7 +49,7 @@ def test_resumed_from_a_file(order: list[str], fused: bool) -> None:
         resumed.hidden.bias, resumed.head.bias = biases  # for the resume that loads the optimizer alone
         again = ProxConnect(adamw(resumed), fused=fused)
         for what in order:
-            {"model": resumed, "optimizer": again}[what].load_state_dict(state[what])
+            (resumed if what == "model" else again).load_state_dict(state[what])
         losses += train(resumed, again, batches[4:])
         model.load_state_dict(resumed.state_dict())
         return losses
@@ -96,12 +97,17 @@ def test_all_four_state_dict_hooks_are_called(fused: bool) -> None:
     model = network(DTYPES[fused])
     optimizer = ProxConnect(sgd(model), fused=fused)
     called = []
+
+    def note(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        called.append("after saving")
+        return {**state, "note": "of ours"}
+
     optimizer.register_state_dict_pre_hook(lambda _: called.append("before saving"))
-    optimizer.register_state_dict_post_hook(lambda _, state: called.append("after saving") or {**state, "note": 1})
+    optimizer.register_state_dict_post_hook(note)
     optimizer.register_load_state_dict_pre_hook(lambda _, state: called.append(f"before loading {state['note']}"))
     optimizer.register_load_state_dict_post_hook(lambda _: called.append("after loading"))
     optimizer.load_state_dict(optimizer.state_dict())
-    assert called == ["before saving", "after saving", "before loading 1", "after loading"]
+    assert called == ["before saving", "after saving", "before loading of ours", "after loading"]
 
 
 @eager_and_fused
@@ -128,7 +134,9 @@ def _replaced(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize("reset", [_cleared, _replaced])
 @pytest.mark.parametrize("base", [sgd, adamw])
 @eager_and_fused
-def test_momentum_reset_in_the_middle(reset: Callable[[Optimizer], None], base: Any, fused: bool) -> None:
+def test_momentum_reset_in_the_middle(
+    reset: Callable[[Optimizer], None], base: Callable[[nn.Module], Optimizer], fused: bool
+) -> None:
     def with_a_reset(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         losses = train(model, optimizer, batches[:4])
         reset(optimizer)
@@ -140,5 +148,5 @@ def test_momentum_reset_in_the_middle(reset: Callable[[Optimizer], None], base: 
 def test_state_of_a_plain_torch_optimizer_is_refused() -> None:
     model = network()
     optimizer = ProxConnect(sgd(model))
-    with pytest.raises(ValueError, match="the state is .*"):
+    with pytest.raises(ValueError, match="the state is "):
         optimizer.load_state_dict(sgd(model).state_dict())

@@ -1,7 +1,5 @@
 """timm's and torchvision's models, parameter groups, schedules and optimizers, as their training scripts join them."""
 
-from typing import Any
-
 import pytest
 import timm
 import timm.optim
@@ -12,6 +10,7 @@ import torchvision
 from literal_loop import (
     Batches,
     Network,
+    criterion,
     eager_and_fused,
     ends_as_the_literal_loop,
     groups,
@@ -19,7 +18,6 @@ from literal_loop import (
     train,
 )
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 from torchvision.transforms import v2
 
@@ -31,19 +29,18 @@ DEEP = 1e-8
 
 def images(dtype: torch.dtype, num: int = 2, size: int = 32) -> Batches:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(4, 3, size, size, generator=generator).to(dtype), torch.arange(4) % 3) for _ in range(num)
-    ]
+    return [(torch.randn(4, 3, size, size, generator=generator).to(dtype), torch.arange(4) % 3) for _ in range(num)]
 
 
 def resnet() -> nn.Module:
     torch.manual_seed(0)
-    return torchvision.models.resnet18(weights=None, num_classes=3)
+    model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=3)
+    return model
 
 
 def test_torchvision_resnet_from_scratch() -> None:
     def base(model: nn.Module) -> Optimizer:
-        return SGD(groups(model), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        return SGD(groups(model, "bc"), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     ends_as_the_literal_loop(train, base, fused=False, make=resnet, data=images, atol=DEEP)
 
@@ -53,7 +50,7 @@ def test_transfer_learning_of_the_last_layers(fused: bool) -> None:
     """Frozen layers get no gradient and no latents. In eval mode the features are those of any linear network."""
 
     def make() -> nn.Module:
-        model = torchvision.models.resnet18(weights=None)
+        model: nn.Module = torchvision.models.resnet18(weights=None)
         for p in model.parameters():
             p.requires_grad = False
         torch.manual_seed(0)
@@ -71,12 +68,12 @@ def test_transfer_learning_of_the_last_layers(fused: bool) -> None:
 def test_mixup_and_label_smoothing(fused: bool) -> None:
     def mixed(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         torch.manual_seed(0)
-        mixup = v2.MixUp(num_classes=4)
+        mixup, smooth = v2.MixUp(num_classes=4), nn.CrossEntropyLoss(label_smoothing=0.1)
         losses = []
         for x, y in batches:
             mixed_x, mixed_y = mixup(x[:, None, None], y)
             optimizer.zero_grad()
-            loss = cross_entropy(model(mixed_x.flatten(1)), mixed_y.to(x.dtype), label_smoothing=0.1)
+            loss = smooth(model(mixed_x.flatten(1)), mixed_y.to(x.dtype))
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -87,7 +84,7 @@ def test_mixup_and_label_smoothing(fused: bool) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_timm_models_with_timm_groups(name: str) -> None:
-    """timm's groups say what decays, which is what has more than one dimension: quantize that."""
+    """The groups of timm say what decays, which is what has more than one dimension: quantize that."""
 
     def make() -> nn.Module:
         torch.manual_seed(0)
@@ -126,7 +123,7 @@ def test_timm_native_scaler_with_its_clipping(fused: bool) -> None:
         losses = []
         for x, y in batches:
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             scaler(loss, optimizer, clip_grad=0.1, parameters=model.parameters())
             losses.append(loss.item())
         return losses
@@ -135,7 +132,7 @@ def test_timm_native_scaler_with_its_clipping(fused: bool) -> None:
         losses = []
         for x, y in batches:
             optimizer.zero_grad()
-            loss = cross_entropy(model(x), y)
+            loss = criterion(model(x), y)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
@@ -162,7 +159,7 @@ def test_timm_optimizers_as_a_base(optimizer: str) -> None:
 def test_gradient_checkpointing(fused: bool) -> None:
     class Checkpointed(Network):
         def forward(self, x: Tensor) -> Tensor:
-            logits: Any = torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+            logits: Tensor = torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
             return logits
 
     def make() -> nn.Module:

@@ -1,6 +1,8 @@
 """What happens when something besides the optimizer writes the parameters: nothing is lost in silence."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from literal_loop import (
     adamw,
     assert_equal_weights,
     batches,
+    criterion,
     eager_and_fused,
     ends_as_the_literal_loop,
     groups,
@@ -23,9 +26,8 @@ from literal_loop import (
     train,
 )
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from quantizers import ProxConnect, reference
 
@@ -33,7 +35,7 @@ NAMED_FIRST = r"parameter 0 of group 0 and 1 more.* no longer .*adopt\(\).*softe
 """The error for a write to both quantized weights; the groups of these programs have no names."""
 
 
-def step_once(model: nn.Module, optimizer: Any, dtype: torch.dtype) -> None:
+def step_once(model: nn.Module, optimizer: Optimizer, dtype: torch.dtype) -> None:
     train(model, optimizer, batches(dtype)[:1])
 
 
@@ -103,7 +105,7 @@ def test_best_checkpoint_loaded_at_the_end_is_what_is_deployed(fused: bool) -> N
 def test_average_copied_back_is_refused_then_adopted(fused: bool) -> None:
     """Averages of w are no latents: the literal loop, too, then restarts from the averaged w."""
 
-    def with_swa(model: Network, optimizer: Any, batches: Batches) -> list[float]:
+    def with_swa(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         average = AveragedModel(model)
         losses = []
         for batch in batches[:4]:
@@ -127,11 +129,13 @@ def test_average_copied_back_is_refused_then_adopted(fused: bool) -> None:
 
 @pytest.mark.parametrize(
     "average_of",
-    [lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)), timm.utils.ModelEmaV3],
+    [partial(AveragedModel, use_buffers=True), timm.utils.ModelEmaV3],
     ids=["torch", "timm"],
 )
 @eager_and_fused
-def test_average_that_is_only_evaluated_leaves_training_alone(average_of: Any, fused: bool) -> None:
+def test_average_that_is_only_evaluated_leaves_training_alone(
+    average_of: Callable[[nn.Module], Any], fused: bool
+) -> None:
     def averaged(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         average = average_of(model)
         losses = []
@@ -139,7 +143,7 @@ def test_average_that_is_only_evaluated_leaves_training_alone(average_of: Any, f
             losses += train(model, optimizer, [batch])
             update = getattr(average, "update_parameters", None) or average.update
             update(model)
-            cross_entropy(average(batch[0]), batch[1])
+            criterion(average(batch[0]), batch[1])
         return losses
 
     ends_as_the_literal_loop(averaged, fused=fused, literal_train=train)
@@ -176,7 +180,7 @@ def test_data_attribute_replaced_is_noticed(fused: bool) -> None:
     model = network(DTYPES[fused])
     optimizer = ProxConnect(sgd(model), fused=fused)
     model.head.weight.data = torch.ones_like(model.head.weight)
-    with pytest.raises(RuntimeError, match="parameter 1 of group 0.* no longer"):
+    with pytest.raises(RuntimeError, match=r"parameter 1 of group 0.* no longer"):
         step_once(model, optimizer, DTYPES[fused])
 
 
@@ -219,7 +223,7 @@ def convolutions() -> nn.Module:
 
 
 def channels_last(model: nn.Module, optimizer: Optimizer, batches: Batches) -> list[float]:
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     return train(model, optimizer, batches)
 
 
@@ -230,7 +234,7 @@ def test_memory_format_changed_after_the_optimizer() -> None:
 def test_memory_format_changed_after_the_optimizer_cannot_be_fused() -> None:
     model = convolutions()
     optimizer = ProxConnect(adamw(model), fused=True)
-    with pytest.raises(RuntimeError, match="fused=True: .* in another order than its latents'"):
+    with pytest.raises(RuntimeError, match=r"fused=True: .* in another order than its latents'"):
         channels_last(model, optimizer, batches(torch.float32))
 
 
@@ -239,4 +243,22 @@ def test_parameter_given_another_shape_is_refused() -> None:
     optimizer = ProxConnect(sgd(model))
     model.hidden.weight.data = torch.ones(3, 8, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 is \(3, 8\) .*, its latents are \(16, 8\)"):
+        optimizer.step()
+
+
+def test_wrapper_that_delegates_hardens_the_optimizer_itself() -> None:
+    """As Lightning's: an instance of a subclass that has no attributes of its own and looks all of them up."""
+
+    class Wrapper(ProxConnect):
+        def __init__(self, inner: ProxConnect) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+    model = network()
+    optimizer = ProxConnect(sgd(model))
+    Wrapper(optimizer).harden()
+    assert optimizer.hardened
+    with pytest.raises(RuntimeError, match=r"call soften\(\) first"):
         optimizer.step()

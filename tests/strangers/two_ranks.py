@@ -4,28 +4,43 @@ torchrun --nproc-per-node 2 tests/strangers/two_ranks.py FOLDER
 """
 
 import copy
-import datetime
+import datetime as dt
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import page
 import pytest
 import torch
 import torch.distributed as dist
-from literal_loop import Batches, adamw, assert_equal_weights, batches, groups, literal, network, sgd, tolerance, train
+from literal_loop import (
+    Batches,
+    adamw,
+    assert_equal_weights,
+    batches,
+    clipped_at_the_step,
+    criterion,
+    groups,
+    literal,
+    network,
+    sgd,
+    tolerance,
+    train,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
-from quantizers import ProxConnect
+from quantizers import ProxConnect, get
 
 DTYPES = {False: torch.float64, True: torch.float32}
 
@@ -38,9 +53,9 @@ def my_half(batches: Batches) -> Batches:
 
 def assert_equal_on_all_ranks(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
-        gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, value.contiguous())
-        assert torch.equal(gathered[0], gathered[1]), f"{name} is not the same on all ranks"
+        found = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, value.contiguous())
+        assert torch.equal(*found), f"{name} is not the same on all ranks"
 
 
 def ddp_before_the_optimizer(fused: bool) -> None:
@@ -71,7 +86,7 @@ def ddp_after_the_optimizer_with_unequal_seeds(fused: bool) -> None:
     optimizer = ProxConnect(sgd(model), fused=fused)
     ddp = DistributedDataParallel(model)
     if dist.get_rank() != 0:
-        with pytest.raises(RuntimeError, match="parameter 0 of group 0 and 1 more.* no longer.*DDP's first broadcast"):
+        with pytest.raises(RuntimeError, match=r"parameter 0 of group 0 and 1 more.* no longer.*DDP's first broadcast"):
             optimizer.step()
     optimizer.adopt()
     train(ddp, optimizer, my_half(batches(dtype)))
@@ -91,14 +106,14 @@ def ddp_that_accumulates_without_synchronising(fused: bool) -> None:
     for i, (x, y) in enumerate(my_half(batches(dtype))):
         if i % 2 == 0:
             with ddp.no_sync():
-                cross_entropy(ddp(x), y).backward()
+                criterion(ddp(x), y).backward()
         else:
-            cross_entropy(ddp(x), y).backward()
+            criterion(ddp(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
     base = literal(sgd(twin))
     for i, (x, y) in enumerate(batches()):
-        cross_entropy(twin(x), y).backward()
+        criterion(twin(x), y).backward()
         if i % 2 == 1:
             base.step()
             base.zero_grad()
@@ -127,10 +142,14 @@ def wide_sgd(model: nn.Module) -> Optimizer:
     return SGD(groups(model), lr=0.01, momentum=0.9)
 
 
+def gathered(p: Tensor) -> Tensor:
+    whole: Tensor = p.full_tensor() if isinstance(p, DTensor) else p
+    return whole
+
+
 def assert_equal_when_gathered(model: nn.Module, twin: nn.Module, atol: float) -> None:
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-        whole = p.full_tensor() if isinstance(p, DTensor) else p
-        torch.testing.assert_close(whole.double(), q, rtol=0, atol=atol, msg=f"{name} differs")
+        torch.testing.assert_close(gathered(p).double(), q, rtol=0, atol=atol, msg=f"{name} differs")
 
 
 def mesh() -> DeviceMesh:
@@ -147,7 +166,7 @@ def fsdp2(dtype: torch.dtype) -> None:
     train(twin, literal(wide_sgd(twin)), batches())
     assert_equal_when_gathered(model, twin, tolerance(dtype))
     optimizer.harden()
-    assert model.hidden.weight.full_tensor().abs().eq(1).all()  # type: ignore[operator]
+    assert gathered(model.hidden.weight).abs().eq(1).all()
 
 
 def fsdp2_clipped() -> None:
@@ -156,11 +175,10 @@ def fsdp2_clipped() -> None:
     model, twin = wide(dtype), wide(dtype)
     fully_shard(model, mesh=mesh())
     optimizer, base = ProxConnect(wide_sgd(model)), literal(wide_sgd(twin))
-    latents = [p for group in base.param_groups for p in group["params"]]
-    base.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(latents, 0.1) and None)
+    clipped_at_the_step(base, 0.1)
     for x, y in my_half(batches(dtype)):
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
+        criterion(model(x), y).backward()
         optimizer.clip_grad_norm_(0.1)
         optimizer.step()
     train(twin, base, batches())
@@ -223,9 +241,36 @@ def distributed_tensors() -> None:
     assert_equal_when_gathered(model, twin, tolerance(dtype))
 
 
+# The page's own snippets. The process group is there already, and stays.
+
+
+def snippet(heading: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(dist, "init_process_group", lambda _: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    names = page.given()
+    page.run(heading, names)
+    return names
+
+
+def page_of_ddp() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert_equal_on_all_ranks(snippet("DDP", monkeypatch)["model"])
+
+
+def page_of_fsdp2() -> None:
+    """The file that the snippet saves has whole latents, and they belong to its weights."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        snippet("FSDP2", monkeypatch)
+    state = torch.load("last.pt", weights_only=True)
+    for name, shape in (("0.weight", (16, 8)), ("2.weight", (4, 16))):
+        w_star, mu = (state["optimizer"]["state"][name][key] for key in ("w_star", "mu"))
+        assert w_star.shape == shape
+        torch.testing.assert_close(state["model"][name], get("bnn++").forward(w_star, mu))
+
+
 PROGRAMS: dict[str, Callable[[], None]] = {
     **{
-        f"{program.__name__}[{'fused' if fused else 'eager'}]": lambda program=program, fused=fused: program(fused)
+        f"{program.__name__}[{'fused' if fused else 'eager'}]": partial(program, fused)
         for program in (
             ddp_before_the_optimizer,
             ddp_after_the_optimizer_with_equal_seeds,
@@ -234,19 +279,22 @@ PROGRAMS: dict[str, Callable[[], None]] = {
         )
         for fused in (False, True)
     },
-    "fsdp2[float64]": lambda: fsdp2(torch.float64),
-    "fsdp2[float32]": lambda: fsdp2(torch.float32),
-    "fsdp2_resumed_from_a_checkpoint[shards]": lambda: fsdp2_resumed_from_a_checkpoint_by_names(full=False),
-    "fsdp2_resumed_from_a_checkpoint[full]": lambda: fsdp2_resumed_from_a_checkpoint_by_names(full=True),
+    "fsdp2[float64]": partial(fsdp2, torch.float64),
+    "fsdp2[float32]": partial(fsdp2, torch.float32),
+    "fsdp2_resumed_from_a_checkpoint[shards]": partial(fsdp2_resumed_from_a_checkpoint_by_names, full=False),
+    "fsdp2_resumed_from_a_checkpoint[full]": partial(fsdp2_resumed_from_a_checkpoint_by_names, full=True),
     "fsdp2_clipped": fsdp2_clipped,
     "fsdp2_weights_loaded_after_the_optimizer": fsdp2_weights_loaded_after_the_optimizer,
     "fsdp2_cannot_be_fused": fsdp2_cannot_be_fused,
     "distributed_tensors": distributed_tensors,
+    "page_of_ddp": page_of_ddp,
+    "page_of_fsdp2": page_of_fsdp2,
 }
 
 
 def main(folder: Path) -> None:
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    os.chdir(folder)  # the page's snippets write files
+    dist.init_process_group("gloo", timeout=dt.timedelta(seconds=60))
     verdicts = {}
     for name, program in PROGRAMS.items():
         try:
