@@ -129,6 +129,7 @@ class Block:
     _buffers: dict[str, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
     _shared: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
     _product_of: list[_Gradient] = field(default_factory=list)
+    _product_at: int = -1
     scale: Tensor | None = None
     """What the kept product still has to be multiplied by."""
 
@@ -158,12 +159,12 @@ class Block:
 
     def write(self, entries: Sequence[Entry], f: Map, mu: float | None, *, is_hard: bool = False) -> None:
         """Write f(w*; mu) into the parameters of those entries; mu None: the one that each was written with before."""
+        self.drop_product()
         by_mu: dict[float, list[Entry]] = {}
         for entry in entries:
             by_mu.setdefault(entry.mu if mu is None else mu, []).append(entry)
         for each, own in by_mu.items():
             if self.is_flat:
-                self.drop_product()
                 scratch, parts = self.scratch()
                 # Of all the block for some of its entries, too: torch's last bits depend on where an element lies.
                 scratch.copy_(f(self.w_star, each))
@@ -184,6 +185,7 @@ class Block:
                 product.mul_(self.scale)
             self.drop_product()
             return product
+        self.drop_product()
         mu = self.entries[0].mu
         gradients = [entry.parameter.grad for entry in self.entries if entry.parameter.grad is not None]
         if not self.is_flat:
@@ -193,7 +195,7 @@ class Block:
         return product.mul_(backward(self.w_star, mu))
 
     def keep_product(self, product: Tensor, scale: Tensor) -> None:
-        """Let the step use `product`, times `scale`, unless a gradient changes until then."""
+        """Let the step use `product`, times `scale`, unless a gradient or w* changes until then."""
         scratch, _ = self.scratch()
         if product is not scratch:
             if product.layout != torch.strided:
@@ -201,12 +203,17 @@ class Block:
             scratch.copy_(product)
         self.scale = scale
         self._product_of = [_Gradient.of(entry.parameter) for entry in self.entries]
+        self._product_at = self.w_star._version  # noqa: SLF001  (its views count along)
 
     def has_product(self) -> bool:
-        """Whether the scratch holds B(w*) . grad of the present gradients."""
-        return bool(self._product_of) and all(
-            gradient.still_is_of(entry.parameter)
-            for gradient, entry in zip(self._product_of, self.entries, strict=True)
+        """Whether the scratch holds B(w*) . grad of the present w* and gradients."""
+        return (
+            bool(self._product_of)
+            and self._product_at == self.w_star._version  # noqa: SLF001
+            and all(
+                gradient.still_is_of(entry.parameter)
+                for gradient, entry in zip(self._product_of, self.entries, strict=True)
+            )
         )
 
     def drop_product(self) -> None:

@@ -31,7 +31,7 @@ from torch.optim import optimizer as hooks
 from quantizers import maps
 from quantizers.catalog import Map, Quantizer
 from quantizers.fused import native, passes
-from quantizers.latents import Block, Entry, States
+from quantizers.latents import Block, Entry, States, by_block
 
 MIN_ELEMENTS = 2**16
 
@@ -83,35 +83,36 @@ def _obstacle_in(base: Optimizer, group: Mapping[str, Any]) -> str | None:
 
 
 def _obstacle_of(quantizer: Quantizer, entry: Entry) -> str | None:
-    parameter, gradient = entry.parameter, entry.parameter.grad
+    gradient, dtype = entry.parameter.grad, entry.parameter.dtype
+    if misfit := _misfit(quantizer, entry):
+        return misfit
     if pair_of(quantizer, entry) is None:
-        if not {_name(quantizer.forward), _name(quantizer.backward)} <= passes.MAP_NAMES:
-            return f"the maps of {quantizer.name} are not in maps.h"
-        if not entry.latent.is_cpu:
-            return f"the parameters are on {entry.latent.device}, not on a CPU"
-        if entry.latent.dtype != torch.float32 or parameter.dtype not in passes.DTYPES:
-            return f"a parameter is {parameter.dtype}, not float32 or bfloat16"
-        return native.failure() or "a parameter's memory has gaps, or is in another order than its latents'"
-    if gradient is not None and (gradient.layout != torch.strided or gradient.dtype != parameter.dtype):
-        return f"a gradient is {gradient.layout} {gradient.dtype}, not dense {parameter.dtype}"
+        return native.failure()
+    if gradient is not None and (gradient.layout != torch.strided or gradient.dtype != dtype):
+        return f"a gradient is {gradient.layout} {gradient.dtype}, not dense {dtype}"
+    return None
+
+
+def _misfit(quantizer: Quantizer, entry: Entry) -> str | None:
+    """Why no pass can write the parameter, in words; None if one can, once it is compiled."""
+    parameter, latent = entry.parameter, entry.latent
+    if not {_name(quantizer.forward), _name(quantizer.backward)} <= passes.MAP_NAMES:
+        return f"the maps of {quantizer.name} are not in maps.h"
+    if type(latent) is not Tensor or not latent.is_cpu or parameter.device != latent.device:
+        return f"a parameter is a {type(parameter).__name__} on {parameter.device}, not a plain tensor on a CPU"
+    if latent.dtype != torch.float32 or parameter.dtype not in passes.DTYPES:
+        return f"a parameter is {parameter.dtype}, not float32 or bfloat16"
+    # A latent's memory has no gaps, so neither has that of a parameter with its strides.
+    if parameter.stride() != latent.stride():
+        return "a parameter's memory has gaps, or is in another order than its latents'"
     return None
 
 
 def pair_of(quantizer: Quantizer, entry: Entry) -> passes.Pair | None:
     """The compiled maps that write the parameter's w, however it is stepped; None where torch's operations do."""
-    parameter, latent = entry.parameter, entry.latent
-    forward, backward = _name(quantizer.forward), _name(quantizer.backward)
-    fits = (
-        type(latent) is Tensor
-        and latent.is_cpu
-        and latent.dtype == torch.float32
-        and parameter.dtype in passes.DTYPES
-        and parameter.device == latent.device
-        # A latent's memory has no gaps, so neither has that of a parameter with its strides.
-        and parameter.stride() == latent.stride()
-        and {forward, backward} <= passes.MAP_NAMES
-    )
-    return native.pair(forward, backward) if fits else None
+    if _misfit(quantizer, entry) is not None:
+        return None
+    return native.pair(_name(quantizer.forward), _name(quantizer.backward))
 
 
 def _name(each: Map) -> str:
@@ -133,6 +134,7 @@ def _has_step_hooks(base: Optimizer) -> bool:
 def write(quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
     """Write w = F(w*; mu) into the entries' parameters; mu None: the one that each was written with before."""
     for entry in entries:
+        entry.block.drop_product()
         written = entry.mu if mu is None else mu
         _pair(quantizer, entry).run(
             passes.Batch([entry.latent], weights=[entry.parameter], mu=written), passes.Move("write")
@@ -188,7 +190,8 @@ def step(
 
 def _by_product(moving: Sequence[Entry]) -> list[tuple[Block | None, list[Entry]]]:
     """The blocks that keep B . grad of the present gradients, with their entries; all other entries together."""
-    kept = [block for block in dict.fromkeys(entry.block for entry in moving) if block.has_product()]
+    whole = [block for block, own in by_block(moving) if len(own) == len(block.entries)]
+    kept = [block for block in whole if block.has_product()]
     others = [entry for entry in moving if entry.block not in kept]
     found: list[tuple[Block | None, list[Entry]]] = [(block, block.entries) for block in kept]
     return found + ([(None, others)] if others else [])

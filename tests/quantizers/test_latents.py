@@ -155,3 +155,26 @@ def test_an_eager_step_takes_few_operations_whatever_the_number_of_parameters(qu
     """On a GPU each is a kernel or more, and their launches are what a small network's step waits for."""
     numbers = {model: num_operations(model, quantizer) for model in ("resnet20", "resnet56")}
     assert numbers["resnet20"] == numbers["resnet56"] <= OPERATIONS_BARS[quantizer]
+
+
+def test_a_kept_product_is_not_used_after_its_latents_or_its_sharpness_have_changed() -> None:
+    found = []
+    for is_kept in (True, False):
+        p, q = (nn.Parameter(tensor) for tensor in _numbers(0)[:2])
+        optimizer = ProxConnect(SGD([{"params": [p, q], "quantizer": "bnn++", "mu": 1.5}], lr=0.1))
+        for each, gradient in zip((p, q), _numbers(1), strict=False):
+            each.grad = gradient
+        optimizer.clip_grad_norm_(0.5)
+        block = optimizer._entries[p].block
+        assert block.has_product()
+        if not is_kept:
+            block.drop_product()
+        with torch.no_grad():
+            optimizer.latent(p).mul_(0.5)
+        assert not block.has_product()
+        optimizer.param_groups[0]["mu"] = 3.0
+        optimizer.soften()
+        optimizer.quantize()
+        optimizer.step()
+        found.append([optimizer.latent(p), optimizer.latent(q)])
+    _require_close(*found)

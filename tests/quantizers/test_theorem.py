@@ -81,7 +81,7 @@ def test_pc_plus_plus_is_proxconnect_on_the_reparametrised_loss(name: str, base:
     start = model.bits()
     ours, theirs = training(model, composed), training(reparametrised, proxconnects)
     for _ in range(NUM_STEPS):
-        reparametrised.mu = theirs[0].param_groups[0]["written_mu"]
+        reparametrised.mu = theirs[0].state_dict()["state"][0]["mu"]
         for net, (optimizer, schedule) in ((model, ours), (reparametrised, theirs)):
             optimizer.zero_grad()
             net().backward()

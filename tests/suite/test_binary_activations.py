@@ -112,7 +112,8 @@ def test_mu_of_inputs_moves_with_the_weights_own(make_bwa: MakeCell) -> None:
 
     def spy(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         (of_inputs,) = _input_mus(trainer)
-        seen.append((of_inputs, trainer.optimizer.param_groups[-1]["written_mu"]))
+        (of_weights,) = {own["mu"] for own in trainer.optimizer.state_dict()["state"].values() if "mu" in own}
+        seen.append((of_inputs, of_weights))
         return train_step(images, labels)
 
     trainer.engine.train_step = spy  # type: ignore[method-assign]
