@@ -12,7 +12,7 @@ CellKey = tuple[str, str]
 class Background:
     """Of one cell.
 
-    `recipe` are the params that suite.tracking gives MLflow, as text: `training.epochs`. `facts` are what
+    `recipe` are the params that suite.run.mlflow_replica gives MLflow, as text: `training.epochs`. `facts` are what
     provenance.json has, by names for people; a store has none. `reason` says why it failed, "" if it did not.
     `times`, of a done run, are the first record's and the end's, in unix seconds.
     """

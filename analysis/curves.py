@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from suite.journal import read_metrics
-from suite.rundir import RunDir
+from suite.run.directory import RunDir
+from suite.run.journal import read_metrics
 
 SCHEMA = {
     "grid": "string",

@@ -11,10 +11,10 @@ from analysis import cells
 from analysis.backgrounds import Background, CellKey, facts_of
 from analysis.cells import Results
 from analysis.errors import UserError
-from suite import journal
-from suite.config import Cell
-from suite.rundir import RunDir, planned_cells, run_dirs
-from suite.tracking import recipe
+from suite.recipe.cell import Cell
+from suite.run import journal
+from suite.run.directory import RunDir, planned_cells, run_dirs
+from suite.run.mlflow_replica import recipe
 
 NUMBERS = ("top1_hard", "top1_soft", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 NAN = float("nan")

@@ -16,7 +16,7 @@ from analysis.equivalence import Equivalence, equivalence
 from analysis.equivalence import Published as Mean
 from analysis.errors import UserError
 from suite.errors import UserError as FileError
-from suite.yamlfile import Faults, read
+from suite.recipe.yaml_lines import Faults, read
 
 FOLDER = Path(__file__).parent / "published"
 Percent = Annotated[float, Field(ge=0, le=100)]

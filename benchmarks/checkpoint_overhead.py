@@ -17,8 +17,8 @@ import typer
 from machine import describe
 from noise import Stepping, trainer_of
 
-from suite import checkpoint
-from suite.trainer import Trainer
+from suite.run import checkpoint
+from suite.training.trainer import Trainer
 
 
 def measure(trainer: Trainer, num_steps: int, num_saves: int, folder: Path) -> tuple[list[float], list[float], int]:

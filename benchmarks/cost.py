@@ -17,8 +17,8 @@ import typer
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from suite.config import Cell
-from suite.gridfile import load_grid
+from suite.recipe.cell import Cell
+from suite.recipe.grid_file import load_grid
 
 
 class Size(NamedTuple):

@@ -34,9 +34,9 @@ from typing import Annotated, Any, Protocol
 import typer
 import yaml
 
-from suite import faults, journal
-from suite.config import Cell
-from suite.rundir import RunDir
+from suite.recipe.cell import Cell
+from suite.run import failures, journal
+from suite.run.directory import RunDir
 from suite.train import main as main_of_a_run
 
 MARK = "PROXBENCH_KILLS"
@@ -181,7 +181,7 @@ def moment(run: RunDir, stale: set[Path]) -> str:
         return "writing a checkpoint"
     if run.result_path.exists():
         return "past its result"
-    beats = faults.beats(run.processes).values() if run.state().state == "running" else ()
+    beats = failures.beats(run.processes).values() if run.state().state == "running" else ()
     return "training" if any(beat.step is not None for beat in beats) else "starting"
 
 
@@ -212,7 +212,10 @@ def main(
     cell, chance = cell_of(epochs, settings), random.Random(seed)  # noqa: S311  (no secret)
     if forked:
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        for module in ("suite.trainer", *(["suite.engine.deepspeed"] if settings.get("engine") == "deepspeed" else [])):
+        for module in (
+            "suite.training.trainer",
+            *(["suite.engines.deepspeed.engine"] if settings.get("engine") == "deepspeed" else []),
+        ):
             import_module(module)
     start_of = partial(Forked if forked else Torchrun, num_processes=processes)
     with tempfile.TemporaryDirectory() as temporary:

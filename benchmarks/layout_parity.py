@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from quantizers import QUANTIZERS, Constant
-from suite.assemble import build_engine, build_loaders, build_lr_schedule, build_model, build_sharpness
-from suite.config import Cell
-from suite.data import sources
-from suite.distributed import Layout, joined
-from suite.engine import Engine
+from suite.data import datasets
+from suite.engines.process_group import Layout, joined
+from suite.engines.protocol import Engine
+from suite.recipe.cell import Cell
+from suite.training.build import build_engine, build_loaders, build_lr_schedule, build_model, build_sharpness
 
 ALONE = "1 process"
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ class Trained:
 
 def train(cell: Cell, layout: Layout, num_steps: int) -> Trained:
     """The cell's first steps on a layout."""
-    source = sources.load(cell.dataset, Path("no-data-needed"))
+    source = datasets.load(cell.dataset, Path("no-data-needed"))
     loaders = build_loaders(cell, source, layout)
     engine = build_engine(cell, *build_model(cell, source, None), layout)
     sharpness = build_sharpness(cell, engine.optimizer, num_steps)

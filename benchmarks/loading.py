@@ -27,7 +27,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # --help must not wait for torch
     from torch import Tensor
 
-    from suite.data.parts import Part
+    from suite.data.source import Part
 
 SIZE, QUALITY, RESOLUTION = 224, 90, 400
 SHARES, RESOLUTIONS = (0.0, 0.25, 0.5, 1.0), (256, 400, 500)
@@ -92,21 +92,21 @@ def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> W
     """suite.data's loader: FFCV for a data file, worker processes and Pillow for image files."""
     import torch
 
-    from suite.config import Data
     from suite.data.augmentation import IMAGENET, draw
     from suite.data.loader import Loader, Reader
-    from suite.data.parts import Encoded, Files
-    from suite.distributed import Layout
+    from suite.data.source import Encoded, Files
+    from suite.engines.process_group import Layout
+    from suite.recipe.cell import Data
 
     cpu, settings = torch.device("cpu"), Data(image_size=SIZE, crop="random_resized", horizontal_flip=True)
     reader: Reader
     repeated = part.subset(torch.arange(setting.num_samples) % len(part.labels))
     if isinstance(repeated, Encoded):
-        from suite.data.ffcv import FFCVReader
+        from suite.data.readers.ffcv import FFCVReader
 
         reader = FFCVReader(repeated, setting.batch_size, setting.num_workers, cpu)
     else:
-        from suite.data.folder import FolderReader
+        from suite.data.readers.image_folder import FolderReader
 
         assert isinstance(repeated, Files)  # noqa: S101
         reader = FolderReader(repeated, setting.num_workers, cpu)
@@ -199,7 +199,7 @@ def encoded(beton: Path) -> "Part":
     import torch
 
     from suite.data.beton import read_index
-    from suite.data.parts import Encoded
+    from suite.data.source import Encoded
 
     labels = torch.from_numpy(read_index(beton).labels)
     return Encoded(beton, torch.arange(len(labels)), labels)
@@ -227,7 +227,7 @@ def compare(stock: Stock, setting: Setting, repeats: int, console: Console) -> N
     """Prints ratios and rates of all ways at 400 px."""
     import torch
 
-    from suite.data.parts import Files
+    from suite.data.source import Files
 
     jpegs, files = stock.jpegs(RESOLUTION), stock.files()
     as_files = Files(tuple(jpegs / path.parent.name / path.name for path in files), torch.zeros(len(files)).long())

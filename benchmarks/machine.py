@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from suite.provenance import code_version
+from suite.run.provenance import code_version
 
 BAR = "bar: "
 """Lines that begin so are a program's verdicts; `run_all.py` gathers them."""

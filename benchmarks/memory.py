@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from suite.data.small import LOADERS
-from suite.trainer import Trainer
+from suite.data.in_memory import LOADERS
+from suite.training.trainer import Trainer
 
 CASES = (("resnet20", 128), ("resnet18@64", 16), ("vit_mini_patch4_32", 32))
 QUANTIZERS = ("fp", "bnn++")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suite.config import Cell
-from suite.data.parts import Pixels, Source
-from suite.data.small import LOADERS
-from suite.distributed import Layout
-from suite.trainer import Trainer
+from suite.data.in_memory import LOADERS
+from suite.data.source import Pixels, Source
+from suite.engines.process_group import Layout
+from suite.recipe.cell import Cell
+from suite.training.trainer import Trainer
 
 SIZE = 32
 NUM_BYTES = 20_000 * 3 * SIZE * SIZE

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 BAR = 1.1
 

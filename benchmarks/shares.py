@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.local import SYNC_SECONDS
-from suite import tracking
-from suite.config import Cell
-from suite.distributed import joined
-from suite.faults import Heartbeat
-from suite.gridfile import load_grid
-from suite.journal import Journal
-from suite.recording import SAVING_SHARE, Checkpoints, Record
-from suite.rundir import RunDir, write_plan
-from suite.trainer import Trainer
+from suite.engines.process_group import joined
+from suite.recipe.cell import Cell
+from suite.recipe.grid_file import load_grid
+from suite.run import mlflow_replica
+from suite.run.directory import RunDir, write_plan
+from suite.run.failures import Heartbeat
+from suite.run.journal import Journal
+from suite.run.saving import SAVING_SHARE, Checkpoints, Record
+from suite.training.trainer import Trainer
 
 BAR = 0.01
 NUM_CELLS = 36
@@ -134,7 +134,7 @@ def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
 
 
 def forwarder_share(folder: Path, num_calls: int) -> float:
-    """Processor seconds of a call of `tracking.sync` over the seconds between two, in a grid of NUM_CELLS."""
+    """Processor seconds of a call of `mlflow_replica.sync` over the seconds between two, in a grid of NUM_CELLS."""
     template = load_grid("digits").cells()[0]
     cells = [Cell.model_validate(template.model_dump() | {"seed": seed}) for seed in range(NUM_CELLS)]
     grid = folder / "forwarded"
@@ -145,7 +145,7 @@ def forwarder_share(folder: Path, num_calls: int) -> float:
         journal.append(1 + call, METRICS)
         runs[0].update(state="running", epoch=1 + call)
         start = time.process_time()
-        tracking.sync(grid, tracking.default_uri(folder))
+        mlflow_replica.sync(grid, mlflow_replica.default_uri(folder))
         seconds.append(time.process_time() - start)
     journal.close()
     return statistics.median(seconds[1:]) / SYNC_SECONDS

@@ -31,7 +31,7 @@ from machine import describe, verdict
 from rich.console import Console
 from rich.table import Table
 
-from suite.gridfile import load_grid
+from suite.recipe.grid_file import load_grid
 
 # Also where the packages are: or tests/models would be `models`.
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "tests"))
@@ -59,8 +59,8 @@ done("import of torch._dynamo, which torch.optim and torchvision want")
 import models.catalog
 models.catalog._timm()
 done("import of timm")
-from suite.distributed import Layout
-from suite.trainer import Trainer
+from suite.engines.process_group import Layout
+from suite.training.trainer import Trainer
 done("imports of ours, and of what is left")
 trainer = Trainer(cell, Layout(), suite.train.Path("data"), None)
 done("data, network, optimizer")

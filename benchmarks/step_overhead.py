@@ -20,7 +20,7 @@ from noise import Stepping, synchronize, trainer_of
 from rich.console import Console
 from rich.table import Table
 
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 BAR = 1.05
 

@@ -26,7 +26,7 @@ from suite.errors import UserError
 
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
     from launch.resources import Profile
-    from suite.config import Cell
+    from suite.recipe.cell import Cell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,7 +64,7 @@ def grid(
     [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
     """
     from launch.plan import select
-    from suite.gridfile import load_grid
+    from suite.recipe.grid_file import load_grid
 
     loaded = load_grid(grid, set_)
     cells = loaded.cells()
@@ -90,7 +90,7 @@ def debug(
     """
     from launch.debug import first_steps
     from launch.plan import matches
-    from suite.gridfile import load_grid
+    from suite.recipe.grid_file import load_grid
 
     found = [each for each in load_grid(grid, set_).cells() if matches(each, cell)]
     if not found:
@@ -118,7 +118,7 @@ def retry(
 
     [dim]python -m launch retry --oom --partition gpu --mem 64G[/]
     """
-    from suite.rundir import RunDir
+    from suite.run.directory import RunDir
 
     profile = where.profile()
     grid_dir = grid_dir_of(root or profile.root, grid)
@@ -168,7 +168,7 @@ def _start(
     dry_run: bool = False,
 ) -> None:
     from launch.start import Start
-    from suite.tracking import default_uri
+    from suite.run.mlflow_replica import default_uri
 
     start = Start(
         grid_dir,

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from launch.plan import Standing
 from launch.resources import Resources
-from suite.config import Cell
+from suite.recipe.cell import Cell
 
 _T = TypeVar("_T")
 

@@ -14,9 +14,9 @@ from launch.plan import SETTLED
 from launch.rendezvous import Word
 from launch.submissions import owners, read
 from launch.training_process import TrainingProcess, command, devices_of, environment
-from suite import faults
-from suite.locks import holder
-from suite.rundir import RunDir
+from suite.run import failures
+from suite.run.directory import RunDir
+from suite.run.locks import holder
 from suite.train import EXIT_BUSY
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Leader:
             return False
         state = run.state()
         if state.state == "running":
-            state = run.update(**after_lost_job(state, faults.noted_stop(run.processes), newest_checkpoint(run)))
-        faults.clear(run.processes)
+            state = run.update(**after_lost_job(state, failures.noted_stop(run.processes), newest_checkpoint(run)))
+        failures.clear(run.processes)
         return state.state not in SETTLED
 
     def _parent_is_done(self, asked: list[str]) -> bool:
@@ -239,7 +239,7 @@ def start(job: "Job", place: "Place", index: int, word: Word) -> TrainingProcess
 
 
 def newest_checkpoint(run: RunDir) -> str:
-    """Its name; empty where there is none. Without torch, which suite.checkpoint comes with."""
+    """Its name; empty where there is none. Without torch, which suite.run.checkpoint comes with."""
     return max((path.name for path in run.checkpoints.glob("epoch-*.pt")), default="")
 
 

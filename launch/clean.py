@@ -8,8 +8,8 @@ from pathlib import Path
 from launch.plan import Standing
 from launch.slurm import JobInfo
 from launch.submissions import Submission, owners
-from suite.locks import holder, locked
-from suite.rundir import RunDir, run_dirs
+from suite.run.directory import RunDir, run_dirs
+from suite.run.locks import holder, locked
 
 Queue = Mapping[str, JobInfo]
 

@@ -15,8 +15,8 @@ from launch.job import EXIT_AGAIN, Job
 from launch.resources import sbatch_parameters
 from launch.slurm import SlurmError
 from launch.submissions import job_name
-from suite.config import Cell
-from suite.rundir import RunDir
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir
 
 SIGNAL_SECONDS = 120
 """How long before its time limit SLURM tells a job to save what it has."""

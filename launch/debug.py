@@ -5,8 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from suite.config import Cell
-from suite.rundir import RunDir
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir
 from suite.train import train
 
 

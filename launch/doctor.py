@@ -21,8 +21,8 @@ from launch import slurm
 from launch.diagnosis import Finding, Report, Verdict, of_partition, of_report
 from launch.probe import trouble_with_server
 from launch.resources import ProfileError, Resources, check, srun_arguments
-from suite.locks import locked
-from suite.tracking import default_uri
+from suite.run.locks import locked
+from suite.run.mlflow_replica import default_uri
 
 QUEUE_SECONDS = 60
 """How long the probe job may wait for a node."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.plan import after_failure
-from suite.rundir import Cause, State
+from suite.run.directory import Cause, State
 from suite.train import EXIT_BAD_INPUT, EXIT_BUSY, STOP_SIGNALS
 
 _KILLED = 128

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launch import submissions
-from suite.rundir import RunDir
+from suite.run.directory import RunDir
 
 POLL_SECONDS = 0.5
 _TAIL_BYTES = 8192

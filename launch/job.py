@@ -16,9 +16,9 @@ from typing import Literal
 
 from launch.attempt import Follower, Leader
 from launch.plan import SETTLED
-from suite.faults import note_stop
-from suite.locks import holder
-from suite.rundir import RunDir
+from suite.run.directory import RunDir
+from suite.run.failures import note_stop
+from suite.run.locks import holder
 from suite.train import STOP_SIGNALS
 
 EXIT_AGAIN = 75

@@ -18,10 +18,10 @@ from launch.plan import Standing, ready
 from launch.preflight import LaunchError, preflight
 from launch.status import standing, standings
 from launch.view import matrix, summary
-from suite.config import Cell
-from suite.locks import holder, locked
-from suite.rundir import RunDir, write_plan
-from suite.tracking import sync
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir, write_plan
+from suite.run.locks import holder, locked
+from suite.run.mlflow_replica import sync
 
 MAX_STARTS = 10
 """How often a launch starts a cell whose job ends without a trace: it would do so for ever."""

@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from launch.slurm import JobInfo
-from suite.config import Cell
-from suite.rundir import Cause, State, StateName
+from suite.recipe.cell import Cell
+from suite.run.directory import Cause, State, StateName
 
 SETTLED: frozenset[StateName] = frozenset(("done", "failed", "cancelled"))
 FRESH_SECONDS = 300.0

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite.config import Cell
 from suite.errors import UserError
+from suite.recipe.cell import Cell
 
 
 class LaunchError(UserError):
@@ -21,19 +21,19 @@ def preflight(cells: Sequence[Cell], data_dir: Path, console: Console) -> None:
         PretrainedError: there are no weights of that name.
         LaunchError: the inputs of a model's layers have no sign.
     """
-    from suite.data.sources import load  # imports torch, which a launch with nothing to start must not wait for
+    from suite.data.datasets import load  # imports torch, which a launch with nothing to start must not wait for
 
     sources = {}
     for dataset, loader in {(cell.dataset, cell.execution.loader) for cell in cells}:
         with console.status(f"looking at {dataset}"):
             sources[dataset] = load(dataset, data_dir, loader)
     for model in {cell.model for cell in cells if cell.init == "pretrained"}:
-        from suite.pretrained import require_named
+        from suite.training.pretrained import require_named
 
         require_named(model, data_dir)
     for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task == "bwa"}.values():
         with console.status(f"looking at {cell.model}"):
-            from suite.assemble import build_model
+            from suite.training.build import build_model
 
             try:
                 build_model(cell, sources[cell.dataset], None)

@@ -96,7 +96,7 @@ def _read(path: Path) -> str | None:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether somebody holds the lock, as suite.locks has it; None where there is no file."""
+    """Whether somebody holds the lock, as suite.run.locks has it; None where there is no file."""
     try:
         with path.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -19,9 +19,9 @@ from launch.resources import Profile, check
 from launch.slurm import JobInfo
 from launch.status import standings
 from launch.submissions import Submission, job_name, new_token, owners
-from suite.config import Cell
-from suite.locks import holder, locked
-from suite.rundir import RunDir, write_plan
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir, write_plan
+from suite.run.locks import holder, locked
 
 _T = TypeVar("_T")
 LOCK_SECONDS = 300.0

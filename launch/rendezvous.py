@@ -10,7 +10,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from suite.files import write_json
+from suite.run.atomic import write_json
 
 MAX_GENERATIONS = 5
 WAIT_SECONDS = 300.0

@@ -21,9 +21,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from launch import slurm
 from launch.plan import matches
 from launch.slurm import Partition
-from suite.config import Cell
 from suite.errors import UserError
-from suite.yamlfile import Faults, read, unknown
+from suite.recipe.cell import Cell
+from suite.recipe.yaml_lines import Faults, read, unknown
 
 DEFAULT_MINUTES = 24 * 60
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from suite.bundled import bundled_names
+from suite.recipe.bundled import bundled_names
 
 if TYPE_CHECKING:  # it imports pydantic's models, which --help must not wait for
     from launch.plan import Standing

@@ -12,12 +12,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suite.files import write_bytes, write_json
-from suite.provenance import SNAPSHOT, code_version
+from suite.run.atomic import write_bytes, write_json
+from suite.run.provenance import SNAPSHOT, code_version
 
 PACKAGES = ("quantizers", "models", "suite", "launch", "analysis")
 if TYPE_CHECKING:  # pydantic comes with it
-    from suite.config import Cell
+    from suite.recipe.cell import Cell
 
 SUFFIXES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from suite.config import Cell
+from suite.recipe.cell import Cell
 
 if TYPE_CHECKING:  # they import what a command of another kind must not wait for
     from rich.console import Console

@@ -8,9 +8,9 @@ from pathlib import Path
 from launch import slurm, submissions
 from launch.plan import BUSY, SETTLED, Signs, Standing, stand, without_lost_children
 from launch.slurm import JobInfo
-from suite.config import Cell
-from suite.locks import holder
-from suite.rundir import RunDir, State, planned_cells
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir, State, planned_cells
+from suite.run.locks import holder
 
 Queue = Mapping[str, JobInfo]
 

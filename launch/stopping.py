@@ -7,7 +7,7 @@ from launch import slurm, submissions
 from launch.job import stop
 from launch.plan import Standing
 from launch.submissions import Submission, owners
-from suite.rundir import RunDir
+from suite.run.directory import RunDir
 
 REASON = "cancelled by hand"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from suite.files import write_json
+from suite.run.atomic import write_json
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def logs(
     """Print a cell's log, its newest attempt's."""
     from launch import follow as log
     from launch.plan import SETTLED
-    from suite.rundir import RunDir
+    from suite.run.directory import RunDir
 
     grid_dir = grid_dir_of(root, grid)
     rows = matching(standings(grid_dir), [cell])
@@ -82,15 +82,15 @@ def sync(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Bring the MLflow store up to date with the run directories, or rebuild it from them."""
-    from suite import tracking
+    from suite.run import mlflow_replica
 
     grid_dir = grid_dir_of(root, grid)
-    uri = tracking_uri or tracking.default_uri(grid_dir.parent)
-    num_changed = tracking.sync(grid_dir, uri)
+    uri = tracking_uri or mlflow_replica.default_uri(grid_dir.parent)
+    num_changed = mlflow_replica.sync(grid_dir, uri)
     while watch and not all(row.is_settled for row in standings(grid_dir)):
         print(f"{time.strftime('%H:%M:%S')} {num_changed} runs changed", flush=True)
         time.sleep(SYNC_SECONDS)
-        num_changed = tracking.sync(grid_dir, uri)
+        num_changed = mlflow_replica.sync(grid_dir, uri)
     print(f"{num_changed} runs changed; look at them: mlflow ui --backend-store-uri {uri}")
 
 
@@ -111,7 +111,7 @@ def clean(
 
     from launch import clean as rubbish
     from launch import slurm, submissions
-    from suite.locks import locked
+    from suite.run.locks import locked
 
     grid_dir = grid_dir_of(root, grid)
     rows, records = standings(grid_dir), submissions.read(grid_dir)

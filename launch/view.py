@@ -16,7 +16,7 @@ from rich.text import Text
 
 from launch.follow import last_lines, newest_log
 from launch.plan import Standing, blocked
-from suite.rundir import RunDir, StateName
+from suite.run.directory import RunDir, StateName
 
 COLOURS: Mapping[StateName, str] = {
     "done": "green",

@@ -26,17 +26,17 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from suite.config import Cell
 from suite.errors import UserError
-from suite.faults import Heartbeat, PreemptedError
-from suite.files import clean, write_json
-from suite.locks import locked
-from suite.recording import Checkpoints, Record
-from suite.rundir import RunDir
+from suite.recipe.cell import Cell
+from suite.run.atomic import clean, write_json
+from suite.run.directory import RunDir
+from suite.run.failures import Heartbeat, PreemptedError
+from suite.run.locks import locked
+from suite.run.saving import Checkpoints, Record
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
-    from suite.distributed import Layout
-    from suite.trainer import Trainer, Wishes
+    from suite.engines.process_group import Layout
+    from suite.training.trainer import Trainer, Wishes
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -70,9 +70,9 @@ def train(run: RunDir, data_dir: Path, max_steps: int | None = None, options: Op
 
     With `max_steps`, stops after so many steps and writes nothing.
     """
-    from suite.distributed import joined
-    from suite.faults import told
-    from suite.trainer import Trainer
+    from suite.engines.process_group import joined
+    from suite.run.failures import told
+    from suite.training.trainer import Trainer
 
     cell = run.cell()
     with joined(options.timeout_seconds) as layout:
@@ -84,8 +84,8 @@ def train(run: RunDir, data_dir: Path, max_steps: int | None = None, options: Op
 
 
 def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat: Heartbeat, options: Options) -> None:
-    from suite.provenance import collect
-    from suite.trainer import Trainer
+    from suite.run.provenance import collect
+    from suite.training.trainer import Trainer
 
     trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell))
     _resume(trainer, run)
@@ -157,7 +157,7 @@ def _collect_from_here() -> None:
 
 
 def _resume(trainer: "Trainer", run: RunDir) -> None:
-    from suite import checkpoint
+    from suite.run import checkpoint
 
     layout, cell_id = trainer.layout, trainer.cell.id
     found = checkpoint.load_newest(run.checkpoints, cell_id, layout.device) if layout.is_main else None
@@ -174,7 +174,7 @@ def _resume(trainer: "Trainer", run: RunDir) -> None:
 def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
     import torch
 
-    from suite import checkpoint
+    from suite.run import checkpoint
 
     if cell.parent is None:
         return None
@@ -262,7 +262,7 @@ def _require_fresh(run: RunDir) -> None:
 
 def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, is_main: bool) -> None:
     """However training ends, state.json says so; done is written with the result."""
-    from suite import faults
+    from suite.run import failures
 
     if run.result() is not None:
         return
@@ -277,7 +277,7 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, 
             run.update(state="preempted", reason=f"stopped by {stop or 'Ctrl-C'}")
         raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
-        if isinstance(error, UserError) or faults.kind_of(error) != "own":
+        if isinstance(error, UserError) or failures.kind_of(error) != "own":
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
@@ -291,11 +291,11 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, 
 
 def _begin(run: RunDir) -> None:
     """Clears up after earlier attempts and starts this one. The lock is held: nobody else writes here."""
-    from suite import faults
+    from suite.run import failures
 
     for folder in (run.path, run.checkpoints):
         clean(folder)
-    faults.clear(run.processes)
+    failures.clear(run.processes)
     num_epochs = run.cell().training.epochs
     run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="", num_epochs=num_epochs)
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tiny_cells import tiny_cell, tiny_grid
 
-from suite.config import Cell
-from suite.rundir import RunDir
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir
 
 # A developer's own settings must not lead a test to their runs.
 for variable in ("PROXBENCH_ROOT", "PROXBENCH_DATA", "MLFLOW_TRACKING_URI"):

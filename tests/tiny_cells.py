@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from suite.config import Cell
+from suite.recipe.cell import Cell
 
 
 def tiny_cell(**changes: object) -> Cell:

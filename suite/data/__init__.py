@@ -1,1 +1,4 @@
-"""Images and labels: where they come from (sources) and how they reach the device (memory, folder)."""
+"""Images and labels: data sets by name, their readers, and the loader that makes batches of samples by number.
+
+Open `loader` first.
+"""

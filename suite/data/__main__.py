@@ -95,8 +95,8 @@ def prepare(
     from rich.console import Console
 
     from suite.data.decoding import Storage
-    from suite.data.prepare import EXACT
-    from suite.data.prepare import prepare as make
+    from suite.prepare.pipeline import EXACT
+    from suite.prepare.pipeline import prepare as make
 
     options = {"--max-resolution": max_resolution, "--quality": quality, "--jpeg-share": jpeg_share}
     given = [name for name, value in options.items() if value is not None]
@@ -128,9 +128,9 @@ def verify(
     """
     from rich.console import Console
 
-    from suite.data.listing import escaped
-    from suite.data.looks import bytes_read
+    from suite.data.class_folders import escaped
     from suite.data.manifest import faults
+    from suite.prepare.progress import bytes_read
 
     num_bad = 0
     for file in files:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from suite.config import Data, ProgressiveResizing
-from suite.seeds import stream
+from suite.recipe.cell import Data, ProgressiveResizing
+from suite.training.seeds import stream
 
 AREA, ASPECT, NUM_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Of a random window: its share of the area, and width over height. Szegedy et al. 2015, as torchvision has it."""

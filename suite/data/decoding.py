@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from suite.data.beton import MAX_SIDE, PAGE_BYTES, Sample
-from suite.data.resampling import area_resize
+from suite.data.resize import area_resize
 from suite.errors import DataError
-from suite.seeds import stream
+from suite.training.seeds import stream
 
 MAX_UNLIMITED_PAGE_BYTES = 64 << 20
 """Page size where images of any size are stored: a larger image has to be made smaller."""

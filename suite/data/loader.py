@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from suite.config import Data
 from suite.data.augmentation import Crops, Draws, Normalization, draw, finish, padding, shift, side, unchanged
-from suite.data.memory import MemoryReader
-from suite.distributed import Layout
-from suite.seeds import stream
+from suite.data.readers.memory import MemoryReader
+from suite.engines.process_group import Layout
+from suite.recipe.cell import Data
+from suite.training.seeds import stream
 
 RUN_BYTES = 4_000_000
 """Of finished images: so much that Python's share of the work is small, and so little that it stays in a cache."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from suite.data.beton import read_index
 from suite.errors import DataError
-from suite.files import write_bytes
+from suite.run.atomic import write_bytes
 
 _CHUNK_BYTES = 4 << 20
 

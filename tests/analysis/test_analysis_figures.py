@@ -32,9 +32,9 @@ from analysis.comparison import Table, comparison
 from analysis.figure_style import LINES, MARKERS, PALETTE, Picture, file_name, styles
 from analysis.figures import draw, pictures, write
 from quantizers import QUANTIZERS
-from suite import tracking
-from suite.journal import Journal
-from suite.rundir import RunDir, write_plan
+from suite.run import mlflow_replica
+from suite.run.directory import RunDir, write_plan
+from suite.run.journal import Journal
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 KINDS = ("differences", "curves", "flips", "gap", "size", "ranks")
@@ -444,7 +444,7 @@ def made_runs(root: Path) -> None:
         run.update(state="done", attempt=1)
         result = {"top1_hard": 0.5 + k / 8, "top1_soft": 0.5, "num_binary_parameters": 80}
         run.result_path.write_text(json.dumps({**result, "num_full_precision_parameters": 5}), encoding="utf-8")
-    tracking.sync(root / "tiny", tracking.default_uri(root))
+    mlflow_replica.sync(root / "tiny", mlflow_replica.default_uri(root))
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -8,9 +8,9 @@ import pytest
 
 from analysis import folders, runs
 from analysis.errors import UserError
-from suite.journal import Journal
-from suite.rundir import RunDir, write_plan
-from suite.tracking import default_uri, sync
+from suite.run.directory import RunDir, write_plan
+from suite.run.journal import Journal
+from suite.run.mlflow_replica import default_uri, sync
 
 
 def finish(run: RunDir, hard: float, commit: str = "c0ffee") -> None:

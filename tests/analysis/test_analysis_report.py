@@ -25,9 +25,9 @@ from analysis.progress import progress
 from analysis.provenance import keys_of, source, without_password
 from analysis.published import load
 from analysis.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
-from suite.journal import Journal
-from suite.rundir import RunDir, write_plan
-from suite.tracking import default_uri, sync
+from suite.run.directory import RunDir, write_plan
+from suite.run.journal import Journal
+from suite.run.mlflow_replica import default_uri, sync
 
 
 def mixed_table() -> Table:

@@ -67,7 +67,7 @@ def _fill(folder: Path) -> None:
 
 
 def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any, object]]) -> None:
-    """The rows as suite.tracking writes cells, started one millisecond after another."""
+    """The rows as suite.run.mlflow_replica writes cells, started one millisecond after another."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 

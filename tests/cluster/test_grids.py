@@ -12,7 +12,7 @@ import pytest
 from cluster.commands import MODEST, SOURCE, WriteGrid, launch
 from cluster.lab import Lab
 from launch import slurm
-from suite.rundir import RunDir, planned_cells
+from suite.run.directory import RunDir, planned_cells
 
 DIVERGING = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "learning_rate": 1e30}
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]

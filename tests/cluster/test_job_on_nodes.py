@@ -16,8 +16,8 @@ from cluster.lab import Lab
 from launch.cluster import TEARDOWN
 from launch.job import Job
 from launch.submissions import Submission
-from suite import faults, journal
-from suite.rundir import RunDir
+from suite.run import failures, journal
+from suite.run.directory import RunDir
 from suite.train import train
 
 NOWHERE = Path("no-data-needed")
@@ -135,7 +135,7 @@ def test_each_node_has_two_of_the_four_ranks(undisturbed: RunDir, code: Path) ->
     assert len(set(nodes)) == 2
     assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
     assert [place["LOCAL_RANK"] for place in places] == ["0", "1"] * 2
-    assert {beat.rank for beat in faults.beats(undisturbed.processes).values()} == {0, 1, 2, 3}
+    assert {beat.rank for beat in failures.beats(undisturbed.processes).values()} == {0, 1, 2, 3}
 
 
 def test_they_train_as_one_process_does(undisturbed: RunDir, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_signal_to_the_step_saves_on_all_nodes_requeues_and_ends_as_undisturbe
         assert time.monotonic() < deadline, logs(run)
         time.sleep(0.02)
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2"), logs(run)
-    assert len({beat.step for beat in faults.beats(run.processes).values()}) == 1
+    assert len({beat.step for beat in failures.beats(run.processes).values()}) == 1
     assert wait(cluster, run, job_id) == "COMPLETED", logs(run)
     assert (run.state().state, run.state().attempt, run.state().failures) == ("done", 2, {})
     assert run.state().job_id == job_id

@@ -15,7 +15,7 @@ from cluster.commands import MODEST, WriteGrid, launch
 from cluster.lab import Lab
 from launch import slurm, submissions
 from launch.submissions import job_name, owners
-from suite.rundir import planned_cells
+from suite.run.directory import planned_cells
 
 # Three arrays: two full-precision cells, and one cell that starts from each.
 FAMILIES = {"quantizers": ["fp"], "seeds": [0, 1], "blocks": [{}, {"init": "finetune", "quantizers": ["bc"]}]}

@@ -15,7 +15,7 @@ from launch import slurm
 from launch.plan import Standing
 from launch.status import standings
 from launch.submissions import Submission
-from suite.rundir import RunDir, write_plan
+from suite.run.directory import RunDir, write_plan
 
 CELLS = [tiny_cell(seed=seed) for seed in range(4)]
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from tiny_cells import tiny_cell
 from launch.arrays import Array, arrays, dependency, limited, startable
 from launch.plan import Standing
 from launch.resources import Resources
-from suite.config import Cell
-from suite.rundir import State
+from suite.recipe.cell import Cell
+from suite.run.directory import State
 
 PLAIN, BIG = Resources(partition="gpu"), Resources(partition="gpu", gpus_per_node=8)
 

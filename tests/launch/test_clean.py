@@ -8,8 +8,8 @@ from launch.clean import delete, old_checkpoints, old_jobs, orphans
 from launch.plan import Standing
 from launch.slurm import JobInfo
 from launch.submissions import Submission
-from suite.locks import locked
-from suite.rundir import RunDir, State
+from suite.run.directory import RunDir, State
+from suite.run.locks import locked
 
 QUEUE = {"8_1": JobInfo("8_1", "PENDING", "", "", "grid-b"), "1": JobInfo("1", "RUNNING", "", "", "another grid's")}
 RECORDS = [

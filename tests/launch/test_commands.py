@@ -15,8 +15,8 @@ import yaml
 from cpu_clock import timed
 from tiny_cells import tiny_grid
 
-from suite.locks import holder
-from suite.rundir import RunDir, read_plan
+from suite.run.directory import RunDir, read_plan
+from suite.run.locks import holder
 
 WriteGrid = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pytest
 
 from launch import follow as log
 from launch.submissions import Submission
-from suite.rundir import RunDir
+from suite.run.directory import RunDir
 
 
 def _write(path: Path, text: str) -> Path:

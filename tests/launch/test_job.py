@@ -21,9 +21,9 @@ from launch.rendezvous import Word
 from launch.submissions import Submission
 from launch.training_process import command, devices_of, environment
 from quantizers.fused import native, passes
-from suite import faults
-from suite.locks import holder, locked
-from suite.rundir import RunDir, State
+from suite.run import failures
+from suite.run.directory import RunDir, State
+from suite.run.locks import holder, locked
 
 NOWHERE = Path("no-data-needed")
 LONG = {"training__epochs": 40, "training__batch_size": 64}
@@ -300,7 +300,7 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
 
         def ask(attempt: int = attempt, number: signal.Signals = number) -> None:
             _once_trained(run, attempt)
-            while (beat := faults.beats(run.processes).get(0)) is None or beat.step is None:
+            while (beat := failures.beats(run.processes).get(0)) is None or beat.step is None:
                 time.sleep(0.02)
             training = holder(run.lock)
             assert training is not None
@@ -314,10 +314,10 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
         assert (run.state().state, run.state().cause) == ("preempted", None)
         assert run.state().reason == f"stopped by {number.name}"
         assert run.state().failures == {}
-        assert faults.noted_stop(run.processes) == number.name
+        assert failures.noted_stop(run.processes) == number.name
         assert (run.logs / f"train-000{attempt}.log").exists()
     assert _end_of(_job(run)) == 0
-    assert faults.noted_stop(run.processes) == ""
+    assert failures.noted_stop(run.processes) == ""
     assert run.state().attempt == 3
     assert run.result() == undisturbed.result()
 
@@ -371,8 +371,8 @@ def test_two_processes_of_one_node_stop_and_go_on_together(make_run: MakeRun) ->
     with _meanwhile(ask):
         assert _end_of(replace(_job(run), num_processes=2)) == EXIT_AGAIN
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2")
-    assert {beat.rank for beat in faults.beats(run.processes).values()} == {0, 1}
-    assert len({beat.step for beat in faults.beats(run.processes).values()}) == 1
+    assert {beat.rank for beat in failures.beats(run.processes).values()} == {0, 1}
+    assert len({beat.step for beat in failures.beats(run.processes).values()}) == 1
 
 
 def test_a_snapshot_has_the_cpp_that_the_optimizer_compiles(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from launch.plan import Signs, Standing, blocked, matches, ready, select, stand, without_lost_children
 from launch.slurm import JobInfo
-from suite.config import Cell
-from suite.rundir import State, StateName
+from suite.recipe.cell import Cell
+from suite.run.directory import State, StateName
 
 
 def _family(make_cell: Callable[..., Cell]) -> tuple[Cell, Cell]:

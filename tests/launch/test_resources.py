@@ -9,7 +9,7 @@ from cluster.lab import obstacle
 
 from launch.resources import Profile, ProfileError, Resources, load_profile, sbatch_parameters
 from launch.slurm import Partition
-from suite.config import Cell
+from suite.recipe.cell import Cell
 
 PROFILE = """\
 partition: gpu

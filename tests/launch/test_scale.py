@@ -10,9 +10,9 @@ from cpu_clock import timed
 
 from launch.plan import ready
 from launch.status import standings
-from suite.config import Cell
-from suite.gridfile import load_grid
-from suite.rundir import write_plan
+from suite.recipe.cell import Cell
+from suite.recipe.grid_file import load_grid
+from suite.run.directory import write_plan
 
 TRIES = 3
 """Where other processes fill the caches, CPU time doubles."""

@@ -12,8 +12,8 @@ from launch.local import MAX_STARTS, launch
 from launch.slurm import JobInfo
 from launch.status import standings
 from launch.submissions import Submission
-from suite.config import Cell
-from suite.rundir import RunDir, write_plan
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir, write_plan
 
 
 def _job(job_id: str, state: str) -> JobInfo:

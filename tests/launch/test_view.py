@@ -9,8 +9,8 @@ from rich.console import Console
 from launch import view
 from launch.plan import Standing
 from launch.view import as_json, matrix, problems, summary
-from suite.config import Cell
-from suite.rundir import RunDir, State
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir, State
 
 
 def _lines(rows: list[Standing], width: int = 100) -> list[list[str]]:

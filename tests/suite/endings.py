@@ -16,10 +16,10 @@ from pathlib import Path
 
 from torch import Tensor, distributed
 
-from suite.distributed import joined
-from suite.rundir import RunDir
+from suite.engines.process_group import joined
+from suite.run.directory import RunDir
 from suite.train import Options, _leave, main, train
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 ENDINGS = ("done", "first steps", "preempted", "failed")
 NOWHERE = Path("no-data-needed")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from suite.train import main
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 STEPS = {"raise": 3, "stop": 23, "die": 33, "hang": 43}
 _train_step = Trainer._train_step

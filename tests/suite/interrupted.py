@@ -13,12 +13,12 @@ from timm.models import create_model, register_model
 from tiny_cells import tiny_cell
 from torch import Tensor, nn
 
-from suite import checkpoint, journal
-from suite.config import Cell
-from suite.distributed import Layout, joined
-from suite.faults import DivergedError
-from suite.rundir import RunDir
-from suite.trainer import Trainer
+from suite.engines.process_group import Layout, joined
+from suite.recipe.cell import Cell
+from suite.run import checkpoint, journal
+from suite.run.directory import RunDir
+from suite.run.failures import DivergedError
+from suite.training.trainer import Trainer
 
 NOWHERE = Path("no-data-needed")
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from models import Split
 from quantizers import ProxConnect
 from quantizers.fused import native
-from suite.assemble import build_engine, build_loaders, build_model
-from suite.config import Cell
-from suite.data import sources
-from suite.distributed import Layout, joined
-from suite.engine import Engine, EngineError
+from suite.data import datasets
+from suite.engines.process_group import Layout, joined
+from suite.engines.protocol import Engine, EngineError
+from suite.recipe.cell import Cell
+from suite.training.build import build_engine, build_loaders, build_model
 
 NUM_STEPS = 2
 RECIPE = {"optimizer": "adamw", "learning_rate": 0.003}
@@ -60,7 +60,7 @@ class Training:
     """An engine and the batches of its layout."""
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
-        source = sources.load(cell.dataset, Path("no-data-needed"))
+        source = datasets.load(cell.dataset, Path("no-data-needed"))
         self.layout = layout
         batches = build_loaders(cell, source, layout).train.epoch(0)
         self.batches = [batch for _, batch in zip(range(3 * NUM_STEPS), batches, strict=False)]

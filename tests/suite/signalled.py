@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from suite.data.augmentation import Centre
-from suite.data.folder import FolderReader
-from suite.data.parts import Files
+from suite.data.readers.image_folder import FolderReader
+from suite.data.source import Files
 
 
 def main() -> None:

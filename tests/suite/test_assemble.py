@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.assemble import build_base, build_criterion, build_loaders, build_lr_schedule, build_model, wrap
-from suite.config import Cell
-from suite.data.sources import load
-from suite.distributed import Layout
+from suite.data.datasets import load
+from suite.engines.process_group import Layout
 from suite.errors import DataError
+from suite.recipe.cell import Cell
+from suite.training.build import build_base, build_criterion, build_loaders, build_lr_schedule, build_model, wrap
 
 MakeCell = Callable[..., Cell]
 NOWHERE = Path("no-data-needed")

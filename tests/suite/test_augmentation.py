@@ -6,7 +6,6 @@ import torch
 from needs import no_ffcv
 from PIL import Image
 
-from suite.config import Data, ProgressiveResizing
 from suite.data.augmentation import (
     AREA,
     ASPECT,
@@ -16,7 +15,8 @@ from suite.data.augmentation import (
     draw,
     side,
 )
-from suite.data.resampling import area_resize
+from suite.data.resize import area_resize
+from suite.recipe.cell import Data, ProgressiveResizing
 
 NUM = 4000
 

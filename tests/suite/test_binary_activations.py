@@ -11,14 +11,14 @@ from torch import Tensor, nn
 import models
 from models.inputs import BinaryInput
 from models.layers import BinaryConv2d, BinaryLinear
-from suite import checkpoint
-from suite.assemble import build_model
-from suite.config import Cell, Sharpness
-from suite.data.sources import load
-from suite.distributed import Layout
-from suite.engine import Engine
-from suite.evaluate import top1
-from suite.trainer import Trainer
+from suite.data.datasets import load
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Engine
+from suite.recipe.cell import Cell, Sharpness
+from suite.run import checkpoint
+from suite.training.build import build_model
+from suite.training.evaluation import top1
+from suite.training.trainer import Trainer
 
 MakeCell = Callable[..., Cell]
 NOWHERE = Path("no-data-needed")
@@ -85,7 +85,7 @@ def test_hard_accuracy_is_measured_on_signs_alone(
         evaluations.append(all(operands))
         return accuracy
 
-    monkeypatch.setattr("suite.trainer.top1", spy)
+    monkeypatch.setattr("suite.training.trainer.top1", spy)
     _epoch(trainer)
     assert not any(module.hard for module in trainer.engine.model.modules() if isinstance(module, BinaryInput))
     trainer.test()

@@ -15,14 +15,14 @@ import pytest
 import torch
 from needs import not_root
 
-from suite import checkpoint
-from suite.checkpoint import CheckpointError
-from suite.config import Cell
-from suite.distributed import Layout
-from suite.files import clean
-from suite.rundir import RunDir
+from suite.engines.process_group import Layout
+from suite.recipe.cell import Cell
+from suite.run import checkpoint
+from suite.run.atomic import clean
+from suite.run.checkpoint import CheckpointError
+from suite.run.directory import RunDir
 from suite.train import main, train
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CELL = "0123456789ab"
@@ -244,7 +244,7 @@ def test_a_full_disk_fails_in_one_line_with_the_old_checkpoint_intact_and_a_retr
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("suite.recording.SAVING_SHARE", math.inf)
+    monkeypatch.setattr("suite.run.saving.SAVING_SHARE", math.inf)
     undisturbed = make_run(training__epochs=3)
     train(undisturbed, NOWHERE)
     cell = undisturbed.cell()

@@ -8,9 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from quantizers import QUANTIZERS
-from suite.assemble import _shape
-from suite.config import Block, Cell, Grid, Inputs, Sharpness
-from suite.seeds import stream
+from suite.recipe.cell import Cell, Inputs, Sharpness
+from suite.recipe.grid import Block, Grid
+from suite.training.build import _shape
+from suite.training.seeds import stream
 
 
 def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell]) -> None:

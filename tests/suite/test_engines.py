@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import ProxConnect
-from suite.assemble import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
-from suite.config import Cell, Execution
-from suite.data import sources
-from suite.distributed import Layout
-from suite.engine import Engine, EngineError
-from suite.engine.plain import PlainEngine
-from suite.engine.settings import configuration
+from suite.data import datasets
+from suite.engines.ddp import PlainEngine
+from suite.engines.deepspeed.settings import configuration
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Engine, EngineError
+from suite.recipe.cell import Cell, Execution
+from suite.training.build import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
 
 MakeCell = Callable[..., Cell]
 BATCH_SIZE = 24
@@ -30,14 +30,14 @@ def _cell(make_cell: MakeCell, **changes: object) -> Cell:
 
 
 def _engine(cell: Cell) -> PlainEngine:
-    model, split = build_model(cell, sources.load("digits", Path("none")), None)
+    model, split = build_model(cell, datasets.load("digits", Path("none")), None)
     engine = build_engine(cell, model, split, Layout())
     assert isinstance(engine, PlainEngine)
     return engine
 
 
 def _batches(cell: Cell, num: int) -> list[tuple[Tensor, Tensor]]:
-    batches = build_loaders(cell, sources.load("digits", Path("none")), Layout()).train.epoch(0)
+    batches = build_loaders(cell, datasets.load("digits", Path("none")), Layout()).train.epoch(0)
     return [batch for _, batch in zip(range(num), batches, strict=False)]
 
 
@@ -62,7 +62,7 @@ def _bits(state: Any) -> Any:  # noqa: ANN401  (a state's parts)
 def test_micro_batches_of_any_size_make_up_the_batch(make_cell: MakeCell, size: int) -> None:
     cell = _cell(make_cell)
     whole = _engine(cell)
-    model, split = build_model(cell, sources.load("digits", Path("none")), None)
+    model, split = build_model(cell, datasets.load("digits", Path("none")), None)
     execution = Execution(micro_batch_size=size)
     parts = PlainEngine(
         model,
@@ -219,7 +219,7 @@ def test_what_deepspeed_cannot_do_is_refused_in_one_line(
 
 def test_without_deepspeed_the_error_says_what_to_install(make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python has it where a module is not to be found
-    monkeypatch.delitem(sys.modules, "suite.engine.deepspeed", raising=False)
+    monkeypatch.delitem(sys.modules, "suite.engines.deepspeed.engine", raising=False)
     with pytest.raises(EngineError, match=r"not installed: pip install proxbench\[deepspeed\]$"):
         _engine(make_cell(execution={"engine": "deepspeed"}))
 

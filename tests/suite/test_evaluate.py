@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suite.distributed import Layout
-from suite.engine import Latent
-from suite.engine.plain import PlainEngine
-from suite.evaluate import Health, top1
+from suite.engines.ddp import PlainEngine
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Latent
+from suite.training.evaluation import Health, top1
 
 
 class _Echo(PlainEngine):

@@ -19,15 +19,15 @@ from typer.testing import CliRunner, Result
 
 import models
 from quantizers.packing import pack
-from suite import export as command
-from suite.assemble import build_base, wrap
-from suite.config import Cell
-from suite.distributed import Layout
-from suite.export import compare, export
-from suite.packed import FORMAT, ExportError, Origin, load_packed, measure, write
-from suite.rundir import RunDir
+from suite.engines.process_group import Layout
+from suite.export import __main__ as command
+from suite.export.__main__ import compare, export
+from suite.export.one_bit import FORMAT, ExportError, Origin, load_packed, measure, write
+from suite.recipe.cell import Cell
+from suite.run.directory import RunDir
 from suite.train import train
-from suite.trainer import Trainer, weights_digest
+from suite.training.build import build_base, wrap
+from suite.training.trainer import Trainer, weights_digest
 
 NOWHERE = Path("no-data-needed")
 RECIPES: dict[str, dict[str, Any]] = {

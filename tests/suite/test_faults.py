@@ -18,13 +18,13 @@ from interrupted import numbers, place_of
 from PIL import Image
 from torch import Tensor
 
-from suite import checkpoint, faults
-from suite.config import Cell
-from suite.data import folder
-from suite.distributed import Layout
-from suite.engine.plain import PlainEngine
-from suite.faults import Beat, Fault, Heartbeat, verdict
-from suite.rundir import RunDir
+from suite.data.readers import image_folder
+from suite.engines.ddp import PlainEngine
+from suite.engines.process_group import Layout
+from suite.recipe.cell import Cell
+from suite.run import checkpoint, failures
+from suite.run.directory import RunDir
+from suite.run.failures import Beat, Fault, Heartbeat, verdict
 from suite.train import main
 
 NOWHERE = Path("no-data-needed")
@@ -33,7 +33,7 @@ NOWHERE = Path("no-data-needed")
 # The verdict, a pure function of last words and heartbeats
 
 
-def _fault(rank: int, kind: faults.Kind, reason: str = "RuntimeError: gloo", at: float = 100.0) -> Fault:
+def _fault(rank: int, kind: failures.Kind, reason: str = "RuntimeError: gloo", at: float = 100.0) -> Fault:
     return Fault(rank, at, kind, "error", reason)
 
 
@@ -108,12 +108,12 @@ def test_a_heartbeat_is_rewritten_in_place_and_a_torn_one_is_passed_over(tmp_pat
     heartbeat = Heartbeat(tmp_path, 3)
     for step in (None, 123456, 7):
         heartbeat.beat(step)
-        assert faults.beats(tmp_path)[3].step == step
+        assert failures.beats(tmp_path)[3].step == step
     heartbeat.close()
     (tmp_path / "heartbeat-0001.json").write_text('{"rank": 1, "ho', encoding="utf-8")
-    assert list(faults.beats(tmp_path)) == [3]
-    faults.clear(tmp_path)
-    assert faults.beats(tmp_path) == {}
+    assert list(failures.beats(tmp_path)) == [3]
+    failures.clear(tmp_path)
+    assert failures.beats(tmp_path) == {}
 
 
 # One process
@@ -145,7 +145,7 @@ def test_a_run_out_of_memory_says_which_micro_batch_to_try(
 
 def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(training__batch_size=90)
-    assert faults._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
+    assert failures._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
 
 
 # Workers that decode images
@@ -195,7 +195,7 @@ def test_a_run_that_fails_while_its_workers_decode_ends(make_run: Callable[..., 
 
 @pytest.mark.slow
 def test_a_worker_that_does_not_hear_signals_to_stop_is_ended_by_its_parent() -> None:
-    worker = folder._context().Process(target=_sleep_deaf)
+    worker = image_folder._context().Process(target=_sleep_deaf)
     worker.start()
     worker.terminate()
     worker.join(30)
@@ -236,13 +236,13 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
     with _launched(run, "stop") as process:
         assert process.wait() != 0
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGTERM")
-    assert [beat.step for beat in faults.beats(run.processes).values()] == [STEPS["stop"]] * 2
+    assert [beat.step for beat in failures.beats(run.processes).values()] == [STEPS["stop"]] * 2
     epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
     assert 20 * epoch + step == STEPS["stop"] + 1, "the step under way was finished and saved"
 
     with _launched(run, "die") as process:
         assert process.wait() != 0
-    pid = faults.beats(run.processes)[1].pid
+    pid = failures.beats(run.processes)[1].pid
     assert run.state().state == "preempted"
     assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {pid} on ")
     assert "last seen after step 32" in run.state().reason
@@ -251,7 +251,7 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
         while run.state().state != "failed":
             assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
-        pid = faults.beats(run.processes)[1].pid
+        pid = failures.beats(run.processes)[1].pid
         os.kill(pid, signal.SIGKILL)  # torchrun would in half a minute
     assert run.state().cause == "timeout"
     assert run.state().reason.startswith(f"hung: process 1 (pid {pid} on ")

@@ -18,13 +18,13 @@ if why := no_ffcv():
 
 from ffcv.loader.epoch_iterator import EpochIterator
 
-from suite.data import ffcv as module
 from suite.data.augmentation import IMAGENET, NUM_UNIFORMS, Centre, RandomResized, finish
 from suite.data.beton import BetonWriter, Sample, read_index
-from suite.data.ffcv import FFCVReader
 from suite.data.loader import Reader
-from suite.data.parts import Encoded
-from suite.data.resampling import area_resize
+from suite.data.readers import ffcv as module
+from suite.data.readers.ffcv import FFCVReader
+from suite.data.resize import area_resize
+from suite.data.source import Encoded
 from suite.errors import DataError
 
 CPU = torch.device("cpu")
@@ -341,7 +341,7 @@ def test_torch_keeps_its_number_of_threads(mixed: Encoded) -> None:
 
 
 def test_importing_the_module_leaves_torch_its_number_of_threads() -> None:
-    code = "import torch; torch.set_num_threads(3); import suite.data.ffcv; print(torch.get_num_threads())"
+    code = "import torch; torch.set_num_threads(3); import suite.data.readers.ffcv; print(torch.get_num_threads())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["3"]
 
 

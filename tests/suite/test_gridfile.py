@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quantizers import QUANTIZERS
-from suite.bundled import bundled_names
-from suite.gridfile import SCHEMA, GridError, load_grid, schema
+from suite.recipe.bundled import bundled_names
+from suite.recipe.grid_file import SCHEMA, GridError, load_grid, schema
 
 
 def _errors(path: Path, text: str, overrides: list[str] | None = None) -> list[str]:
@@ -144,4 +144,4 @@ def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, n
 
 
 def test_the_schema_for_editors_is_the_models_schema() -> None:
-    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema(), "run: python -m suite.gridfile"
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema(), "run: python -m suite.recipe.grid_file"

@@ -11,9 +11,9 @@ import torch
 from cost import operations, table
 
 import models
-from suite.bundled import BUNDLED, bundled_names
-from suite.config import Cell, Data, Training
-from suite.gridfile import load_grid
+from suite.recipe.bundled import BUNDLED, bundled_names
+from suite.recipe.cell import Cell, Data, Training
+from suite.recipe.grid_file import load_grid
 
 PAPERS = {
     "imagenet": {

@@ -15,8 +15,8 @@ import pytest
 from layout_parity import LAYOUTS
 from layout_worker import VARIANTS, ZERO
 
-from suite import journal
-from suite.rundir import RunDir
+from suite.run import journal
+from suite.run.directory import RunDir
 from suite.train import train
 
 ROUNDING = 1e-5

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from suite.config import Data
 from suite.data.augmentation import IMAGENET, Normalization, shift
-from suite.data.folder import FolderReader
 from suite.data.loader import Loader
-from suite.data.memory import MemoryReader
-from suite.data.parts import Files, Pixels
-from suite.distributed import Layout
+from suite.data.readers.image_folder import FolderReader
+from suite.data.readers.memory import MemoryReader
+from suite.data.source import Files, Pixels
+from suite.engines.process_group import Layout
 from suite.errors import DataError
+from suite.recipe.cell import Data
 
 IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 """Leaves the bytes as they are."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from suite.assemble import build_criterion
-from suite.config import Cell, Training
 from suite.errors import DataError
-from suite.mixing import mix, mixes, require_even
+from suite.recipe.cell import Cell, Training
+from suite.training.build import build_criterion
+from suite.training.mixup import mix, mixes, require_even
 
 NUM_CLASSES = 6
 RECIPES = {"mixup": {"mixup": 0.8}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.8, "cutmix": 1.0}}

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from suite.data.__main__ import app
 from suite.data.beton import partial, read_index
+from suite.data.class_folders import escaped
 from suite.data.decoding import Storage, Task, store
-from suite.data.listing import escaped
 from suite.data.manifest import Manifest, read_manifest
-from suite.data.prepare import EXACT, prepare
-from suite.data.resampling import area_resize
+from suite.data.resize import area_resize
 from suite.errors import DataError
+from suite.prepare.pipeline import EXACT, prepare
 
 STORAGE = Storage.of(64, 90, 0.5)
 ODD_FILES = malformed.files()
@@ -280,7 +280,7 @@ def test_the_suffixes_of_images_are_the_same_for_all_loaders() -> None:
 def test_help_and_refusals_wait_for_neither_torch_nor_ffcv(tmp_path: Path) -> None:
     code = (
         "import sys; from rich.console import Console; from pathlib import Path; import suite.data.__main__\n"
-        "from suite.data.prepare import prepare, EXACT\n"
+        "from suite.prepare.pipeline import prepare, EXACT\n"
         f"try: prepare('imagenet', Path({str(tmp_path)!r}), Path('out'), EXACT, 1, Console(quiet=True))\n"
         "except Exception as error: print(type(error).__name__, sorted({'torch', 'ffcv', 'timm'} & set(sys.modules)))\n"
     )

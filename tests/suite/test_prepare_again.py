@@ -16,8 +16,8 @@ from rich.console import Console
 
 from suite.data.beton import partial
 from suite.data.decoding import Storage
-from suite.data.prepare import prepare
 from suite.errors import DataError
+from suite.prepare.pipeline import prepare
 
 STORAGE = Storage.of(64, 90, 0.5)
 ODD_FILES = malformed.files()
@@ -90,7 +90,7 @@ def test_a_split_begun_with_other_settings_is_started_anew(tmp_path: Path, capsy
 
 
 def test_two_at_once_do_not_write_the_same_files(tmp_path: Path) -> None:
-    from suite.locks import locked
+    from suite.run.locks import locked
 
     source, out = misplaced.good_source(tmp_path / "source"), tmp_path / "out"
     with locked(out / ".prepare.lock"), pytest.raises(DataError, match="another process prepares files there"):
@@ -99,8 +99,10 @@ def test_two_at_once_do_not_write_the_same_files(tmp_path: Path) -> None:
 
 SLOWLY = """
 import sys, time
-from suite.data import decoding, record, workers
-record.COMMIT_SECONDS = 0.0
+from suite.prepare import resume
+from suite.prepare import workers
+from suite.data import decoding
+resume.COMMIT_SECONDS = 0.0
 store = decoding.store
 def slow(task, storage):
     time.sleep(0.004)

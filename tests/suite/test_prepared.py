@@ -14,18 +14,19 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from suite import journal
-from suite.assemble import Loaders, build_loaders
-from suite.config import Cell
-from suite.data import parts, sources
+from suite.data import datasets
 from suite.data.decoding import Storage
 from suite.data.loader import Loader
-from suite.data.prepare import prepare
-from suite.distributed import Layout
+from suite.data.source import Encoded, Files, Pixels
+from suite.engines.process_group import Layout
 from suite.errors import DataError
-from suite.faults import Heartbeat, PreemptedError
-from suite.rundir import RunDir
+from suite.prepare.pipeline import prepare
+from suite.recipe.cell import Cell
+from suite.run import journal
+from suite.run.directory import RunDir
+from suite.run.failures import Heartbeat, PreemptedError
 from suite.train import train
+from suite.training.build import Loaders, build_loaders
 
 needs_ffcv = pytest.mark.skipif(no_ffcv() is not None, reason=str(no_ffcv()))
 MakeCell = Callable[..., Cell]
@@ -69,7 +70,7 @@ def load(data_dir: Path, make_cell: MakeCell) -> Callable[..., Loaders]:
         data = {"crop": "padded", "horizontal_flip": True} if dataset == "cifar10" else PHOTOGRAPHS
         keys = {"execution": {"loader": loader, "num_workers": 1}, "data": data, "training__batch_size": 6, **changes}
         cell = make_cell(dataset=dataset, **keys)
-        return build_loaders(cell, sources.load(dataset, data_dir, cell.execution.loader), layout)
+        return build_loaders(cell, datasets.load(dataset, data_dir, cell.execution.loader), layout)
 
     return build
 
@@ -205,24 +206,24 @@ def test_a_run_through_ffcv_that_is_stopped_half_way_ends_with_the_undisturbed_o
 
 @needs_ffcv
 def test_prepared_files_are_taken_by_themselves_and_their_checksum_is_in_the_source(data_dir: Path) -> None:
-    source = sources.load("folder/pets", data_dir)
-    assert isinstance(source.train, parts.Encoded)
-    assert isinstance(sources.load("folder/pets", data_dir, "torch").train, parts.Files)
-    assert isinstance(sources.load("cifar10", data_dir).train, parts.Pixels)
-    assert source.checksum != sources.load("folder/jpegs", data_dir).checksum
+    source = datasets.load("folder/pets", data_dir)
+    assert isinstance(source.train, Encoded)
+    assert isinstance(datasets.load("folder/pets", data_dir, "torch").train, Files)
+    assert isinstance(datasets.load("cifar10", data_dir).train, Pixels)
+    assert source.checksum != datasets.load("folder/jpegs", data_dir).checksum
 
 
 def test_what_cannot_be_loaded_is_refused_with_what_to_do(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"memory holds digits, .*; for folder/pets take ffcv or torch"):
-        sources.load("folder/pets", data_dir, "memory")
+        datasets.load("folder/pets", data_dir, "memory")
     with pytest.raises(DataError, match=r"imagenet/train\.beton: not there; python -m suite\.data prepare imagenet"):
-        sources.load("imagenet", tmp_path, "ffcv")
+        datasets.load("imagenet", tmp_path, "ffcv")
 
 
 def test_without_ffcv_the_error_says_how_to_install_it(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(DataError, match=r"pip install proxbench\[ffcv\].*libturbojpeg.*execution\.loader=torch"):
-        sources.load("folder/pets", data_dir)
+        datasets.load("folder/pets", data_dir)
 
 
 @needs_ffcv
@@ -234,16 +235,16 @@ def test_a_file_that_is_not_its_manifests_is_refused(data_dir: Path, tmp_path: P
     with (place / "test.beton").open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match=r"test\.beton: \d+ bytes, its manifest says \d+"):
-        sources.load("folder/pets", tmp_path)
+        datasets.load("folder/pets", tmp_path)
     (place / "test.beton").write_bytes((data_dir / "pets" / "test.beton").read_bytes())
     manifest = json.loads((place / "test.json").read_text())
     manifest["classes"][0] = "dog"
     (place / "test.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="the splits have different classes"):
-        sources.load("folder/pets", tmp_path)
+        datasets.load("folder/pets", tmp_path)
 
 
 def test_pixels_of_a_file_with_jpegs_are_refused(data_dir: Path) -> None:
-    part = parts.Encoded(data_dir / "jpegs" / "train.beton", torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    part = Encoded(data_dir / "jpegs" / "train.beton", torch.arange(3), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(DataError, match="prepare it again with --jpeg-share 0"):
         part.pixels()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import models
-from suite.pretrained import SUFFIXES, PretrainedError, pretrained
+from suite.training.pretrained import SUFFIXES, PretrainedError, pretrained
 
 TAGGED = "resnet18.a1_in1k"
 
@@ -217,7 +217,7 @@ def test_a_hub_that_never_answers_is_given_up_in_seconds(monkeypatch: pytest.Mon
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/weights"
         monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("suite.pretrained._HUB_TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr("suite.training.pretrained._HUB_TIMEOUT_SECONDS", 0.5)
         start = time.perf_counter()
         message = _refusal(TAGGED, tmp_path, 64, 3)
         assert 0.5 < time.perf_counter() - start < 10

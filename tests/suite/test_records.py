@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from suite import journal
-from suite.files import write_bytes, write_json
-from suite.journal import Journal
-from suite.locks import holder, locked
-from suite.rundir import RunDir, State, read_plan, run_dirs, write_plan
+from suite.run import journal
+from suite.run.atomic import write_bytes, write_json
+from suite.run.directory import RunDir, State, read_plan, run_dirs, write_plan
+from suite.run.journal import Journal
+from suite.run.locks import holder, locked
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_lock_has_one_holder_and_names_it(tmp_path: Path) -> None:
 
 def test_a_killed_process_lets_go_of_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    program = f"import time, pathlib, suite.locks as l\nwith l.locked(pathlib.Path({str(path)!r})): time.sleep(60)"
+    program = f"import time, pathlib, suite.run.locks as l\nwith l.locked(pathlib.Path({str(path)!r})): time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         while holder(path) != process.pid:
             assert process.poll() is None

@@ -12,12 +12,12 @@ import pytest
 import torch
 from interrupted import CELLS, NOWHERE, cell_of, differences, numbers, place_of
 
-from suite import checkpoint, faults, recording
-from suite.config import Cell
-from suite.distributed import Layout
-from suite.rundir import RunDir
+from suite.engines.process_group import Layout
+from suite.recipe.cell import Cell
+from suite.run import checkpoint, failures, saving
+from suite.run.directory import RunDir
 from suite.train import Options, main, train
-from suite.trainer import Trainer
+from suite.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -60,7 +60,7 @@ def _written_after(run: RunDir, cell: Cell, **options: float) -> list[tuple[int,
     """(epoch, step) of each checkpoint in the first epoch."""
     trainer = Trainer(cell, Layout(), NOWHERE, None)
     every: dict[str, float | None] = {"every_steps": None, "every_minutes": 10.0, **options}
-    checkpoints = recording.Checkpoints(run, trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
+    checkpoints = saving.Checkpoints(run, trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
     written: list[tuple[int, int]] = []
 
     def on_step(number: int, _loss: float) -> None:
@@ -96,9 +96,9 @@ def test_of_short_epochs_those_are_saved_that_keep_saving_below_half_a_percent(
         seconds += 1
         saved.append(state["epoch"])
 
-    monkeypatch.setattr("suite.recording.time.monotonic", lambda: seconds)
+    monkeypatch.setattr("suite.run.saving.time.monotonic", lambda: seconds)
     monkeypatch.setattr(checkpoint, "save", save_for_a_second)
-    checkpoints = recording.Checkpoints(run, trainer, None, 10.0)
+    checkpoints = saving.Checkpoints(run, trainer, None, 10.0)
     for _ in range(10):
         seconds, trainer.epoch = seconds + 60, trainer.epoch + 1
         checkpoints.epoch()
@@ -108,9 +108,9 @@ def test_of_short_epochs_those_are_saved_that_keep_saving_below_half_a_percent(
 def test_an_epoch_that_ends_where_a_checkpoint_is_due_is_saved_at_any_cost(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suite.recording.SAVING_SHARE", 0.0)
+    monkeypatch.setattr("suite.run.saving.SAVING_SHARE", 0.0)
     run = make_run(training__epochs=3, training__batch_size=400)  # three steps each
-    every_second = recording.Checkpoints(run, Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
+    every_second = saving.Checkpoints(run, Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
     trainer, places = every_second.trainer, set()
 
     def on_step(number: int, _loss: float) -> None:
@@ -129,14 +129,14 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_on_from_there
     caplog.set_level("INFO")
     undisturbed, run = make_run("undisturbed"), make_run("stopped")
     train(undisturbed, NOWHERE)
-    beat = faults.Heartbeat.beat
+    beat = failures.Heartbeat.beat
 
-    def ask(self: faults.Heartbeat, step: int | None) -> None:
+    def ask(self: failures.Heartbeat, step: int | None) -> None:
         beat(self, step)
         if step in {2, 6}:
             signal.raise_signal(signal.SIGUSR2 if step == 2 else signal.SIGTERM)
 
-    monkeypatch.setattr(faults.Heartbeat, "beat", ask)
+    monkeypatch.setattr(failures.Heartbeat, "beat", ask)
     for attempt, (name, place) in enumerate((("SIGUSR2", (0, 4)), ("SIGTERM", (1, 3))), 1):
         with pytest.raises(SystemExit) as stop:
             main(run.cell_path)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from suite.data.parts import Files, Pixels, hold_out
-from suite.data.sources import is_known, load
+from suite.data.datasets import is_known, load
+from suite.data.source import Files, Pixels, hold_out
 from suite.errors import DataError
 
 

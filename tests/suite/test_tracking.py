@@ -8,9 +8,9 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from suite.journal import Journal
-from suite.rundir import RunDir, write_plan
-from suite.tracking import default_uri, sync
+from suite.run.directory import RunDir, write_plan
+from suite.run.journal import Journal
+from suite.run.mlflow_replica import default_uri, sync
 
 
 @pytest.fixture(scope="module")

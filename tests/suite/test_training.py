@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from quantizers import QUANTIZERS
-from suite import journal
-from suite.config import Cell
-from suite.distributed import Layout
-from suite.engine import Engine
-from suite.evaluate import top1
-from suite.faults import DivergedError
-from suite.rundir import RunDir
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Engine
+from suite.recipe.cell import Cell
+from suite.run import journal
+from suite.run.directory import RunDir
+from suite.run.failures import DivergedError
 from suite.train import main, open_run, train
-from suite.trainer import Trainer
+from suite.training.evaluation import top1
+from suite.training.trainer import Trainer
 
 NOWHERE = Path("no-data-needed")
 
@@ -101,7 +101,7 @@ def test_hard_accuracy_is_measured_on_weights_that_are_plus_or_minus_one(
         were_binary.append(all(bool((weight.abs() == 1).all()) for weight in binary))
         return top1(engine, batches, layout)
 
-    monkeypatch.setattr("suite.trainer.top1", spy)
+    monkeypatch.setattr("suite.training.trainer.top1", spy)
     trainer.train_epoch(lambda _step, _loss: None)
     results = trainer.test()
     assert bool(binary) == (quantizer != "fp")

@@ -11,9 +11,9 @@ from analysis.comparison import comparison
 from analysis.methods import quantizers as cited
 from analysis.tables import to_latex, to_markdown
 from launch import snapshot
-from suite.config import Cell
-from suite.gridfile import GridError, load_grid
-from suite.rundir import RunDir, write_plan
+from suite.recipe.cell import Cell
+from suite.recipe.grid_file import GridError, load_grid
+from suite.run.directory import RunDir, write_plan
 from suite.train import train
 
 MODULE = """

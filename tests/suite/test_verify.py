@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from suite.data.__main__ import app
 from suite.data.decoding import Storage
 from suite.data.manifest import manifest_path, read_manifest, write_manifest
-from suite.data.prepare import prepare
+from suite.prepare.pipeline import prepare
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""Data sets by name, as they lie on disk: uint8 pixels in memory, or the files of an image folder.
+
+`digits` ships in scikit-learn's wheel; `fashion-mnist` comes from Debian's dataset-fashion-mnist or torchvision;
+`cifar10` and `cifar100` from torchvision's files or class folders; `imagenet` and `folder/NAME` are class folders
+DIRECTORY/NAME/{train,test}/CLASS/*.jpg (imagenet's second folder is `val`; others may have one for validation).
+Of all but the first two `python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton.
+"""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from suite.data.beton import read_index
+from suite.data.class_folders import Split, list_source
+from suite.data.in_memory import LOADERS
+from suite.data.manifest import Manifest, read_manifest
+from suite.data.source import Encoded, Files, Source
+from suite.errors import DataError
+
+LoaderName = Literal["auto", "memory", "torch", "ffcv"]
+USUAL_SIZE = 224
+"""Side of the images where they have none of their own, in pixels."""
+
+
+def names() -> list[str]:
+    """Names a grid may use; `folder/NAME` stands for any image folder."""
+    return [*LOADERS, "imagenet", "folder/NAME"]
+
+
+def is_known(name: str) -> bool:
+    """Whether a grid may use the name; whether the files are there is `load`'s question."""
+    return name in LOADERS or name == "imagenet" or (name.startswith("folder/") and len(name) > len("folder/"))
+
+
+def load(name: str, directory: Path, loader: LoaderName = "auto") -> Source:
+    """The data set `name`, looked for under `directory`, as the named loader takes it.
+
+    Raises:
+        DataError: the files are not there and could not be downloaded, or the loader is not for them.
+    """
+    place = directory / name.removeprefix("folder/")
+    test_split = "val" if name == "imagenet" else "test"
+    if loader == "memory" or (loader == "auto" and name in LOADERS):
+        if name not in LOADERS:
+            raise DataError(f"execution.loader: memory holds {', '.join(LOADERS)}; for {name} take ffcv or torch")
+        return LOADERS[name](directory)
+    if loader == "ffcv" or (loader == "auto" and _beton(place, "train").exists()):
+        return _prepared(name, place, test_split)
+    return _scan(name, place)
+
+
+def is_small(name: str) -> bool:
+    """Whether the images are of one size and fit into memory: they are normalised by their own statistics."""
+    return name in LOADERS
+
+
+def _beton(place: Path, split: str) -> Path:
+    return place / f"{split}.beton"
+
+
+def _prepared(name: str, place: Path, test_split: str) -> Source:
+    """What `suite.data prepare` has made; looked at, not read through: that is what `verify` is for."""
+    if not _beton(place, "train").exists():
+        kind = "imagefolder" if name.startswith("folder/") else name
+        raise DataError(
+            f"{_beton(place, 'train')}: not there; python -m suite.data prepare {kind} --source DIR --out {place}"
+        )
+    if importlib.util.find_spec("ffcv") is None:
+        raise DataError(
+            f"{_beton(place, 'train')}: needs FFCV: pip install proxbench[ffcv], which is built from OpenCV and "
+            "TurboJPEG (on Debian: apt-get install pkg-config libopencv-dev libturbojpeg0-dev); "
+            "or, for image files, --set execution.loader=torch"
+        )
+    splits = ["train", test_split, *(["val"] if test_split != "val" and _beton(place, "val").exists() else [])]
+    parts, manifests = zip(*(_encoded(_beton(place, split)) for split in splits), strict=True)
+    if any(manifest.classes != manifests[0].classes for manifest in manifests):
+        raise DataError(f"{place}: the splits have different classes; prepare them from one folder")
+    index = read_index(parts[0].path)
+    sides = {int(side) for lengths in (index.heights, index.widths) for side in (lengths.min(), lengths.max())}
+    size = sides.pop() if len(sides) == 1 else USUAL_SIZE
+    checksum = hashlib.sha256(" ".join(manifest.sha256 for manifest in manifests).encode()).hexdigest()
+    return Source(tuple(manifests[0].classes), parts[0], parts[1], size, checksum, parts[2] if parts[2:] else None)
+
+
+def _encoded(path: Path) -> tuple[Encoded, Manifest]:
+    manifest = read_manifest(path)
+    if path.stat().st_size != manifest.num_bytes:
+        raise DataError(
+            f"{path}: {path.stat().st_size} bytes, its manifest says {manifest.num_bytes}; "
+            f"python -m suite.data verify {path} tells more"
+        )
+    labels = torch.from_numpy(read_index(path).labels)
+    return Encoded(path, torch.arange(len(labels)), labels), manifest
+
+
+def _scan(name: str, place: Path) -> Source:
+    """A class folder; its checksum is of names and sizes."""
+    splits = list_source(name, place)
+    parts = [_files(split) for split in splits]
+    checksum = hashlib.sha256(" ".join(split.sha256 for split in splits).encode()).hexdigest()
+    return Source(splits[0].classes, parts[0], parts[1], USUAL_SIZE, checksum, parts[2] if parts[2:] else None)
+
+
+def _files(split: Split) -> Files:
+    paths = tuple(split.folder / entry.name for entry in split.entries)
+    return Files(paths, torch.tensor([entry.label for entry in split.entries]))

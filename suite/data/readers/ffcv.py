@@ -1,0 +1,391 @@
+"""Images decoded by threads from an FFCV file: the fast way for what does not fit in memory.
+
+FFCV gives the file, the JPEG decoder in C, the thread that decodes ahead, and pinned buffers for a GPU. Which samples
+come, in which order and through which window is said from outside. FFCV's own order is not used: over several processes
+it repeats samples until they divide evenly, and takes seed 0 unless told otherwise. Nor is its augmentation, which
+draws from a random state that cannot be seeded. Where there is no GPU, its threads also mirror and normalise.
+"""
+
+import io
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from suite.data.augmentation import Crops, Normalization, finish
+from suite.data.beton import Index, read_index
+from suite.data.readers import kernels
+from suite.data.source import Encoded
+from suite.errors import DataError
+
+_torch_threads = torch.get_num_threads()
+import numba  # noqa: E402
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
+from ffcv.libffcv import imdecode  # noqa: E402
+from ffcv.loader import Loader  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.pipeline.state import State  # noqa: E402
+from ffcv.reader import Reader  # noqa: E402
+
+STUCK_SECONDS = 300.0
+"""A batch that has not come by then will not come."""
+CLOSING_SECONDS = 10.0
+"""How long one who stops half-way waits for the batch that is being decoded."""
+TASKS_PER_THREAD = 4
+"""Parts of a batch per decoding thread: few enough to cost nothing, enough that none waits long for the slowest."""
+
+
+def _set_num_threads(num_threads: int) -> None:
+    """In place of FFCV's, which sets torch's number too, at import and in every epoch: rounding depends on that one."""
+    Compiler.num_threads = max(num_threads, 1)
+    numba.set_num_threads(min(Compiler.num_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+Compiler.set_num_threads = _set_num_threads
+torch.set_num_threads(_torch_threads)
+
+
+class FFCVReader:
+    """Windows of an FFCV file's images, resized by area; those that have the size already stay exact.
+
+    JPEGs are decoded with TurboJPEG's fast cosine transform, which is within a few levels of Pillow's.
+
+    Args:
+        part: which samples of which file.
+        batch_size: of every batch that `read` is asked for; the last may be smaller.
+        num_workers: decoding threads.
+        device: where batches go.
+    """
+
+    def __init__(self, part: Encoded, batch_size: int, num_workers: int, device: torch.device) -> None:
+        self.labels, self._device = part.labels, device
+        self._decoder = _Decoder(part, num_workers)
+        self._loader = _Loader(part.path, batch_size, self._decoder)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch (int64 [B]): uint8 images [B, 3, size, size], channels last; int64 labels [B]; on the device.
+
+        Raises:
+            DataError: an image cannot be decoded, or none comes for STUCK_SECONDS.
+        """
+        return self._read(batches, Wish(crops, size))
+
+    def read_finished(
+        self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`read`, then `augmentation.finish`, to the bit; on the CPU by the decoding threads, six times as fast.
+
+        `mirrored`: bool [N], of all samples of the part.
+        """
+        if self._stream is None:
+            return self._read(batches, Wish(crops, size, mirrored.numpy(), normalized(normalization)))
+        read = zip(batches, self.read(batches, crops, size), strict=True)
+        return ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
+
+    def _read(self, batches: Sequence[Tensor], wish: Wish) -> Iterator[tuple[Tensor, Tensor]]:
+        if not batches:
+            return
+        if any(len(batch) != self._loader.batch_size for batch in batches[:-1]):
+            raise ValueError(f"every batch but the last has to have {self._loader.batch_size} samples")
+        memory = None
+        if self._stream is None:
+            memory = Memory((len(batches[0]), wish.size, wish.size, 3), wish.dtype)
+        self._decoder.pinned_size = wish.size if memory is None else 0
+        decoding = _Decoding(self._loader, torch.cat(list(batches)).numpy(), (wish, memory))
+        try:
+            for batch in batches:
+                yield self._handed_out(torch.from_numpy(decoding.take()).permute(0, 3, 1, 2), self.labels[batch])
+        finally:
+            decoding.close()
+
+    def _handed_out(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """On the GPU, copies: FFCV decodes into the same few pinned buffers again and again."""
+        if self._stream is None:
+            return images, labels
+        # Without non_blocking the copies are there when .to() returns, and FFCV may have its buffer back. On a stream
+        # of their own they do not wait for the network's work.
+        with torch.cuda.stream(self._stream):
+            copies = images.to(self._device), labels.to(self._device)
+        for copy in copies:
+            copy.record_stream(torch.cuda.current_stream(self._device))
+        return copies
+
+
+def _decode(
+    content: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    num_bytes: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    is_jpeg: NDArray[np.bool_],
+    boxes: NDArray[np.int32],
+    mirrored: NDArray[np.bool_],
+    doubtful: NDArray[np.bool_],
+    normalized: NDArray[np.float32],
+    windows: NDArray[np.uint8],
+    finished: NDArray[np.float32],
+) -> None:
+    """Windows `boxes` [n, 4] of n images of the file's `content`, resized and perhaps finished.
+
+    `scratch` holds one decoded image. `doubtful` [n]: TurboJPEG had something to say about it. The rest is for
+    `kernels.render`.
+    """
+    for i in range(len(offsets)):
+        image, height, width = (
+            content[offsets[i] : offsets[i] + num_bytes[i]],
+            np.uint32(heights[i]),
+            np.uint32(widths[i]),
+        )
+        if is_jpeg[i]:
+            doubtful[i] = _imdecode(image, scratch, height, width, height, width, 0, 0, 1, 1, False, False) != 0
+            image = scratch[: 3 * heights[i] * widths[i]]
+        kernels.render(
+            i, image.reshape((heights[i], 3 * widths[i])), boxes[i], mirrored[i], normalized, windows, finished
+        )
+
+
+# Compiled once per process, whatever the number of readers, threads and sizes: FFCV compiles for each of its loaders.
+_imdecode = numba.njit(imdecode)
+_decode_fast: Any = numba.njit(nogil=True)(_decode)
+_UNFINISHED, _AS_IT_IS = np.empty((0, 0, 0), np.float32), np.empty((0, 3), np.float32)
+
+
+class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no types
+    """The pipeline's one operation. `pinned_size`: side of the images FFCV gets memory for, 0 if it is to get none."""
+
+    def __init__(self, part: Encoded, num_workers: int) -> None:
+        super().__init__()
+        self.path, self.pinned_size = part.path, 0
+        self._samples, self._index = part.samples.numpy(), read_index(part.path)
+        self._own = threading.local()
+        self._threads, self._num_workers = ThreadPoolExecutor(num_workers, "decoder"), num_workers
+        if not np.array_equal(self._index.labels[self._samples], part.labels.numpy()):
+            raise DataError(f"{part.path}: its labels have changed since it was opened")
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        """What FFCV allocates: a slot for each image of the batches ahead."""
+        shape, dtype = (self.pinned_size, self.pinned_size, 3), np.dtype("u1")
+        return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self) -> Callable[..., NDArray[Any]]:
+        """What FFCV calls for each batch, in its thread."""
+        return self._batch
+
+    def _batch(
+        self,
+        samples: NDArray[np.int64],
+        pinned: NDArray[np.uint8],
+        wanted: tuple[Wish, Memory | None],
+        storage: tuple[Any, ...],
+    ) -> NDArray[Any]:
+        """Images [B, size, size, 3] of the samples [B] of the part; in `pinned` unless there is other memory."""
+        wish, memory = wanted
+        images = pinned if memory is None else memory.take(len(samples))
+        rows = _rows(self._index, self._samples[samples])
+        boxes = wish.crops.boxes(samples, rows.heights, rows.widths)
+        mirrored = np.zeros(len(samples), np.bool_) if wish.mirrored is None else wish.mirrored[samples]
+        doubtful, content = np.zeros(len(samples), np.bool_), np.asarray(storage[0])
+        stored = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes, mirrored, doubtful)
+
+        def decode(begin: int) -> None:
+            mine = slice(begin, begin + step)
+            _decode_fast(
+                content, self._scratch(), *(array[mine] for array in stored), *self._targets(wish, images[mine])
+            )
+
+        step = -(-len(samples) // (TASKS_PER_THREAD * self._num_workers))
+        for _ in self._threads.map(decode, range(0, len(samples), step)):
+            pass  # raises what a thread has raised
+        for i in np.flatnonzero(doubtful).tolist():
+            encoded = content[rows.offsets[i] : rows.offsets[i] + rows.num_bytes[i]]
+            sample = self._samples[samples[i]]
+            image = _second_opinion(self.path, sample, encoded.tobytes())
+            if image.shape[:2] != (rows.heights[i], rows.widths[i]):
+                raise DataError(f"{self.path}: sample {sample} is of another size than the file's index says")
+            kernels.render(
+                0, image.reshape(len(image), -1), boxes[i], mirrored[i], *self._targets(wish, images[i : i + 1])
+            )
+        return images
+
+    def _targets(self, wish: Wish, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """What `kernels.render` calls normalized, windows and finished, so that it fills the images."""
+        rows = images.reshape(*images.shape[:2], -1)
+        if wish.normalized is None:
+            return _AS_IT_IS, rows, _UNFINISHED
+        window, shape = getattr(self._own, "window", _UNFINISHED), (1, *rows.shape[1:])
+        if window.shape != shape:
+            window = self._own.window = np.empty(shape, np.uint8)
+        return wish.normalized, window, rows
+
+    def _scratch(self) -> NDArray[np.uint8]:
+        """This thread's room for the largest JPEG of the file: a fresh one would have to be paged in each time."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = np.empty(
+                (3 * self._index.heights * self._index.widths * self._index.is_jpeg).max(), np.uint8
+            )
+            self._own.scratch.flags.writeable = False  # but by C: so it is of one type with the file's content
+        scratch: NDArray[np.uint8] = self._own.scratch
+        return scratch
+
+
+def _rows(index: Index, samples: NDArray[np.int64]) -> Index:
+    names = ("labels", "heights", "widths", "is_jpeg", "offsets", "num_bytes")
+    return Index(*(getattr(index, name)[samples] for name in names))
+
+
+def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]. TurboJPEG takes a stray byte for an error; Pillow, which `prepare` trusted, reads such files."""
+    try:
+        with Image.open(io.BytesIO(stored)) as image:
+            pixels = np.ascontiguousarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{path}: sample {sample} cannot be decoded ({error}); has the file changed since it was made? "
+            f"python -m suite.data verify {path}"
+        ) from error
+    pixels.flags.writeable = False  # so it is of one type with the file's content
+    return pixels
+
+
+class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
+    """FFCV's loader of one file's images, without what it would make of the rest."""
+
+    def __init__(self, path: Path, batch_size: int, decoder: _Decoder) -> None:
+        with _nothing_compiled():
+            super().__init__(
+                str(path),
+                batch_size,
+                num_workers=1,
+                os_cache=True,
+                seed=0,
+                drop_last=False,
+                pipelines={"image": [decoder], "label": None},
+            )
+
+    @property
+    def reader(self) -> Reader:
+        """FFCV's own reader of the file."""
+        return self._reader
+
+    @reader.setter
+    def reader(self, reader: Reader) -> None:
+        # FFCV would make two Python sets per sample of this table: for ImageNet 670 MB and 4 s in each of its loaders.
+        reader.alloc_table = reader.alloc_table[:0].copy()
+        self._reader = reader
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """FFCV takes functions as they are: what is worth compiling has been, and the rest is one call per batch."""
+    Compiler.set_enabled(False)
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(True)
+
+
+class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
+    """FFCV's thread, which decodes a few batches ahead; `order` is int64 [n], sample numbers of the part."""
+
+    def __init__(self, loader: _Loader, order: NDArray[np.int64], wanted: tuple[Wish, Memory | None]) -> None:
+        self._failure: BaseException | None = None
+        self._num_taken = 0
+        # What FFCV hands to the decoder of its first field, the image, along with sample numbers.
+        loader.reader.metadata = {"f0": wanted}
+        super().__init__(loader, order)
+
+    def run(self) -> None:
+        """Decodes until there is nothing left. An exception would end FFCV's thread and leave its consumer waiting."""
+        try:
+            super().run()
+        except BaseException as error:  # noqa: BLE001
+            self._failure = error
+            self.output_queue.put(None)
+
+    def take(self) -> NDArray[Any]:
+        """The next batch's images [B, size, size, 3]; if they are pinned, good until the next one is taken.
+
+        Raises:
+            DataError: it does not come.
+        """
+        try:
+            item = self.output_queue.get(timeout=STUCK_SECONDS)
+        except queue.Empty:
+            raise DataError(
+                f"{self.loader.fname}: batch {self._num_taken} of this pass has not been read for {STUCK_SECONDS:g} s; "
+                "does the file system that it lies on still answer?"
+            ) from None
+        if item is None:
+            raise self._failure or RuntimeError("more batches were asked for than there are samples")
+        self._num_taken += 1
+        _slot, (images,) = item
+        return images  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Ends the thread, after the batch that it is decoding. One that is stuck is left: it will not end."""
+        self.iter_ixes = iter(())
+        self.terminate_event.set()
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            with suppress(queue.Empty):
+                self.output_queue.get_nowait()  # it may be waiting for room
+            self.join(0.01)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a pass makes of samples: windows of size x size, as they are or, where `normalized` is given, finished.
+
+    `mirrored` is bool [N]. `normalized`, float32 [256, 3], is what becomes of each level.
+    """
+
+    crops: Crops
+    size: int
+    mirrored: NDArray[np.bool_] | None = None
+    normalized: NDArray[np.float32] | None = None
+
+    @property
+    def dtype(self) -> type[np.uint8 | np.float32]:
+        """Of the images."""
+        return np.uint8 if self.normalized is None else np.float32
+
+
+def normalized(normalization: Normalization) -> NDArray[np.float32]:
+    """[256, 3]: what it makes of each level of each channel."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 3, -1, -1)
+    return normalization(levels)[0, :, :, 0].T.contiguous().numpy()
+
+
+class Memory:
+    """Room for batches of a pass, used again once nobody has the batch any more: fresh memory would be paged in."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: type[np.uint8 | np.float32]) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._free: deque[NDArray[Any]] = deque()
+
+    def take(self, num_samples: int) -> NDArray[Any]:
+        """[num_samples, ...], to be made a tensor: its memory is free when the array is gone, which tensors keep.
+
+        Slices of the array do not keep it: numpy has them refer to what the array is itself a slice of.
+        """
+        whole = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
+        batch = whole[:num_samples]
+        weakref.finalize(batch, self._free.append, whole).atexit = False
+        return batch

@@ -1,0 +1,153 @@
+"""One process, or DDP over several: the model in torch's own hands."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from quantizers import ProxConnect
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Latent, copied, require_agreement, require_same_recipe
+from suite.recipe.cell import Execution, Training
+
+AUTOCAST = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PlainEngine:
+    """Autocast, backward (DDP averages gradients over the processes), clipping, step.
+
+    Gradients are those of the mean loss over the global batch, whatever the number of processes and micro-batches: the
+    processes' shares are equally large, and a micro-batch counts by its size.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: ProxConnect,
+        criterion: nn.Module,
+        layout: Layout,
+        training: Training,
+        execution: Execution,
+    ) -> None:
+        self.model, self.optimizer, self.criterion, self.layout = model, optimizer, criterion, layout
+        require_agreement(self.optimizer, layout)
+        self.clip_grad_norm, self.micro_batch_size = training.clip_grad_norm, execution.micro_batch_size
+        self.dtype = AUTOCAST[training.precision]
+        self.scaler = torch.amp.GradScaler(layout.device.type, enabled=self.dtype == torch.float16)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        if execution.compile:
+            model.compile()  # in place: names and addresses stay, and evaluation runs compiled, too
+        # Looking for unused parameters, of which there are none, keeps DDP from regrouping gradients after the first
+        # step: over three and more processes they would be summed in another order, and rounded, after a resume.
+        replicated = layout.world_size > 1
+        self._replica = DistributedDataParallel(model, find_unused_parameters=True) if replicated else model
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+        self.optimizer.zero_grad()
+        num_images = len(labels)
+        size = self.micro_batch_size or num_images
+        loss, logits = torch.zeros((), device=labels.device), []
+        for part, (x, y) in enumerate(zip(torch.split(images, size), torch.split(labels, size), strict=True), 1):
+            with self._quiet() if part * size < num_images else nullcontext():
+                part_loss, part_logits = self._forward(x, y)
+                part_loss = part_loss * (len(y) / num_images)
+                torch.autograd.backward(self.scaler.scale(part_loss))
+            loss += part_loss.detach()
+            logits.append(part_logits.detach())
+        if self.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.optimizer.clip_grad_norm_(self.clip_grad_norm)
+        self.scaler.step(self.optimizer)  # where fp16 overflowed, no step: w, w* and mu stay as they are
+        self.scaler.update()
+        return loss, torch.cat(logits)
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            logits = self._replica(images.contiguous(memory_format=torch.channels_last))
+            return self.criterion(logits, labels), logits
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """While gradients are accumulated the processes do not exchange them."""
+        replica = self._replica
+        return replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""
+        with self._autocast():
+            logits: Tensor = self.model(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.layout.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def harden(self) -> None:
+        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        self.layout.broadcast(self.model.buffers())
+        self.optimizer.harden()
+
+    def soften(self) -> None:
+        """The model holds w again."""
+        self.optimizer.soften()
+
+    def latents(self) -> Iterator[Latent]:
+        """The live latents."""
+        for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
+            if group.get("quantizer") is not None:
+                for name, p in zip(names, group["params"], strict=True):
+                    yield Latent(name, self.optimizer.latent(p), group["quantizer"], group["mu"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as `Engine.state_dict` has it; live tensors."""
+        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        state = self.optimizer.state_dict()
+        order = [name for names in self._names for name in names]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": {
+                "update": self.optimizer.update,
+                "state": {order[index]: dict(values) for index, values in state["state"].items()},
+                "param_groups": [
+                    group | {"params": list(names)}
+                    for group, names in zip(state["param_groups"], self._names, strict=True)
+                ],
+            },
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of any engine.
+
+        Raises:
+            ValueError: it is a state of another recipe.
+        """
+        saved = state["optimizer"]
+        require_same_recipe(saved, self.optimizer, self._names)
+        order = {name: index for index, name in enumerate(name for names in self._names for name in names)}
+        parameters = dict(self.model.named_parameters())
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(
+            {
+                "state": {
+                    order[name]: {key: _laid_out_as(value, parameters[name]) for key, value in values.items()}
+                    for name, values in saved["state"].items()
+                },
+                "param_groups": [
+                    group | {"params": [order[name] for name in group["params"]]} for group in saved["param_groups"]
+                ],
+            }
+        )
+        if self.scaler.is_enabled() and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _laid_out_as(value: Any, parameter: Tensor) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)
+    """A copy; of what has the parameter's shape, in its memory format, which base optimizers are fast with."""
+    if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return copied(value)

@@ -1,0 +1,326 @@
+"""DeepSpeed ZeRO over the processes: latents, optimizer state, gradients and parameters in shards. Imports deepspeed.
+
+ZeRO flattens each parameter group and gives every process a part of it, as float32 shards in the optimizer's groups.
+Quantizers are scalar maps, so ProxConnect treats a shard as it would a parameter: it is made after ZeRO, takes w* from
+the shards and writes w into them, and ZeRO spreads that as it spreads any weights (docs/decisions/006).
+
+`settings` has the configuration, `shards` what is read of ZeRO beyond its documented interface.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
+
+from quantizers import ProxConnect
+from suite.engines.deepspeed.settings import configuration
+from suite.engines.deepspeed.shards import layout_of, spread
+from suite.engines.process_group import Layout
+from suite.engines.protocol import Latent, copied, require_agreement, require_same_recipe
+from suite.recipe.cell import Execution, Training
+
+log = logging.getLogger(__name__)
+
+
+class DeepSpeedEngine:
+    """The protocol over `deepspeed.initialize`, with ProxConnect as its optimizer.
+
+    Numerics are those of the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
+    processes and micro-batches. With gradient clipping the step is taken after DeepSpeed's own, for the norm is of
+    B . grad over all shards, which only then are there: one more gathering of the weights per step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Optimizer,
+        wrap: Callable[[Optimizer], ProxConnect],
+        criterion: nn.Module,
+        layout: Layout,
+        training: Training,
+        execution: Execution,
+    ) -> None:
+        """The quantized parameters of `base` hold w*. `wrap` makes ProxConnect around it once it lists shards."""
+        self.model, self.criterion, self.layout = model, criterion, layout
+        self.clip_grad_norm, self.bf16 = training.clip_grad_norm, training.precision == "bf16"
+        parameters = dict(model.named_parameters())
+        names = {parameter: name for name, parameter in parameters.items()}
+        self._names = [[names[p] for p in group["params"]] for group in base.param_groups]
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        settings = configuration(training, execution, layout, sum(p.numel() for p in parameters.values()))
+        self._micro_batch_size: int = settings["train_micro_batch_size_per_gpu"]
+        self._stage: int = settings["zero_optimization"]["stage"]
+        if layout.is_main:
+            log.info("deepspeed configuration: %s", json.dumps(settings))
+        _join(layout)
+        self._base, self._stand_in = base, _StandIn(base)
+        self._zero, *_ = deepspeed.initialize(model=model, optimizer=self._stand_in, config=settings)
+        self._shards = layout_of(self._zero, self._stage, self._names, parameters)
+        self._order = [shard for shards in self._shards.groups for shard in shards]
+        with self._in_groups():
+            self.optimizer = wrap(base)
+        require_agreement(self.optimizer, layout)
+        # Its optimizer's step is where ZeRO has the gradients in shards.
+        self._stand_in.step_shards = None if self.clip_grad_norm is not None else self.optimizer.step
+        spread(self._zero, self._stage)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+        size, num_images = self._micro_batch_size, len(labels)
+        loss, logits = torch.zeros((), device=labels.device), []
+        for x, y in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+            with self._autocast():
+                part_logits = self._zero(x)
+                part_loss = self.criterion(part_logits, y)
+            self._zero.backward(part_loss)
+            self._zero.step()
+            loss += part_loss.detach() * (len(y) / num_images)
+            logits.append(part_logits.detach())
+        if self.clip_grad_norm is not None:
+            self._clipped_step(self.clip_grad_norm)
+        return loss, torch.cat(logits)
+
+    @torch.no_grad()
+    def _clipped_step(self, max_norm: float) -> None:
+        gradients = self._stand_in.take()
+        with self._in_groups():
+            for shard, gradient in gradients.items():
+                shard.grad = gradient
+            self.optimizer.clip_grad_norm_(max_norm, self._sum if self._stage else None)
+            self.optimizer.step()
+        for shard in gradients:
+            shard.grad = None
+        spread(self._zero, self._stage)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return self.layout.sum(value.to(self.layout.device)).to(value.device)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""
+        with self._autocast():
+            logits: Tensor = self.model(images)
+        return logits
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.layout.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def harden(self) -> None:
+        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        self.layout.broadcast(self.model.buffers())
+        with self._in_groups():
+            self.optimizer.harden()
+        spread(self._zero, self._stage)
+
+    def soften(self) -> None:
+        """The model holds w again."""
+        with self._in_groups():
+            self.optimizer.soften()
+        spread(self._zero, self._stage)
+
+    def latents(self) -> Iterator[Latent]:
+        """The latents, each gathered from its shards when it is asked for."""
+        for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
+            if group.get("quantizer") is not None:
+                for name in names:
+                    yield Latent(name, self._whole(name, self.optimizer.latent), group["quantizer"], group["mu"])
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as `Engine.state_dict` has it, gathered parameter by parameter into the CPU's memory."""
+        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        with self._in_groups():
+            own = self.optimizer.state_dict()
+        groups = [
+            group | {"params": list(names)} for group, names in zip(own["param_groups"], self._names, strict=True)
+        ]
+        return {
+            "model": {
+                name: self._whole(name, lambda shard: shard).cpu() if name in self._shapes else value.detach()
+                for name, value in self.model.state_dict().items()
+            },
+            "optimizer": {
+                "update": self.optimizer.update,
+                "state": self._gathered({s: own["state"].get(i, {}) for i, s in enumerate(self._order)}),
+                "param_groups": groups,
+            },
+            "scaler": None,
+        }
+
+    def _gathered(self, states: Mapping[Tensor, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter: entries as long as a shard are gathered, others taken as they are."""
+        gathered: dict[str, dict[str, Any]] = {}
+        for names, shards in zip(self._names, self._shards.groups, strict=True):
+            for name in names:
+                piece = self._shards.pieces[name]
+                # A process that has nothing of the parameter gathers along: its shards have the same keys.
+                near = shards[0] if piece is None else piece.shard
+                values = {
+                    key: self._whole(name, partial(_entry, states, key)).cpu()
+                    if _is_as_long(value, near.numel())
+                    else value
+                    for key, value in states[near].items()
+                }
+                if values:
+                    gathered[name] = values
+        return gathered
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of any engine.
+
+        Raises:
+            ValueError: it is a state of another recipe.
+        """
+        saved, weights = state["optimizer"], state["model"]
+        require_same_recipe(saved, self.optimizer, self._names)
+        states: dict[int, dict[str, Any]] = {}
+        for names, shards in zip(self._names, self._shards.groups, strict=True):
+            for name in names:
+                self._put(name, weights[name], lambda shard: shard)
+            for shard in shards:
+                if own := self._own_state(shard, names, saved["state"]):
+                    states[_index_of(shard, self._order)] = own
+        indices = iter(range(len(self._order)))
+        groups = [
+            group | {"params": [next(indices) for _ in shards]}
+            for group, shards in zip(saved["param_groups"], self._shards.groups, strict=True)
+        ]
+        for name, buffer in self.model.named_buffers():
+            if name in weights:
+                buffer.copy_(weights[name])
+        with self._in_groups():
+            self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        spread(self._zero, self._stage)
+
+    def _own_state(self, shard: Tensor, names: list[str], saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """A shard's part of the optimizer's state of the parameters that it has pieces of."""
+        here = [name for name in names if (piece := self._shards.pieces[name]) is not None and piece.shard is shard]
+        # Of a shard that is all padding, any parameter of the group tells what is not spread: the number of steps.
+        example = next((name for name in here or names if name in saved), None)
+        if example is None:
+            return {}
+        own = {
+            key: torch.zeros_like(shard) if _is_as_long(value, self._shapes[example].numel()) else copied(value)
+            for key, value in saved[example].items()
+        }
+        for name in here:
+            for key, value in saved.get(name, {}).items():
+                if _is_as_long(value, self._shapes[name].numel()):
+                    self._put(name, value, partial(_entry, {shard: own}, key))
+        return own
+
+    def _whole(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `of` gives for the shards of a parameter, gathered to the parameter's shape. To the bit; collective."""
+        shape, piece = self._shapes[name], self._shards.pieces[name]
+        whole = torch.zeros(shape.numel(), device=self.layout.device)
+        if piece is not None:
+            part = of(piece.shard).detach().reshape(-1)[piece.at : piece.at + piece.length]
+            whole[piece.start : piece.start + piece.length] = part
+        if self._stage and self.layout.world_size > 1:
+            distributed.all_reduce(whole.view(torch.int32))  # as integers: -0.0 + 0.0 would be 0.0
+        return whole.view(shape)
+
+    def _put(self, name: str, value: Tensor, of: Callable[[Tensor], Tensor]) -> None:
+        """The inverse of `_whole`, for this process's piece."""
+        piece = self._shards.pieces[name]
+        if piece is not None:
+            part = value.reshape(-1)[piece.start : piece.start + piece.length]
+            of(piece.shard).detach().view(-1)[piece.at : piece.at + piece.length] = part.to(piece.shard.device)
+
+    # Shards
+
+    @contextmanager
+    def _in_groups(self) -> Iterator[None]:
+        """Inside, the groups list all shards, which stage 3 puts there one at a time, and only while it steps."""
+        before = [group["params"] for group in self._base.param_groups]
+        for group, shards in zip(self._base.param_groups, self._shards.groups, strict=True):
+            group["params"] = shards
+        try:
+            yield
+        finally:
+            # Looked up again: a state that is loaded brings groups of its own.
+            for group, parameters in zip(self._base.param_groups, before, strict=True):
+                group["params"] = parameters
+
+
+class _StandIn(Optimizer):
+    """Stands where DeepSpeed steps: has ProxConnect step, or keeps a copy of each shard's gradient for a later step."""
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base = base
+        super().__setstate__({})
+        self.step_shards: Callable[[], Any] | None = None
+        self._gradients: dict[Tensor, Tensor] = {}
+
+    # The base's own, so that what DeepSpeed lists in the groups is what ProxConnect finds there.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base's groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]  # noqa: ANN401  (torch's defaultdict)
+        """The base's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base's defaults."""
+        return self.base.defaults
+
+    def step(self, _closure: object = None) -> None:  # type: ignore[override]
+        """Steps the shards that the groups list now, or keeps their gradients."""
+        if self.step_shards is not None:
+            self.step_shards()
+            return
+        for group in self.param_groups:
+            self._gradients |= {p: p.grad.clone() for p in group["params"] if p.grad is not None}
+
+    def take(self) -> dict[Tensor, Tensor]:
+        """Shard -> gradient, of this step."""
+        gradients, self._gradients = self._gradients, {}
+        return gradients
+
+
+def _join(layout: Layout) -> None:
+    """The process group that DeepSpeed wants, of one process, too."""
+    # On a CPU its first use builds a kernel, with the ninja that lies beside python.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for torchrun's, of a process on its own, too
+    if not distributed.is_initialized():
+        backend = "nccl" if layout.device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed.*_tensor` is deprecated", FutureWarning)  # each time it does
+
+
+def _is_as_long(value: Any, length: int) -> bool:  # noqa: ANN401  (an entry of a base optimizer's state)
+    """Whether it goes along with `length` weights, number by number."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.numel() == length
+
+
+def _entry(states: Mapping[Tensor, Mapping[str, Any]], key: str, shard: Tensor) -> Tensor:
+    entry: Tensor = states[shard][key]
+    return entry
+
+
+def _index_of(shard: Tensor, order: list[Tensor]) -> int:
+    return next(index for index, each in enumerate(order) if each is shard)

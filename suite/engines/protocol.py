@@ -1,0 +1,105 @@
+"""How a training step runs on the hardware at hand, behind one small protocol.
+
+`plain` is one process or DDP; `deepspeed` is ZeRO. Every method is collective: all processes call it, in one order.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from quantizers import ProxConnect
+from suite.engines.process_group import Layout
+from suite.errors import UserError
+
+
+class EngineError(UserError):
+    """The cell cannot run as its `execution` says."""
+
+
+class Latent(NamedTuple):
+    """A quantized parameter's w*, whole (the parameter's shape), with its quantizer's name and present mu."""
+
+    name: str
+    w_star: Tensor
+    quantizer: str
+    mu: float
+
+
+class Engine(Protocol):
+    """Forward, backward and optimizer step of one global batch.
+
+    `optimizer.param_groups` has the settings (lr, mu) that schedules move; what lies in the groups is the engine's.
+    """
+
+    model: nn.Module
+    optimizer: ProxConnect
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the step goes on from, in no layout: whole tensors by the parameter's name, on every process.
+
+        {"model": the network as it is (w, buffers),
+         "optimizer": {"update", "state": {name: {"w_star", "mu", the base's entries}},
+                       "param_groups": [{..., "params": names}]},
+         "scaler": of fp16, else None}
+        Tensors may be the live ones.
+        """
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of any engine on any number of processes; to the bit, where those are the same.
+
+        Raises:
+            ValueError: it is a state of another recipe.
+        """
+
+    def harden(self) -> None:
+        """The model holds the deployed weights: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
+
+        Here and in `state_dict`, norm statistics become the first process's on all, as under DDP.
+        """
+
+    def soften(self) -> None:
+        """The model holds the w that training goes on from, to the bit. Undoes harden()."""
+
+    def latents(self) -> Iterator[Latent]:
+        """The quantized parameters, one after the other, in the order of the groups. Not to be left half-way."""
+
+
+def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names: list[list[str]]) -> None:
+    """ValueError unless the "optimizer" part of a state is of the same update, quantizers and parameters, in groups."""
+    theirs, ours = saved["param_groups"], optimizer.param_groups
+    for what, there, here in (
+        ("update", saved["update"], optimizer.update),
+        ("quantizers", [group.get("quantizer") for group in theirs], [group.get("quantizer") for group in ours]),
+        ("numbers of parameters", [len(group["params"]) for group in theirs], [len(group) for group in names]),
+    ):
+        if there != here:
+            raise ValueError(f"the state is of another recipe: {what}: {there} in the state, {here} here")
+    for group, mine in zip(theirs, names, strict=True):
+        if odd := sorted(set(group["params"]) ^ set(mine)):
+            raise ValueError(f"the state is of another model: not in both: {', '.join(odd)}")
+
+
+def require_agreement(optimizer: ProxConnect, layout: Layout) -> None:
+    """EngineError unless all processes use the fused step, or none. Collective.
+
+    The two steps differ in last bits, so replicas that step differently would drift apart, and signs would flip.
+    """
+    is_fused = optimizer.is_fused
+    if layout.agree(is_fused, not is_fused) == [1, 1]:
+        here = "can" if is_fused else "cannot"
+        raise EngineError(
+            f"this process {here} use the fused optimizer step and another differs: install g++ on all nodes, or set "
+            "execution.fused: false"
+        )
+
+
+def copied(value: Any) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)
+    """A copy, on the CPU if it is a tensor (a number of steps, say): torch's optimizers move it where they want it."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -1,0 +1,1 @@
+"""Files that people take away from a run: `python -m suite.export RUN`. Open `one_bit` for the format."""

@@ -1,0 +1,222 @@
+"""The tested network of a run as one file, one bit per binary weight; docs/export.md has the format.
+
+    python -m suite.export runs/digits/<id>              write runs/digits/<id>/packed.safetensors
+    python -m suite.export runs/digits/<id> --check      and read it back: sizes, logits, accuracy
+
+Exit status: 0 written, 1 the file read back is not the network (--check), 2 bad input.
+"""
+
+import copy
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from suite.errors import UserError
+from suite.export.one_bit import ExportError, Origin, Sizes, load_packed, measure, reason, write
+from suite.recipe.cell import Cell, Execution
+from suite.run.directory import RunDir
+
+if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
+    from rich.table import Table
+    from torch import Tensor, nn
+
+    from suite.engines.process_group import Layout
+    from suite.training.trainer import Trainer
+
+EXIT_DIFFERS, EXIT_BAD_INPUT = 1, 2
+PATIENCE_SECONDS = 2.0
+"""What takes longer gets a progress bar."""
+
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+
+
+def export(run: RunDir, out: Path, data_dir: Path) -> "Trainer":
+    """Writes the network that the run's result.json is about to `out`; returns the trainer that holds it, deployed.
+
+    Raises:
+        ExportError: the run is not done or has nothing binary, or its network could not be made again to the bit.
+    """
+    from suite.engines.process_group import joined
+
+    cell, result = _finished(run)
+    with joined() as layout:
+        trainer = _deployed(run, cell, layout, data_dir)
+    if trainer.weights_digest() != result["weights_sha256"]:
+        raise ExportError(f"{run.path}: not the tested network, its weights_sha256 differs: {_why(cell)}")
+    commit = run.provenance().get("code", {}).get("commit")
+    origin = Origin(cell=cell, classes=trainer.classes, top1_hard=result["top1_hard"], commit=commit)
+    write(out, trainer.engine.model, trainer.split, origin)
+    return trainer
+
+
+def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
+    """The cell and the result of a run that has a binary network to show."""
+    try:
+        cell, result = run.cell(), run.result()
+    except OSError as error:
+        raise ExportError(f"{run.path}: not a run directory: {error.filename}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ExportError(f"{run.path}: its cell.yaml or result.json is damaged: {reason(error)}") from error
+    if cell.quantizer == "fp":
+        raise ExportError(f"{run.path}: nothing binary: {cell.name} is a full-precision baseline")
+    if result is None:
+        raise ExportError(
+            f"{run.path}: {cell.name} is not done ({run.state().state}); only a tested network is exported"
+        )
+    return cell, result
+
+
+def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Trainer":
+    """The trainer as it was when the hard test accuracy was measured."""
+    from suite.run import checkpoint
+    from suite.training.trainer import Trainer
+
+    found = checkpoint.load_newest(run.checkpoints, cell.id, layout.device)
+    if found is None:
+        raise ExportError(f"{run.checkpoints}: no checkpoint")
+    state = found[1]
+    if state["epoch"] != cell.training.epochs:
+        raise ExportError(
+            f"{run.checkpoints}: the newest whole checkpoint is of epoch {state['epoch']}, "
+            f"the tested network of epoch {cell.training.epochs}"
+        )
+    # However it was trained, one process has it now; and of a parent's weights nothing is left after training.
+    alone = cell.model_copy(update={"execution": Execution()})
+    trainer = Trainer(alone, layout, data_dir, None)
+    trainer.load_state_dict(state)
+    trainer.deploy()
+    return trainer
+
+
+def _why(cell: Cell) -> str:
+    if cell.training.reestimate_norm:
+        return (
+            "its batch-norm statistics were gathered anew after hardening, which gives the same bits only on the "
+            "device, with the numbers of processes and threads and the versions that provenance.json names"
+        )
+    return "the checkpoint or result.json was changed, or the code that deploys a network has changed since"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks on a test set: `num_equal` of its `num_images` have the same logits to the bit."""
+
+    num_images: int
+    num_equal: int
+    top1: float
+
+
+def compare(trainer: "Trainer", loaded: "nn.Module") -> Comparison:
+    """The network read back, whose accuracy is `top1`, against the trainer's: on the test set, in its precision."""
+    import torch
+
+    engine, other = trainer.engine, copy.copy(trainer.engine)
+    other.model = loaded.to(trainer.layout.device)
+    engine.model.eval()
+    counts = torch.zeros(3, dtype=torch.int64)
+    for images, labels in _shown(trainer.loaders.test.evaluation(), trainer.num_test_images):
+        ours, theirs = engine.logits(images), other.logits(images)
+        same = (ours.contiguous().view(torch.uint8) == theirs.contiguous().view(torch.uint8)).all(1).sum()
+        correct = (theirs.argmax(1) == labels).sum()
+        counts += torch.tensor([len(labels), int(same), int(correct)])
+    num_images, num_equal, num_correct = counts.tolist()
+    return Comparison(num_images, num_equal, num_correct / num_images)
+
+
+def _shown(batches: "Iterator[tuple[Tensor, Tensor]]", num_images: int) -> "Iterator[tuple[Tensor, Tensor]]":
+    """The batches, with a bar on the terminal once they take long."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task, start = bar.add_task("comparing logits", total=num_images), time.monotonic()
+    try:
+        for images, labels in batches:
+            if not bar.live.is_started and time.monotonic() - start > PATIENCE_SECONDS:
+                bar.start()
+            yield images, labels
+            bar.advance(task, len(labels))
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _check(trainer: "Trainer", path: Path, top1_hard: float) -> bool:
+    """Whether the file read back is the trainer's network; prints how it compares."""
+    from rich.console import Console
+
+    sizes, comparison = measure(path, trainer.engine.model), compare(trainer, load_packed(path))
+    console = Console(highlight=False)
+    console.print(_table(sizes))
+    num_equal, num_images = comparison.num_equal, comparison.num_images
+    equal, same = num_equal == num_images, comparison.top1 == top1_hard
+    console.print(f"logits: the same bits on {num_equal} of {num_images} test images")
+    console.print(f"hard test accuracy: {comparison.top1:.2%} read back, {top1_hard:.2%} in result.json")
+    if not (equal and same):
+        console.print("[bold red]the file is not the tested network[/]")
+    return equal and same
+
+
+def _table(sizes: Sizes) -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("bytes")
+    for column in ("float32", "1 bit", "ratio"):
+        table.add_column(column, justify="right")
+    for name, before, after, ratio in (
+        ("binary tensors", sizes.binary_float32_bytes, sizes.binary_packed_bytes, sizes.binary_ratio),
+        ("whole file", sizes.file_float32_bytes, sizes.file_packed_bytes, sizes.file_ratio),
+    ):
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{ratio:.2f}")
+    return table
+
+
+@app.command()
+def main(
+    run: Annotated[Path, typer.Argument(help="Directory of a done run, for instance runs/digits/<id>.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: packed.safetensors in RUN.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Read the file back; compare sizes, logits and accuracy. Status 1 if unlike."),
+    ] = False,
+    data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Where data sets lie or are put.")] = Path(
+        "data"
+    ),
+) -> None:
+    """Write the tested network of a run as one safetensors file with one bit per binary weight.
+
+    The network is made again from the run's last checkpoint, and must be
+    to the bit the one whose accuracy is in result.json. What is not binary
+    (first layer, classifier, norms, gains) is kept as it is.
+
+    [dim]python -m suite.export runs/digits/<id> --check[/]
+
+    In Python, [bold]suite.export.one_bit.load_packed(path)[/] gives the network back.
+    """
+    import torch
+
+    source = RunDir(run)
+    path = run / "packed.safetensors" if out is None else out
+    try:
+        # Sums are split over threads: with as many as in training, statistics and logits come out the same.
+        if num_threads := source.provenance().get("num_threads"):
+            torch.set_num_threads(num_threads)
+        trainer = export(source, path, data_dir)
+        print(f"{path}: {trainer.cell.name}, {path.stat().st_size:,} bytes")
+        if check and not _check(trainer, path, _finished(source)[1]["top1_hard"]):
+            raise SystemExit(EXIT_DIFFERS)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from error
+
+
+if __name__ == "__main__":
+    app()

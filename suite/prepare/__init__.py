@@ -1,0 +1,1 @@
+"""FFCV files from image files: `python -m suite.data prepare`. Open `pipeline` first."""

@@ -1,0 +1,141 @@
+"""What `prepare` has done of a split, on disk: so that one who was killed goes on, and ends with the same bytes.
+
+Beside the unfinished file lies a line of JSON per source file, in order, written after the images it speaks of.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suite.data.beton import ROW, BetonWriter, data_start, partial
+from suite.data.class_folders import Entry, Split, escaped
+from suite.data.decoding import Storage, Stored, Task, store
+
+COMMIT_SECONDS, COMMIT_BYTES = 2.0, 64 << 20
+"""After so long, or so much, what was done is made sure of: that much is done again after a kill, at the most."""
+
+
+@dataclass
+class Done:
+    """Of a split's first `num_entries` files: rows of those stored, notes of those converted, reasons of the broken."""
+
+    rows: NDArray[Any] = field(default_factory=lambda: np.zeros(0, ROW))
+    converted: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    num_entries: int = 0
+
+    def add(self, entry: Entry, note: str | None, *, is_broken: bool) -> None:
+        """The next file."""
+        if note is not None:
+            (self.broken if is_broken else self.converted)[escaped(entry.name)] = note
+        self.num_entries += 1
+
+
+class Recorder:
+    """Stores one split's images after one another; everything up to the last `commit` survives whatever happens.
+
+    Starts with what an earlier one did, as far as storage and source are still the same: `done` has it.
+    """
+
+    def __init__(self, beton: Path, split: Split, storage: Storage) -> None:
+        self._split, self._path = split, record_path(beton)
+        head = {"storage": asdict(storage), "data_start": data_start(len(split.entries), storage.page_bytes)}
+        self._head = (json.dumps(head) + "\n").encode()
+        self.done, keep = self._resume(beton, storage)
+        self._writer = BetonWriter(beton, len(split.entries), storage.page_bytes, self.done.rows)
+        self._file = self._path.open("r+b" if keep else "wb")
+        self._file.truncate(keep)
+        self._file.seek(keep)
+        self._lines = [] if keep else [self._head]
+        self._num_bytes, self._time = 0, time.monotonic()
+
+    def add(self, stored: Stored) -> None:
+        """The next file of the split."""
+        entry, row = self._split.entries[self.done.num_entries], None
+        if stored.sample is not None:
+            self._writer.append(stored.sample)
+            row = self._writer.rows[-1].tolist()
+            self._num_bytes += len(stored.sample.content)
+        self.done.add(entry, stored.note, is_broken=row is None)
+        self._lines.append((json.dumps([entry.name, entry.num_bytes, row, stored.note]) + "\n").encode())
+        if self._num_bytes > COMMIT_BYTES or time.monotonic() - self._time > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """The images first, then the lines that speak of them."""
+        self._writer.flush()
+        self._file.write(b"".join(self._lines))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._lines, self._num_bytes, self._time = [], 0, time.monotonic()
+        self.done.rows = self._writer.rows
+
+    def finish(self) -> Path:
+        """Completes the data file under its provisional name."""
+        self.commit()
+        self._file.close()
+        return self._writer.finish()
+
+    def publish(self) -> None:
+        """Gives the data file its name, and forgets how it came about."""
+        self._writer.publish()
+        self._path.unlink()
+
+    def stop(self) -> None:
+        """Leaves everything for the next one."""
+        self._writer.abandon()
+        with suppress(OSError):  # a full disk refuses once more what is buffered
+            self._file.close()
+
+    def _resume(self, beton: Path, storage: Storage) -> tuple[Done, int]:
+        """What an earlier one did of this split, and where in the record that ends, in bytes."""
+        done, rows, keep = Done(), np.zeros(len(self._split.entries), ROW), 0
+        try:
+            num_stored = partial(beton).stat().st_size
+            lines = self._path.open("rb")
+        except FileNotFoundError:
+            return done, keep
+        with lines:
+            if lines.readline() != self._head:
+                return done, keep
+            keep = len(self._head)
+            num_rows = 0
+            for number, (entry, line) in enumerate(zip(self._split.entries, lines, strict=False)):
+                row, note = _fields(entry, line, num_stored)
+                if row is None and (note is None or self._is_mended(entry, number, storage)):
+                    break
+                if row is not None:
+                    rows[num_rows] = tuple(row)
+                    num_rows += 1
+                done.add(entry, note, is_broken=row is None)
+                keep += len(line)
+            done.rows = rows[:num_rows]
+        return done, keep
+
+    def _is_mended(self, entry: Entry, number: int, storage: Storage) -> bool:
+        return store(Task(str(self._split.folder / entry.name), number, entry.label), storage).sample is not None
+
+
+def _fields(entry: Entry, line: bytes, num_stored: int) -> tuple[Sequence[Any] | None, str | None]:
+    """(row, note) of a record's line; (None, None) where it is torn, or of another file, or its image is not there."""
+    try:
+        name, num_bytes, row, note = json.loads(line)
+    except (ValueError, TypeError):
+        return None, None
+    is_same = line.endswith(b"\n") and (name, num_bytes) == entry[:2]
+    if not is_same or (row is not None and (row[3] != entry.label or row[4] + row[5] > num_stored)):
+        return None, None
+    return row, note
+
+
+def record_path(beton: Path) -> Path:
+    """Where the record of an unfinished data file lies."""
+    return beton.with_name(f".{beton.name}.record")

@@ -1,0 +1,114 @@
+"""Grid: named blocks of models x quantizers x seeds, and the cells they amount to. `grid_file` reads one from YAML."""
+
+from collections import defaultdict
+from functools import cached_property
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from suite.recipe.cell import (
+    Cell,
+    Data,
+    DatasetName,
+    Execution,
+    Frozen,
+    Init,
+    Inputs,
+    ModelName,
+    Quantization,
+    QuantizerName,
+    Task,
+    Training,
+    require_mu,
+)
+
+
+class Block(Frozen):
+    """Models x quantizers x seeds under one recipe. A grid file is one block, plus blocks that override it."""
+
+    dataset: DatasetName
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    quantizers: tuple[QuantizerName, ...] = Field(
+        min_length=1, description="rows of the catalogue, or module:attribute of a Quantizer of yours"
+    )
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
+    init: Init = Field(
+        "scratch",
+        description="finetune: from the full-precision cell of the same model and seed, which runs first; pretrained: "
+        "from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
+    )
+    data: Data = Data()
+    training: Training
+    quantization: Quantization = Quantization()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _mu_where_needed(self) -> "Block":
+        for name in self.quantizers:
+            require_mu(name, self.quantization)
+        return self
+
+    def cells(self) -> list[Cell]:
+        """The block's runs, without parents, models outermost."""
+        return [
+            Cell(
+                dataset=self.dataset,
+                model=model,
+                quantizer=quantizer,
+                seed=seed,
+                task="bw" if quantizer == "fp" else self.task,
+                init=self.init,
+                data=self.data,
+                training=self.training,
+                quantization=self._quantization_of(quantizer),
+                execution=self.execution,
+            )
+            for model in self.models
+            for quantizer in self.quantizers
+            for seed in self.seeds
+        ]
+
+    def _quantization_of(self, quantizer: str) -> Quantization:
+        # Another method's mu, or any of it under fp, cannot change this cell's result: not part of its id.
+        if quantizer == "fp":
+            return Quantization()
+        own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
+        inputs = None if self.task == "bw" else self.quantization.inputs or Inputs()
+        return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
+
+
+class Grid(Frozen):
+    """Named set of cells; every field is data, so a grid file is all there is to share."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    blocks: tuple[Block, ...]
+
+    def cells(self) -> list[Cell]:
+        """All runs, each once, parents linked; full-precision parents come before the cells that start from them.
+
+        Raises:
+            ValueError: a finetune cell has no full-precision cell to start from, or several.
+        """
+        return list(self._cells)
+
+    @cached_property  # a grid of 10,000 cells takes a second to resolve: once, for reading it and for running it
+    def _cells(self) -> tuple[Cell, ...]:
+        unlinked = list({cell.id: cell for block in self.blocks for cell in block.cells()}.values())
+        sources: dict[tuple[object, ...], list[Cell]] = defaultdict(list)
+        for cell in unlinked:
+            if cell.quantizer == "fp" and cell.init != "finetune":
+                sources[cell.dataset, cell.model, cell.seed].append(cell)
+        linked = [_with_parent(cell, sources[cell.dataset, cell.model, cell.seed]) for cell in unlinked]
+        return tuple(sorted(linked, key=lambda cell: cell.init == "finetune"))
+
+
+def _with_parent(cell: Cell, parents: list[Cell]) -> Cell:
+    if cell.init != "finetune":
+        return cell
+    if len(parents) != 1:
+        found = "none" if not parents else ", ".join(f"{parent.name} ({parent.id})" for parent in parents)
+        raise ValueError(
+            f"{cell.name} starts from the one full-precision cell of its data set, model and seed; the grid has {found}"
+        )
+    return cell.model_copy(update={"parent": parents[0].id})

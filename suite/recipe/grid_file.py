@@ -1,0 +1,134 @@
+"""Grid files: YAML -> Grid, every error with its line.
+
+    load_grid("digits")                              a bundled grid
+    load_grid("my.yaml", ["training.epochs=2"])      a file, with overrides
+    python -m suite.recipe.grid_file                         rewrites grids/grid.schema.json, for editors
+
+A file holds name, description, one block's keys and, optionally, `blocks`: a list of partial blocks, each laid over
+those keys. Without `blocks` the file is the one block.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from suite.errors import UserError
+from suite.recipe.bundled import BUNDLED, bundled_names
+from suite.recipe.grid import Block, Grid
+from suite.recipe.yaml_lines import Faults, Location, read, unknown
+
+SCHEMA = BUNDLED / "grid.schema.json"
+_KEYS_OF_A_FILE = ("name", "description", "blocks")
+"""Beside a block's."""
+
+
+class GridError(UserError):
+    """A grid cannot be read; one line per fault."""
+
+
+def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
+    """Reads a bundled grid by name, or a file by path, and applies `key.key=value` overrides to every block.
+
+    Raises:
+        GridError: anything wrong with the file or an override, all faults at once.
+    """
+    path = _find(name_or_path)
+    raw, lines = read(path, "a grid", [*Block.model_fields, *_KEYS_OF_A_FILE], GridError)
+    settings = dict(_parse_override(text) for text in overrides or [])
+    faults = Faults(path, lines, set(settings), _KEYS_OF_A_FILE)
+    partial_blocks = raw.pop("blocks", [{}])
+    head = {key: raw.pop(key) for key in ("name", "description") if key in raw}
+    if not (isinstance(partial_blocks, list) and partial_blocks):
+        raise GridError(f"{faults.place(('blocks',))}: blocks: needs a list of one or more blocks")
+    blocks = []
+    for index, partial in enumerate(partial_blocks):
+        where: Location = ("blocks", index)
+        if not isinstance(partial, dict):
+            faults.add(f"{faults.place(where)}: blocks: each entry is a mapping of keys to override")
+            continue
+        merged = laid_over(raw, partial)
+        for location, value in settings.items():
+            _put(merged, location, value)
+        try:
+            blocks.append(Block.model_validate(merged))
+        except ValidationError as error:
+            faults.add_all(error, Block, where)
+    try:
+        grid = Grid.model_validate({**head, "blocks": blocks})
+        if not faults:
+            grid.cells()
+    except ValidationError as error:
+        faults.add_all(error, Grid, ())
+    except ValueError as error:
+        faults.add(f"{path}: {error}")
+    if faults:
+        raise GridError("\n".join(faults))
+    return grid
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path in bundled_names():
+        return BUNDLED / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise GridError(f"{path}: no such grid file; the bundled grids are {', '.join(bundled_names())}")
+    raise GridError(f"{unknown('grid', name_or_path, bundled_names())}; or give the path of a YAML file")
+
+
+def _parse_override(text: str) -> tuple[Location, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise GridError(f"--set {text}: write KEY=VALUE, for instance --set training.epochs=2")
+    if key.split(".")[0] in _KEYS_OF_A_FILE:
+        raise GridError(f"--set {text}: only a block's keys can be overridden: {', '.join(Block.model_fields)}")
+    try:
+        return tuple(key.split(".")), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise GridError(f"--set {text}: the value is not YAML") from error
+
+
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; where both have a mapping, that of `over` is laid over that of `base`."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = laid_over(merged[key], value) if both else value
+    return merged
+
+
+def _put(raw: dict[str, Any], location: Location, value: Any) -> None:  # noqa: ANN401  (any YAML value)
+    for part in location[:-1]:
+        inner = raw.get(str(part))
+        raw[str(part)] = dict(inner) if isinstance(inner, dict) else {}
+        raw = raw[str(part)]
+    raw[str(location[-1])] = value
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a grid file: Block's, with name and description, and `blocks` whose keys are all optional."""
+    block = Block.model_json_schema()
+    definitions = block.pop("$defs")
+    partial = {**block, "required": [], "title": "blocks"}
+    optional = {name: {**body, "required": []} for name, body in definitions.items() if name != "Sharpness"}
+    head = {name: Grid.model_json_schema()["properties"][name] for name in ("name", "description")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "proxbench grid",
+        "description": "models x quantizers x seeds under one recipe; `blocks` are laid over it",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name"],
+        "properties": {**head, **block["properties"], "blocks": {"type": "array", "items": partial}},
+        "$defs": {**definitions, **optional},
+    }
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
+    print(SCHEMA)

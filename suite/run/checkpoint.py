@@ -1,0 +1,127 @@
+"""Checkpoints: written atomically, verified by checksum, the newest two kept, loaded without running code.
+
+    epoch-000003-step-000120.pt     after 3 epochs and 120 steps of the fourth
+
+A file is 64 hex digits of SHA-256 over the rest, then what torch.save wrote: tensors, numbers, strings, and containers
+of them. docs/resume.md lists what `Trainer.state_dict` puts there. Damage (the checksum does not match) falls back to
+the checkpoint before and says so; a whole checkpoint of another cell or format is refused.
+"""
+
+import hashlib
+import io
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from suite.errors import UserError
+from suite.run.atomic import write_bytes
+
+FORMAT: Final = 3
+"""Of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
+NUM_KEPT = 2
+_DIGEST_CHARS = 64
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be gone on from, or cannot be written."""
+
+
+class DamagedError(CheckpointError):
+    """The file is not what was written."""
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint notes of the software that wrote it."""
+    return {"proxbench": version("proxbench"), "torch": str(torch.__version__)}
+
+
+def save(folder: Path, state: dict[str, Any]) -> Path:
+    """Writes a state, named by its `epoch` (finished ones) and `step` (of the epoch under way).
+
+    Raises:
+        CheckpointError: the file cannot be written (disk full, say); the ones before are as they were.
+    """
+    buffer = io.BytesIO(b" " * _DIGEST_CHARS)
+    buffer.seek(_DIGEST_CHARS)
+    torch.save({"format": FORMAT, "versions": versions(), **state}, buffer)
+    with buffer.getbuffer() as content:
+        content[:_DIGEST_CHARS] = hashlib.sha256(content[_DIGEST_CHARS:]).hexdigest().encode()
+        path = folder / f"epoch-{state['epoch']:06d}-step-{state['step']:06d}.pt"
+        try:
+            write_bytes(path, content)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be written: {error.strerror}; those before are as they were"
+            ) from error
+    paths = newest_first(folder)
+    place = paths.index(path)
+    # Those of later steps were passed over as damaged when training went on from an earlier one.
+    for other in paths[:place] + paths[place + NUM_KEPT :]:
+        other.unlink()
+    return path
+
+
+def load_newest(folder: Path, cell_id: str, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and what it holds, or None where there is none.
+
+    Raises:
+        CheckpointError: the newest whole one is of another cell or format, or there are checkpoints and none is whole.
+    """
+    paths = newest_first(folder)
+    for path in paths:
+        try:
+            return path, load(path, cell_id, device)
+        except DamagedError as error:
+            log.warning("%s; falling back to the checkpoint before", error)
+    if paths:
+        raise CheckpointError(f"{folder}: no checkpoint is whole; delete the folder to train from the start")
+    return None
+
+
+def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
+    """One checkpoint, verified.
+
+    Raises:
+        DamagedError: it cannot be read, or its checksum does not match.
+        CheckpointError: it is of another cell, of another format, or holds more than data.
+    """
+    state = _unpickled(path, _payload(path), device)
+    if (found := state.get("format", 1)) != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {found}; this proxbench reads format {FORMAT}")
+    if (cell := state.get("cell")) != cell_id:
+        raise CheckpointError(f"{path}: the checkpoint is of cell {cell}, this is {cell_id}")
+    if (theirs := state["versions"]) != versions():
+        log.warning("%s: written by %s, this is %s: what follows may round differently", path, theirs, versions())
+    return state
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, whole or not."""
+    return sorted(folder.glob("epoch-*.pt"), reverse=True)
+
+
+def _payload(path: Path) -> memoryview:
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+    payload = content[_DIGEST_CHARS:]
+    if content[:_DIGEST_CHARS] != hashlib.sha256(payload).hexdigest().encode():
+        raise DamagedError(f"{path}: damaged (its checksum does not match)")
+    return payload
+
+
+def _unpickled(path: Path, payload: memoryview, device: torch.device) -> dict[str, Any]:
+    try:
+        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except Exception as error:  # whole, so somebody wrote it like this: a pickle of code, or no pickle at all
+        raise CheckpointError(
+            f"{path}: not a checkpoint of proxbench: it holds something other than tensors, numbers and strings"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of proxbench: it holds a {type(state).__name__}")
+    return state

@@ -1,0 +1,82 @@
+"""What a number's reader needs to find out where it came from: code, versions, hardware, data."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch comes with it, and a launcher that only copies the code must not wait for that
+    from suite.engines.process_group import Layout
+
+SNAPSHOT = "snapshot.json"
+"""File beside a copy of the packages that says what code_version said where they were copied from."""
+_PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
+
+
+def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None, *, one_pass: bool) -> dict[str, Any]:
+    """Provenance of the run that this process is part of, as JSON.
+
+    `weights_checksum` is of what it started from, `one_pass` is `ProxConnect.writes_in_one_pass`.
+    """
+    import torch
+
+    return {
+        "command": sys.argv,
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(layout.device) if layout.device.type == "cuda" else _processor(),
+        "num_processes": layout.world_size,
+        # Sums are split over threads: another number of them may round differently.
+        "num_threads": torch.get_num_threads(),
+        # The two round differently.
+        "optimizer_step": "one pass" if one_pass else "torch's operations",
+        "num_cores": len(os.sched_getaffinity(0)),
+        "data_checksum": data_checksum,
+        "weights_checksum": weights_checksum,
+    }
+
+
+def code_version() -> dict[str, str | None]:
+    """The commit this package was imported, or copied by the launcher, from, and what differs; None where git has none.
+
+    Files that git does not know yet are listed.
+    """
+    snapshot = Path(__file__).parents[2] / SNAPSHOT
+    if snapshot.exists():
+        copied: dict[str, str | None] = json.loads(snapshot.read_text(encoding="utf-8"))
+        return copied
+    if shutil.which("git") is None:
+        return {"commit": None, "diff": None, "untracked": None}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "diff": _git("diff", "HEAD"),
+        "untracked": _git("ls-files", "--others", "--exclude-standard", "--full-name", ":/"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
