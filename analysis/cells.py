@@ -192,7 +192,7 @@ def status_of(cells: pd.DataFrame) -> pd.Series:
 
 
 def names(cells: pd.DataFrame) -> list[str]:
-    """Display names as suite.recipe.cell.Cell's: `cifar10/resnet20/bnn++/s3`, then a start not scratch and a task not bw."""
+    """Display names as a Cell's: `cifar10/resnet20/bnn++/s3`, then a start not scratch and a task not bw."""
     return [f"{group}/s{seed}{rest}" for (group, rest), seed in zip(_groups(cells), cells["seed"], strict=True)]
 
 

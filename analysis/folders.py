@@ -62,10 +62,8 @@ def backgrounds(frame: pd.DataFrame) -> dict[CellKey, Background]:
 
 def _background(run: RunDir, cell: Cell) -> Background:
     params = {key: str(value) for key, value in recipe(cell)}
-    with _reading(run.path / "state.json"):
-        state = run.state()
-    with _reading(run.provenance_path):
-        facts = facts_of(run.provenance())
+    with _reading(run.attempts):
+        state, facts = run.state(), facts_of(run.provenance())
     records = journal.read(run.journal)[0] if state.state == "done" else []
     times = (records[0].time, state.heartbeat) if records else None
     return Background(params, facts, state.reason, times)
@@ -88,13 +86,11 @@ def _cell(run: RunDir) -> Cell:
 
 
 def _row(run: RunDir, cell: Cell, grid: str) -> dict[str, object]:
-    with _reading(run.path / "state.json"):
-        state = run.state()
+    with _reading(run.attempts):
+        state, provenance = run.state(), run.provenance()
     with _reading(run.result_path):
         result = run.result() or {}
         numbers = {key: float(result.get(key, NAN)) for key in NUMBERS}
-    with _reading(run.provenance_path):
-        provenance = run.provenance()
         commit = (provenance.get("code") or {}).get("commit") or ""
     return {
         **cell.model_dump(include=set(cells.SCHEMA)),

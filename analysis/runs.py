@@ -122,7 +122,7 @@ class _Found:
 
 
 def _split(found: list[_Found]) -> tuple[list[_Found], list[_Found]]:
-    """Runs of current cells; runs of cells that their grid's last launch no longer had (suite.run.mlflow_replica marks them)."""
+    """Runs of current cells; runs of cells that their grid's last launch no longer had (the replica marks them)."""
     launched = {run.row["grid"] for run in found if run.current == "true"}
     current: list[_Found] = []
     superseded: list[_Found] = []

@@ -14,6 +14,7 @@ With `--forked` the two processes are forked from one that has torch imported, w
 nearly all kills hit training or its checkpoints. With `--at-writes` a kill waits until a checkpoint is being written.
 """
 
+import json
 import os
 import random
 import signal
@@ -43,9 +44,9 @@ MARK = "PROXBENCH_KILLS"
 """The environment variable by which all descendants of a launch are found, whatever their session."""
 
 
-def cell_of(epochs: int, execution: dict[str, Any]) -> Cell:
+def cell_of(epochs: int, *, is_averaged: bool) -> Cell:
     """ResNet-8, 20 steps an epoch; with an average where the engine has one, which is more to lose."""
-    average = 0.9 if execution.get("engine", "plain") == "plain" else None
+    average = 0.9 if is_averaged else None
     return Cell.model_validate(
         {
             "dataset": "digits",
@@ -61,7 +62,6 @@ def cell_of(epochs: int, execution: dict[str, Any]) -> Cell:
                 "ema_decay": average,
             },
             "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
-            "execution": execution,
         }
     )
 
@@ -79,10 +79,11 @@ class Launch(Protocol):
 class Torchrun:
     """As a user starts it."""
 
-    def __init__(self, run: RunDir, num_processes: int) -> None:
+    def __init__(self, run: RunDir, num_processes: int, execution: str) -> None:
         self.run, self.mark = run, uuid.uuid4().hex
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
         command = [sys.executable, "-m", *torchrun, "suite.train", str(run.cell_path), "--checkpoint-steps", "1"]
+        command += ["--execution", execution]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", MARK: self.mark}
         with (run.path / "log").open("ab") as file:
             self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
@@ -121,8 +122,8 @@ class Torchrun:
 class Forked:
     """The same program in processes that have everything imported."""
 
-    def __init__(self, run: RunDir, num_processes: int) -> None:
-        self.run = run
+    def __init__(self, run: RunDir, num_processes: int, execution: str) -> None:
+        self.run, self.execution = run, execution
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -139,7 +140,7 @@ class Forked:
             log = os.open(self.run.path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            main_of_a_run(self.run.cell_path, checkpoint_steps=1)
+            main_of_a_run(self.run.cell_path, execution=self.execution, checkpoint_steps=1)
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
@@ -181,7 +182,8 @@ def moment(run: RunDir, stale: set[Path]) -> str:
         return "writing a checkpoint"
     if run.result_path.exists():
         return "past its result"
-    beats = failures.beats(run.processes).values() if run.state().state == "running" else ()
+    attempt = run.newest()
+    beats = () if attempt is None or attempt.end() is not None else failures.beats(attempt.path).values()
     return "training" if any(beat.step is not None for beat in beats) else "starting"
 
 
@@ -209,15 +211,16 @@ def main(
 ) -> None:
     """Kill trainings at random moments, take them up again, compare."""
     settings = {key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in execution)}
-    cell, chance = cell_of(epochs, settings), random.Random(seed)  # noqa: S311  (no secret)
+    is_deepspeed = settings.get("engine") == "deepspeed"
+    cell, chance = cell_of(epochs, is_averaged=not is_deepspeed), random.Random(seed)  # noqa: S311  (no secret)
     if forked:
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         for module in (
             "suite.training.trainer",
-            *(["suite.engines.deepspeed.engine"] if settings.get("engine") == "deepspeed" else []),
+            *(["suite.engines.deepspeed.engine"] if is_deepspeed else []),
         ):
             import_module(module)
-    start_of = partial(Forked if forked else Torchrun, num_processes=processes)
+    start_of = partial(Forked if forked else Torchrun, num_processes=processes, execution=json.dumps(settings))
     with tempfile.TemporaryDirectory() as temporary:
         root = out or Path(temporary)
         undisturbed = RunDir.create(root / "undisturbed" / cell.id, cell)

@@ -25,7 +25,7 @@ from quantizers import QUANTIZERS, Constant
 from suite.data import datasets
 from suite.engines.process_group import Layout, joined
 from suite.engines.protocol import Engine
-from suite.recipe.cell import Cell
+from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.training.build import build_engine, build_loaders, build_lr_schedule, build_model, build_sharpness
 
 ALONE = "1 process"
@@ -41,8 +41,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 BATCH_SIZE = 24  # 53 steps per epoch of the digits; 12 images on each of two processes, 6 in a micro-batch
 
 
-def cell_of(quantizer: str, execution: dict[str, Any], **training: object) -> Cell:
-    """The cell of a layout: its execution, under the one recipe but for what is given of it."""
+def cell_of(quantizer: str, **training: object) -> Cell:
+    """The cell that every layout trains: the one recipe but for what is given of it."""
     shape = QUANTIZERS[quantizer].usual_mu
     mu: dict[str, Any] = {}
     if isinstance(shape, Constant):
@@ -58,7 +58,6 @@ def cell_of(quantizer: str, execution: dict[str, Any], **training: object) -> Ce
             "data": {},
             "training": {"epochs": 1, "batch_size": BATCH_SIZE, "weight_decay": 1e-4, **training},
             "quantization": {"sharpness": mu},
-            "execution": execution,
         }
     )
 
@@ -72,11 +71,11 @@ class Trained:
     signs: Tensor
 
 
-def train(cell: Cell, layout: Layout, num_steps: int) -> Trained:
+def train(cell: Cell, layout: Layout, num_steps: int, execution: Execution = AS_IS) -> Trained:
     """The cell's first steps on a layout."""
     source = datasets.load(cell.dataset, Path("no-data-needed"))
-    loaders = build_loaders(cell, source, layout)
-    engine = build_engine(cell, *build_model(cell, source, None), layout)
+    loaders = build_loaders(cell, source, layout, execution)
+    engine = build_engine(cell, *build_model(cell, source, None), layout, execution)
     sharpness = build_sharpness(cell, engine.optimizer, num_steps)
     rates = build_lr_schedule(cell.training, engine.optimizer, num_steps)
     engine.model.train()
@@ -102,12 +101,12 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row per layout but the first: how far it is from one process."""
     rows = []
-    reference = train(cell_of(quantizer, {}, **training), Layout(device=layout.device), num_steps)
+    reference = train(cell_of(quantizer, **training), Layout(device=layout.device), num_steps)
     for name in names:
         if name == ALONE:
             continue
         start = time.perf_counter()
-        trained = train(cell_of(quantizer, LAYOUTS[name], **training), layout, num_steps)
+        trained = train(cell_of(quantizer, **training), layout, num_steps, Execution.model_validate(LAYOUTS[name]))
         losses, pairs = trained.losses, zip(trained.losses, reference.losses, strict=True)
         differences = [abs(ours - theirs) / abs(theirs) for ours, theirs in pairs]
         row = {

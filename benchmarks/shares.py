@@ -87,8 +87,10 @@ def run(case: Case, folder: Path, num_epochs: int, max_steps: int) -> tuple[Cloc
     directory = RunDir.create(folder / case.cell.id, case.cell)
     with joined() as layout:
         trainer = Trainer(case.cell, layout, folder, None)
-        record, checkpoints = Record(directory, trainer), Checkpoints(directory, trainer, None, 10.0)
-        heartbeat = Heartbeat(directory.processes, 0)
+        attempt = directory.claim()
+        record = Record(directory, attempt, trainer)
+        checkpoints = Checkpoints(directory, attempt, trainer, None, 10.0)
+        heartbeat = Heartbeat(attempt.path, 0, num_epochs)
         clock = Clock()
         for epoch in range(1 + num_epochs):
             if epoch == 1:
@@ -103,16 +105,11 @@ def _epoch(
     trainer: Trainer, record: Record, checkpoints: Checkpoints, heartbeat: Heartbeat, clock: Clock, max_steps: int
 ) -> None:
     """As `suite.train` goes through it, with an end after `max_steps`."""
-
-    def sign_of_life() -> None:
-        heartbeat.beat(trainer.step)
-        record.step()
-
     batches = trainer.loaders.train.epoch(trainer.epoch)
     for step in range(min(max_steps, trainer.steps_per_epoch)):
         images, labels = clock.time("loader" if step else "first batch", lambda: next(batches))
         clock.time("training", partial(trainer._train_step, images, labels))  # noqa: SLF001  (an epoch is too long)
-        clock.time("signs of life", sign_of_life)
+        clock.time("signs of life", partial(heartbeat.beat, trainer.step, trainer.epoch))
         clock.time("looking at the clock", partial(checkpoints.step, step))
     trainer.epoch, trainer.step = trainer.epoch + 1, 0
     clock.time("journal", lambda: record.epoch(METRICS))
@@ -140,10 +137,9 @@ def forwarder_share(folder: Path, num_calls: int) -> float:
     grid = folder / "forwarded"
     runs = [RunDir.create(grid / cell.id, cell) for cell in cells]
     write_plan(grid, cells)
-    seconds, journal = [], Journal(runs[0].journal, 1)
+    seconds, journal = [], Journal(runs[0].journal, runs[0].claim())
     for call in range(1 + num_calls):
         journal.append(1 + call, METRICS)
-        runs[0].update(state="running", epoch=1 + call)
         start = time.process_time()
         mlflow_replica.sync(grid, mlflow_replica.default_uri(folder))
         seconds.append(time.process_time() - start)

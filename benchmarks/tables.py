@@ -2,7 +2,7 @@
 
 python benchmarks/tables.py --cells 10000
 
-MLflow makes the store and one run as suite.run.mlflow_replica writes it; SQLAlchemy copies that run, because ten thousand runs
+MLflow makes the store and one run as launch sync does; SQLAlchemy copies that run, because ten thousand runs
 through MLflow's own client take minutes. Six quantizers, ten seeds, as many models as it takes. The peer is MLflow:
 what its search_runs alone takes for the same store. CPU seconds beside those of the clock, for busy machines.
 """

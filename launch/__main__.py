@@ -25,8 +25,10 @@ from launch.selection import (
 from suite.errors import UserError
 
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
+    from collections.abc import Mapping
+
     from launch.resources import Profile
-    from suite.recipe.cell import Cell
+    from suite.recipe.cell import Cell, Execution
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +75,7 @@ def grid(
         fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without it lists them")
     profile = where.profile()
     grid_dir = (root or profile.root or DEFAULT_ROOT) / loaded.name
-    _start(grid_dir, cells, wanted, data_dir, tracking_uri, where, profile, dry_run=dry_run)
+    _start(grid_dir, cells, wanted, loaded.executions(), data_dir, tracking_uri, where, profile, dry_run=dry_run)
 
 
 @app.command()
@@ -88,14 +90,15 @@ def debug(
 
     [dim]python -m pdb -m launch debug digits --cell resnet8/bnn++/s0[/]
     """
-    from launch.debug import first_steps
+    from launch import debug as in_process
     from launch.plan import matches
     from suite.recipe.grid_file import load_grid
 
-    found = [each for each in load_grid(grid, set_).cells() if matches(each, cell)]
+    loaded = load_grid(grid, set_)
+    found = [each for each in loaded.cells() if matches(each, cell)]
     if not found:
         fail(f"--cell {cell} matches no cell of {grid}; python -m launch grid {grid} --dry-run lists them")
-    first_steps(found[0], data_dir or DEFAULT_DATA, max_steps)
+    in_process.debug(found[0], loaded.executions()[found[0].id], data_dir or DEFAULT_DATA, max_steps)
 
 
 @app.command()
@@ -108,6 +111,14 @@ def retry(
     timeout: Annotated[
         bool, typer.Option("--timeout", help="Only cells that hung or got no further in their time.")
     ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="execution.KEY=VALUE",
+            help="Run them in another way, execution.micro_batch_size=64 say; their recipe stays.",
+        ),
+    ] = None,
     grid: OfGrid = None,
     root: Root = None,
     data_dir: DataDir = None,
@@ -117,8 +128,11 @@ def retry(
     """Start failed and cancelled cells again, from their newest checkpoints, and the cells that wait for them.
 
     [dim]python -m launch retry --oom --partition gpu --mem 64G[/]
+
+    [dim]python -m launch retry --oom --local --set execution.micro_batch_size=64[/]
     """
-    from suite.run.directory import RunDir
+    from suite.recipe.grid_file import laid_over_execution
+    from suite.run.directory import RunDir, planned_executions
 
     profile = where.profile()
     grid_dir = grid_dir_of(root or profile.root, grid)
@@ -133,13 +147,15 @@ def retry(
     if not again:
         fail("nothing to retry: no such cell has failed or was cancelled")
     _require_a_place(where, profile)
+    executions = planned_executions(grid_dir)
+    changed = {row.cell.id: laid_over_execution(executions[row.cell.id], set_ or []) for row in again}
     ids = {row.cell.id for row in again}
     again += [row for row in rows if row.cell.parent in ids and row.state.state == "cancelled"]
     for row in again:
         RunDir(grid_dir / row.cell.id).plan_again()
     family = ids | {row.cell.id for row in rows if row.cell.parent in ids} | {row.cell.parent for row in again}
     wanted = [row.cell for row in rows if row.cell.id in family]
-    _start(grid_dir, [row.cell for row in rows], wanted, data_dir, tracking_uri, where, profile)
+    _start(grid_dir, [row.cell for row in rows], wanted, executions | changed, data_dir, tracking_uri, where, profile)
 
 
 @app.command()
@@ -160,6 +176,7 @@ def _start(
     grid_dir: Path,
     cells: "list[Cell]",
     wanted: "list[Cell]",
+    executions: "Mapping[str, Execution]",
     data_dir: Path | None,
     tracking_uri: str | None,
     where: Where,
@@ -174,6 +191,7 @@ def _start(
         grid_dir,
         cells,
         wanted,
+        executions,
         data_dir or profile.data_dir or DEFAULT_DATA,
         tracking_uri or profile.tracking_uri or default_uri(grid_dir.parent),
         profile,

@@ -14,9 +14,10 @@ from launch.plan import SETTLED
 from launch.rendezvous import Word
 from launch.submissions import owners, read
 from launch.training_process import TrainingProcess, command, devices_of, environment
+from suite.recipe.cell import AS_IS
 from suite.run import failures
-from suite.run.directory import RunDir
-from suite.run.locks import holder
+from suite.run.attempt import Attempt, BusyError, newest_number
+from suite.run.directory import RunDir, planned_executions
 from suite.train import EXIT_BUSY
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0
 """How often a running cell is asked whether it was cancelled."""
-SETTLE_SECONDS = {"running": 60.0, "queued": 5.0}
-"""How long the first node waits for the last word of a training process on another one, by what state.json says."""
+SETTLE_SECONDS, UNBEGUN_SECONDS = 60.0, 5.0
+"""How long the first node waits for the last word of a training process on another one that has begun, or has not."""
 FREE_SECONDS = 30.0
 """How long a job waits for an earlier one's processes to let go of the run."""
 PARENT_SECONDS = 60.0
@@ -43,6 +44,7 @@ class Leader:
         self.checkpoint_before = ""
         self.word = Word(place.start, 0, 0, None)
         self.is_mine = False
+        self.attempt: Attempt | None = None
         self.process: TrainingProcess | None = None
         self._num_oom_kills = num_oom_kills()
         self._next_look = self._ended = 0.0
@@ -50,12 +52,16 @@ class Leader:
     def begin(self, asked: list[str]) -> bool:
         """Starts training, unless there is no need or it is another's; other nodes are told. Whether it started."""
         if self._is_to_run(asked) and not asked:
-            changes = {"job_id": self.place.job_id} if self.place.job_id else {}
-            self.before = self.run.update(state="queued", cause=None, reason="", **changes)
-            self.checkpoint_before = newest_checkpoint(self.run)
-            self.word = replace(self.word, attempt=self.before.attempt + 1)
-            self._start()
-            return True
+            try:
+                self.attempt = self.run.claim(self.place.job_id)
+            except BusyError as error:
+                print(error, flush=True)
+                self.is_mine = False
+            else:
+                self.checkpoint_before = newest_checkpoint(self.run)
+                self.word = replace(self.word, attempt=self.attempt.number)
+                self._start()
+                return True
         self._say(None)
         return False
 
@@ -64,13 +70,18 @@ class Leader:
         if self.process is not None:
             self.process.ask(number)
 
+    def note_stop(self, signal_name: str) -> None:
+        """Notes that the job was asked to stop, for when all its processes are killed before they can say so."""
+        if self.attempt is not None:
+            failures.note_stop(self.attempt.path, signal_name)
+
     def end(self) -> None:
         """Nothing of the attempt runs any more."""
         if self.process is not None:
             self.process.end()
 
     def look(self, asked_by: str) -> bool:
-        """Whether the attempt still goes on; when it has ended, state.json says what comes of it."""
+        """Whether the attempt still goes on; when it has ended, its end.json says what comes of it."""
         if self.process is None:
             return False
         now = time.monotonic()
@@ -101,15 +112,14 @@ class Leader:
         if not self.is_mine or state.state in SETTLED or not self._parent_is_done(asked):
             return False
         wait_seconds = 0.0 if self.job.submission is None else FREE_SECONDS
-        if not _eventually(lambda: holder(run.lock) is None, wait_seconds, asked):
-            print(f"{run.path}: another process has this run", flush=True)
-            self.is_mine = False
-            return False
-        state = run.state()
-        if state.state == "running":
-            state = run.update(**after_lost_job(state, failures.noted_stop(run.processes), newest_checkpoint(run)))
-        failures.clear(run.processes)
-        return state.state not in SETTLED
+        before = run.newest()
+        if before is not None:
+            _eventually(lambda: not before.is_live(self.place.job_id), wait_seconds, asked)
+            if before.end() is None and not before.is_live(self.place.job_id):
+                lost = after_lost_job(run.state(), failures.noted_stop(before.path), newest_checkpoint(run))
+                before.finish(**lost)
+        self.before = run.state()
+        return self.before.state not in SETTLED
 
     def _parent_is_done(self, asked: list[str]) -> bool:
         """If it failed, this cell is cancelled; if it still has to run, a later launch starts this one."""
@@ -127,7 +137,8 @@ class Leader:
             what = f"failed: {state.cause}" if state.state == "failed" else "was cancelled"
             self.run.cancel(f"starts from {name}, which {what}")
         else:
-            self.run.update(state="planned", reason=f"starts from {name}, which is not done: launch the grid again")
+            reason = f"starts from {name}, which is not done: launch the grid again"
+            self.run.hand_over(self.place.job_id, "planned", reason)
             self.is_mine = False
         return False
 
@@ -149,14 +160,22 @@ class Leader:
         """Another program was quicker, training has not begun, and other ports are left to try."""
         if self.job.num_nodes == 1 or self.word.generation >= rendezvous.MAX_GENERATIONS or self.process is None:
             return False
-        return self.run.state().attempt == self.before.attempt and rendezvous.is_taken(self.process.said())
+        return not self._is_begun() and rendezvous.is_taken(self.process.said())
 
     def _others_still_write(self, seconds: float) -> bool:
         """Whether training's first process, which may be on another node, has yet to say how it ended."""
-        return self.job.num_nodes > 1 and seconds < SETTLE_SECONDS.get(self.run.state().state, 0.0)
+        if self.job.num_nodes == 1 or self.run.state().state != "running":
+            return False
+        return seconds < (SETTLE_SECONDS if self._is_begun() else UNBEGUN_SECONDS)
+
+    def _is_begun(self) -> bool:
+        """Whether training got so far as to say anything."""
+        return self.attempt is not None and (self.attempt.beat() is not None or self.attempt.end() is not None)
 
     def _settle(self, exit_code: int, asked_by: str) -> None:
-        is_held = holder(self.run.lock) is not None
+        if self.attempt is None or newest_number(self.run.attempts) > self.attempt.number or exit_code == EXIT_BUSY:
+            self.is_mine = False  # a later attempt has it
+            return
         said = self.process.said() if self.process is not None and exit_code else ""
         last_lines = [line.strip("│ ") for line in said.splitlines() if any(map(str.isalnum, line))]
         end = End(
@@ -164,22 +183,24 @@ class Leader:
             asked_by,
             is_out_of_memory=num_oom_kills() > self._num_oom_kills,
             is_out_of_time=self.place.is_out_of_time(),
-            is_held=is_held,
+            is_begun=self._is_begun(),
             is_group=self.job.num_processes * self.job.num_nodes > 1,
             last_line=last_lines[-1][:_NUM_TAIL_CHARS] if last_lines else "",
             checkpoint_before=self.checkpoint_before,
             checkpoint=newest_checkpoint(self.run),
         )
-        if changes := after_attempt(self.before, self.run.state(), end):
-            self.run.update(**changes)
-        if is_held or exit_code == EXIT_BUSY:
-            self.is_mine = False
+        changes = after_attempt(self.run.state(), end)
+        if changes or self.attempt.end() is None:
+            self.attempt.finish(**changes)
 
 
 class Follower:
     """The cell's attempt on another node of the job: does what the first one says, and decides nothing."""
 
     is_mine = False
+
+    def note_stop(self, signal_name: str) -> None:
+        """The first node does."""
 
     def __init__(self, job: "Job", place: "Place", index: int) -> None:
         self.job, self.place, self.index = job, place, index
@@ -227,9 +248,11 @@ class Follower:
 def start(job: "Job", place: "Place", index: int, word: Word) -> TrainingProcess:
     """Starts training of the job's cell `index` on this node, to meet the other nodes where the word says."""
     run = RunDir(job.runs[index])
-    train = [str(run.cell_path), "--data-dir", str(job.data_dir), *job.train_options]
+    execution = planned_executions(run.path.parent).get(run.path.name, AS_IS)
+    train = [str(run.cell_path), "--data-dir", str(job.data_dir), "--attempt", str(word.attempt)]
+    train += ["--execution", execution.model_dump_json(exclude_defaults=True), *job.train_options]
     devices = devices_of(os.environ.get("CUDA_VISIBLE_DEVICES"), index, job.num_processes)
-    log = run.logs / f"train-{word.attempt:04d}{f'-node{place.node}' if place.node else ''}.log"
+    log = Attempt(run.attempts, word.attempt).log(place.node)
     return TrainingProcess(
         command(train, job.num_processes, job.num_nodes, place.node, word),
         environment(job.code, job.num_threads, devices),

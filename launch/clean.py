@@ -9,19 +9,18 @@ from launch.plan import Standing
 from launch.slurm import JobInfo
 from launch.submissions import Submission, owners
 from suite.run.directory import RunDir, run_dirs
-from suite.run.locks import holder, locked
 
 Queue = Mapping[str, JobInfo]
 
 
 @dataclass(frozen=True)
 class Waste:
-    """A file or folder that may go: what it is, for people, and its size. `lock`: who holds it keeps it."""
+    """A file or folder that may go: what it is, for people, and its size. `run`: whose; training keeps it."""
 
     path: Path
     what: str
     num_bytes: int
-    lock: Path | None = None
+    run: RunDir | None = None
 
 
 def old_jobs(
@@ -54,7 +53,7 @@ def old_jobs(
 def old_checkpoints(grid_dir: Path, rows: Iterable[Standing]) -> list[Waste]:
     """All checkpoints of done cells but the newest, from which others are finetuned and 1-bit files exported."""
     return [
-        _waste(path, f"checkpoint of {row.cell.name}, done with a newer one", RunDir(grid_dir / row.cell.id).lock)
+        _waste(path, f"checkpoint of {row.cell.name}, done with a newer one", RunDir(grid_dir / row.cell.id))
         for row in rows
         if row.state.state == "done"
         for path in sorted(RunDir(grid_dir / row.cell.id).checkpoints.glob("epoch-*.pt"))[:-1]
@@ -73,9 +72,9 @@ def orphans(grid_dir: Path, planned: Iterable[str], records: Sequence[Submission
     has_job = {cell_id for cell_id, (record, _) in owners(records).items() if queue is None or _is_live(record, queue)}
     kept = {*planned, *has_job}
     return [
-        _waste(run.path, f"run of an earlier recipe, {run.cell().name}, {run.state().state}", run.lock)
+        _waste(run.path, f"run of an earlier recipe, {run.cell().name}, {run.state().state}", run)
         for run in run_dirs(grid_dir)
-        if run.path.name not in kept and holder(run.lock) is None
+        if run.path.name not in kept and not run.is_live()
     ]
 
 
@@ -83,13 +82,9 @@ def delete(waste: Iterable[Waste]) -> int:
     """Deletes what nobody holds, and returns how many bytes that were."""
     num_bytes = 0
     for each in waste:
-        if each.lock is None:
-            _remove(each.path)
-        else:
-            with locked(each.lock) as mine:  # it was asked for before; the answer may have taken hours
-                if not mine:
-                    continue
-                _remove(each.path)
+        if each.run is not None and each.run.is_live():  # looked at before, but the answer may have taken hours
+            continue
+        _remove(each.path)
         num_bytes += each.num_bytes
     return num_bytes
 
@@ -107,9 +102,9 @@ def _folders(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
 
 
-def _waste(path: Path, what: str, lock: Path | None = None) -> Waste:
+def _waste(path: Path, what: str, run: RunDir | None = None) -> Waste:
     files = path.rglob("*") if path.is_dir() else [path]
-    return Waste(path, what, sum(file.lstat().st_size for file in files if not file.is_dir()), lock)
+    return Waste(path, what, sum(file.lstat().st_size for file in files if not file.is_dir()), run)
 
 
 def _remove(path: Path) -> None:

@@ -121,15 +121,15 @@ class LocalCluster:
 
     def submit(self, run: RunDir, code: Path) -> str:
         """Starts the run's job, which trains with that folder's code; returns its id. The run is queued from here."""
-        executor = submitit.LocalExecutor(folder=run.logs)
+        executor = submitit.LocalExecutor(folder=run.path / "jobs")
         slot = len(self._jobs) % max(self.num_gpus, 1)
         gpus = {"gpus_per_node": 1, "visible_gpus": (slot,)} if self.num_gpus else {}
         executor.update_parameters(timeout_min=_TIMEOUT_MINUTES, stderr_to_stdout=True, **gpus)
-        run.update(state="queued", job_id="", cause=None, reason="")
+        run.hand_over("")
         with _ctrl_c_ignored():
             job = executor.submit(self._job(run, code))
         self._jobs[job.job_id] = job
-        run.update(job_id=job.job_id)
+        run.hand_over(str(job.job_id))
         return str(job.job_id)
 
     def _job(self, run: RunDir, code: Path) -> Job:

@@ -5,12 +5,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.run.directory import RunDir
-from suite.train import train
+from suite.train import first_steps
 
 
-def first_steps(cell: Cell, data_dir: Path, max_steps: int) -> None:
+def debug(cell: Cell, execution: Execution, data_dir: Path, max_steps: int) -> None:
     """Trains `max_steps` steps and prints their losses; nothing is kept.
 
     A finetune cell starts from fresh weights here: its parent's need not exist yet.
@@ -19,4 +19,4 @@ def first_steps(cell: Cell, data_dir: Path, max_steps: int) -> None:
     orphan = cell.model_copy(update={"parent": None})
     print(cell.name)
     with tempfile.TemporaryDirectory() as folder:
-        train(RunDir.create(Path(folder) / orphan.id, orphan), data_dir, max_steps)
+        first_steps(RunDir.create(Path(folder) / orphan.id, orphan), data_dir, max_steps, execution)

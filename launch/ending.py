@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.plan import after_failure
 from suite.run.directory import Cause, State
-from suite.train import EXIT_BAD_INPUT, EXIT_BUSY, STOP_SIGNALS
+from suite.train import EXIT_BAD_INPUT, STOP_SIGNALS
 
 _KILLED = 128
 """A shell's or torchrun's exit status for signal n is this plus n; Popen's is -n."""
@@ -16,7 +16,7 @@ _KILLED = 128
 class End:
     """How the training process of an attempt ended.
 
-    `is_held`: another process has the run; `is_group`: it was torchrun's, with several processes below it.
+    `is_begun`: training got so far as to say anything; `is_group`: it was torchrun's, with several processes below it.
     `asked_by` names the signal that the job was asked to stop by, empty where it was not; `last_line` is of its log;
     the checkpoints are the newest one's name before the attempt and now, empty where there is none.
     """
@@ -25,37 +25,36 @@ class End:
     asked_by: str = ""
     is_out_of_memory: bool = False
     is_out_of_time: bool = False
-    is_held: bool = False
+    is_begun: bool = True
     is_group: bool = False
     last_line: str = ""
     checkpoint_before: str = ""
     checkpoint: str = ""
 
 
-def after_attempt(before: State, now: State, end: End) -> dict[str, Any]:
-    """Changes to the state of the run, which its processes left as `now`; none where they have said it all."""
-    began = now.attempt > before.attempt
-    if now.state in {"done", "cancelled"} or end.is_held or end.exit_code == EXIT_BUSY:
+def after_attempt(now: State, end: End) -> dict[str, Any]:
+    """What the attempt's end has to say besides what its processes left, `now`; nothing where they have said it all."""
+    if now.state in {"done", "cancelled"}:
         return {}
-    if end.exit_code == EXIT_BAD_INPUT and not began:
+    if end.exit_code == EXIT_BAD_INPUT and not end.is_begun:
         return {"state": "failed", "cause": "error", "reason": end.last_line or "bad input: see its log"}
     # A cause: processes that lost another one wrote the verdict.
-    is_orderly = now.state == "preempted" and began and now.cause is None
+    is_orderly = now.state == "preempted" and now.cause is None
     stopped_by = end.asked_by or _stop_signal(end.exit_code)
     if now.state != "failed" and (is_orderly or stopped_by):
         return _after_stop(now, end, now.reason if is_orderly else f"stopped by {stopped_by}")
-    return after_failure(now, *_failure(now, end, began=began), end.checkpoint)
+    return after_failure(now, *_failure(now, end), end.checkpoint)
 
 
-def _failure(now: State, end: End, *, began: bool) -> tuple[Cause, str]:
+def _failure(now: State, end: End) -> tuple[Cause, str]:
     """Cause and reason: what training itself wrote, where it could."""
     if now.state == "failed":
         return now.cause or "error", now.reason
     if end.is_out_of_memory:
         return "oom", "killed by the kernel: the job's memory ran out; ask for more --mem"
-    if now.state == "preempted" and began:
+    if now.state == "preempted":
         return now.cause or "node", now.reason
-    if end.is_group and began:  # it hung in NCCL, say, until torchrun killed it
+    if end.is_group and end.is_begun:  # it hung in NCCL, say, until torchrun killed it
         return "node", "a training process died without a word, and took the others along: see its log"
     if end.exit_code < 0:
         name = signal.Signals(-end.exit_code).name

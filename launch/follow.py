@@ -16,14 +16,14 @@ _TAIL_BYTES = 8192
 def newest_log(run: RunDir) -> Path | None:
     """What training printed in the newest attempt; before the first, what the cell's job printed; None without either.
 
-    Of an attempt on several nodes it is the first node's; `train-0001-node1.log` beside it is the second's.
+    Of an attempt on several nodes it is the first node's; `log-node1.txt` beside it is the second's.
     """
-    attempts = [path for path in run.logs.glob("train-*.log") if "-node" not in path.name]
-    return max(attempts, key=lambda path: path.name, default=None) or _job_log(run)
+    logs = sorted(run.attempts.glob("*/log.txt"), reverse=True)
+    return logs[0] if logs else _job_log(run)
 
 
 def _job_log(run: RunDir) -> Path | None:
-    found = list(run.logs.glob("*_log.out"))
+    found = list((run.path / "jobs").glob("*_log.out"))
     owner = submissions.owners(submissions.read(run.path.parent)).get(run.path.name)
     if owner is not None:
         record, index = owner
@@ -46,7 +46,7 @@ def follow(run: RunDir, out: TextIO, is_settled: Callable[[], bool]) -> None:
     Args:
         run: whose.
         out: where the text goes.
-        is_settled: whether nothing more is to come; asked twice a second, so it had better read state.json only.
+        is_settled: whether nothing more is to come; asked twice a second, so it had better be quick.
     """
     reader: _Reader | None = None
     while True:

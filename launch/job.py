@@ -12,13 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 from launch.attempt import Follower, Leader
 from launch.plan import SETTLED
 from suite.run.directory import RunDir
-from suite.run.failures import note_stop
-from suite.run.locks import holder
 from suite.train import STOP_SIGNALS
 
 EXIT_AGAIN = 75
@@ -130,7 +127,7 @@ def _listening(attempts: "list[Leader | Follower]") -> Iterator[list[str]]:
         for attempt in attempts:
             if attempt.is_mine and attempt.process is not None:
                 with suppress(OSError):  # the disk is full, say: the processes are asked all the same
-                    note_stop(attempt.run.processes, asked[0])
+                    attempt.note_stop(asked[0])
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
@@ -140,16 +137,21 @@ def _listening(attempts: "list[Leader | Follower]") -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def stop(run: RunDir, state: Literal["cancelled", "preempted"], reason: str) -> None:
-    """Ends the run's training, if it trains, and its job, if that has not begun; checkpoints stay.
+def stop(run: RunDir, reason: str) -> None:
+    """Ends the run's training, if it trains, and has its job not begin, if it has not; checkpoints stay.
 
     Raises:
         TimeoutError: the training process does not end.
     """
+    run.take_back()
+    attempt = run.newest()
+    if attempt is None or attempt.end() is not None:
+        return
     deadline = time.monotonic() + STOP_SECONDS
-    while (process := holder(run.lock)) is not None:
-        os.kill(process, signal.SIGTERM)
+    while (process := attempt.pid()) is not None and attempt.end() is None:
+        attempt.stop()
         if time.monotonic() > deadline:
             raise TimeoutError(f"{run.path}: process {process} does not stop; kill -9 {process} does no harm")
         time.sleep(0.2)
-    run.update(state=state, reason=reason)
+    if (attempt.end() or {}).get("state") == "preempted":
+        attempt.finish(reason=reason)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -18,7 +18,7 @@ from launch.plan import Standing, ready
 from launch.preflight import LaunchError, preflight
 from launch.status import standing, standings
 from launch.view import matrix, summary
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.run.directory import RunDir, write_plan
 from suite.run.locks import holder, locked
 from suite.run.mlflow_replica import sync
@@ -30,16 +30,24 @@ SYNC_SECONDS = 20.0
 
 
 def launch(
-    grid_dir: Path, cells: list[Cell], wanted: list[Cell], cluster: LocalCluster, tracking_uri: str, console: Console
+    grid_dir: Path,
+    cells: list[Cell],
+    wanted: list[Cell],
+    executions: Mapping[str, Execution],
+    cluster: LocalCluster,
+    tracking_uri: str,
+    console: Console,
 ) -> list[Standing]:
     """Makes `cells` the grid's plan, runs the `wanted` ones, and returns where those stand at the end.
+
+    `executions` say how, by cell id.
 
     Raises:
         DataError: a data set is missing.
         LaunchError: a model cannot have binary inputs, or another launcher is at work on the grid.
         KeyboardInterrupt: as it came; the grid's jobs have been stopped, what they learnt is in their checkpoints.
     """
-    preflight(wanted, cluster.data_dir, console)
+    preflight(wanted, executions, cluster.data_dir, console)
     lock = grid_dir / "launcher.lock"
     with locked(lock) as mine:
         if not mine:
@@ -48,7 +56,7 @@ def launch(
             )
         for cell in cells:
             RunDir.create(grid_dir / cell.id, cell)
-        write_plan(grid_dir, cells)
+        write_plan(grid_dir, cells, executions)
         code = snapshot.folder_of(grid_dir, snapshot.take(grid_dir, wanted))
         with _replicated(grid_dir, tracking_uri, console), _shown(grid_dir.name, console) as show:
             try:
@@ -56,7 +64,7 @@ def launch(
             except KeyboardInterrupt:
                 for row in standings(grid_dir, cells, queue={}):
                     if row.state.state in {"queued", "running"}:
-                        stop(RunDir(grid_dir / row.cell.id), "preempted", "the launcher was stopped by Ctrl-C")
+                        stop(RunDir(grid_dir / row.cell.id), "the launcher was stopped by Ctrl-C")
                 raise
 
 
@@ -75,7 +83,8 @@ def _run(
         for cell in startable[: max(num_free, 0)]:
             run = runs[cell.id]
             if submissions[cell.id] == MAX_STARTS:
-                run.update(state="failed", cause="error", reason=f"its job ended {MAX_STARTS} times without a result")
+                reason = f"its job ended {MAX_STARTS} times without a result"
+                run.claim().finish(state="failed", cause="error", reason=reason)
             else:
                 submissions[cell.id] += 1
                 cluster.submit(run, code)

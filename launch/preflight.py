@@ -1,19 +1,19 @@
 """What would stop every cell, found before any job."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from suite.errors import UserError
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 
 
 class LaunchError(UserError):
     """A launch cannot start."""
 
 
-def preflight(cells: Sequence[Cell], data_dir: Path, console: Console) -> None:
+def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_dir: Path, console: Console) -> None:
     """Looks at each data set, at the names of published weights, and at each model that is to have binary inputs.
 
     Raises:
@@ -24,7 +24,7 @@ def preflight(cells: Sequence[Cell], data_dir: Path, console: Console) -> None:
     from suite.data.datasets import load  # imports torch, which a launch with nothing to start must not wait for
 
     sources = {}
-    for dataset, loader in {(cell.dataset, cell.execution.loader) for cell in cells}:
+    for dataset, loader in {(cell.dataset, executions[cell.id].loader) for cell in cells}:
         with console.status(f"looking at {dataset}"):
             sources[dataset] = load(dataset, data_dir, loader)
     for model in {cell.model for cell in cells if cell.init == "pretrained"}:

@@ -19,7 +19,7 @@ from launch.resources import Profile, check
 from launch.slurm import JobInfo
 from launch.status import standings
 from launch.submissions import Submission, job_name, new_token, owners
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.run.directory import RunDir, write_plan
 from suite.run.locks import holder, locked
 
@@ -32,6 +32,7 @@ def launch(
     grid_dir: Path,
     cells: Sequence[Cell],
     wanted: Sequence[Cell],
+    executions: Mapping[str, Execution],
     profile: Profile,
     cluster: Callable[[str], SlurmCluster],
     console: Console,
@@ -42,6 +43,7 @@ def launch(
         grid_dir: where the runs lie.
         cells: the whole grid.
         wanted: those to run.
+        executions: how, by cell id.
         profile: what they ask for.
         cluster: makes the cluster for a code snapshot's hash.
         console: for progress.
@@ -55,13 +57,13 @@ def launch(
     with _alone(grid_dir, console):
         queue = slurm.queue()
         _finish_broken_off(grid_dir, queue)
-        write_plan(grid_dir, list(cells))
+        write_plan(grid_dir, cells, executions)
         planned = planned_arrays(grid_dir, wanted, queue, profile)
         if not planned:
             return []
         check(array.resources for array in planned)
         starting = [cell for array in planned for task in array.tasks for cell in task]
-        preflight(starting, cluster("").data_dir, console)
+        preflight(starting, executions, cluster("").data_dir, console)
         _create(grid_dir, starting, console)
         return _submit(grid_dir, planned, cluster(snapshot.take(grid_dir, starting)), console)
 

@@ -1,12 +1,13 @@
 """From a command's options to jobs: shows what would start, or starts it, here or on SLURM."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 
 if TYPE_CHECKING:  # they import what a command of another kind must not wait for
     from rich.console import Console
@@ -22,11 +23,15 @@ EXIT_INTERRUPTED = 130  # the shells' number for Ctrl-C
 
 @dataclass(frozen=True)
 class Start:
-    """The `wanted` ones of the grid's `cells`, to run as the profile says; `train_options` go to suite.train."""
+    """The `wanted` ones of the grid's `cells`, to run as `executions` (by cell id) and the profile say.
+
+    `train_options` go to suite.train.
+    """
 
     grid_dir: Path
     cells: list[Cell]
     wanted: list[Cell]
+    executions: Mapping[str, Execution]
     data_dir: Path
     tracking_uri: str
     profile: "Profile"
@@ -38,17 +43,18 @@ class Start:
 
         from launch.cluster import LocalCluster
         from launch.local import launch
+        from suite.run.mlflow_replica import browse
 
         cluster = LocalCluster(self.data_dir, self.profile.max_parallel, self.train_options)
         console = Console()
         try:
-            rows = launch(self.grid_dir, self.cells, self.wanted, cluster, self.tracking_uri, console)
+            rows = launch(self.grid_dir, self.cells, self.wanted, self.executions, cluster, self.tracking_uri, console)
         except KeyboardInterrupt:
             print("stopped; the cells keep what they learnt: launch again to go on", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED) from None
         show(console, self.grid_dir.name, rows, self.grid_dir)
         print(f"table:  python -m analysis tables {self.grid_dir.name} --root {self.grid_dir.parent}")
-        print(f"browse: mlflow ui --backend-store-uri {self.tracking_uri}")
+        print(f"browse: {browse(self.grid_dir, self.tracking_uri)}")
         raise SystemExit(0 if all(row.state.state == "done" for row in rows) else 1)
 
     def on_slurm(self) -> None:
@@ -59,11 +65,11 @@ class Start:
         from launch.remote import launch
 
         cluster = partial(SlurmCluster, self.grid_dir, self.data_dir, train_options=self.train_options)
-        made = launch(self.grid_dir, self.cells, self.wanted, self.profile, cluster, Console())
+        made = launch(self.grid_dir, self.cells, self.wanted, self.executions, self.profile, cluster, Console())
         place = f"{self.grid_dir.name} --root {self.grid_dir.parent}"
         print(_submitted(made) if made else "nothing to submit: every cell is settled, or has a job in the queue")
         print(f"status: python -m launch status {place} --watch")
-        print(f"MLflow: python -m launch sync {place} --watch, and mlflow ui --backend-store-uri {self.tracking_uri}")
+        print(f"MLflow: python -m launch sync {place} --watch, which prints where to look")
 
     def show_local(self) -> None:
         """Prints what `locally` would do."""

@@ -10,7 +10,6 @@ from launch.plan import BUSY, SETTLED, Signs, Standing, stand, without_lost_chil
 from launch.slurm import JobInfo
 from suite.recipe.cell import Cell
 from suite.run.directory import RunDir, State, planned_cells
-from suite.run.locks import holder
 
 Queue = Mapping[str, JobInfo]
 
@@ -42,7 +41,7 @@ def standings(grid_dir: Path, cells: Sequence[Cell] | None = None, queue: Queue 
 def standing(run: RunDir, cell: Cell, is_alive: Callable[[str], bool]) -> Standing:
     """Where one run of the local launcher stands, whose directory need not exist."""
     state = run.state()
-    is_held = state.state in BUSY and holder(run.lock) is not None
+    is_held = state.state in BUSY and run.is_live()
     return stand(cell, state, Signs(is_held=is_held, is_alive=bool(state.job_id) and is_alive(state.job_id)))
 
 
@@ -76,7 +75,7 @@ def _jobs(submitted: Mapping[str, str], queue: Queue | None) -> Queue | None:
 
 def _signs(run: RunDir, state: State, job_id: str, job: JobInfo | None, *, is_known: bool) -> Signs:
     is_busy = state.state in BUSY
-    is_held = is_busy and holder(run.lock) is not None
+    is_held = is_busy and run.is_live()
     is_local = is_busy and not is_held and state.job_id not in {"", job_id}
     age_seconds = None if is_known else time.time() - state.heartbeat
     return Signs(is_held, is_local and _is_alive(state.job_id), job_id, job, age_seconds)

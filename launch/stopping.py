@@ -40,7 +40,7 @@ def cancel(grid_dir: Path, chosen: Sequence[Standing], rows: Sequence[Standing])
     slurm.cancel(sorted(jobs))
     for cell_id, run in runs.items():
         if cell_id not in owned:
-            stop(run, "cancelled", reasons[cell_id])
+            stop(run, reasons[cell_id])
     return len(runs)
 
 

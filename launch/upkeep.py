@@ -86,12 +86,12 @@ def sync(
 
     grid_dir = grid_dir_of(root, grid)
     uri = tracking_uri or mlflow_replica.default_uri(grid_dir.parent)
-    num_changed = mlflow_replica.sync(grid_dir, uri)
+    num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
     while watch and not all(row.is_settled for row in standings(grid_dir)):
         print(f"{time.strftime('%H:%M:%S')} {num_changed} runs changed", flush=True)
         time.sleep(SYNC_SECONDS)
-        num_changed = mlflow_replica.sync(grid_dir, uri)
-    print(f"{num_changed} runs changed; look at them: mlflow ui --backend-store-uri {uri}")
+        num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
+    print(f"{num_changed} runs changed; look at them: {mlflow_replica.how_to_browse(uri, experiment)}")
 
 
 def clean(

@@ -159,7 +159,7 @@ def _rest(num_all: int) -> list[str]:
 
 
 def as_json(rows: Sequence[Standing]) -> list[dict[str, Any]]:
-    """One object per cell, with the fields of state.json."""
+    """One object per cell, with the fields of its State."""
     return [{"cell": row.cell.id, "name": row.cell.name, **vars(row.state)} for row in rows]
 
 

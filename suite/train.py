@@ -5,8 +5,8 @@
     python -m suite.train CELL.yaml --max-steps 20             the first steps only, recorded nowhere
 
 Where CELL.yaml lies in a run directory, the run happens there and goes on from its newest checkpoint; otherwise in
-runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (state.json
-says which, and why), 2 bad input, 3 another process has the run.
+runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
+attempt's end.json says which, and why), 2 bad input, 3 another process has the run.
 """
 
 import gc
@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,11 +28,11 @@ import yaml
 from pydantic import ValidationError
 
 from suite.errors import UserError
-from suite.recipe.cell import Cell
+from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.run.atomic import clean, write_json
+from suite.run.attempt import Attempt, BusyError, SupersededError
 from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError
-from suite.run.locks import locked
 from suite.run.saving import Checkpoints, Record
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
@@ -48,6 +49,10 @@ class CellError(UserError):
     """A cell file cannot be read."""
 
 
+class ExecutionError(UserError):
+    """--execution cannot be read."""
+
+
 class ResumeError(UserError):
     """There is something to go on from, and that was not wanted."""
 
@@ -58,63 +63,110 @@ class StopTrainingError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What changes no number: when checkpoints are saved, and how long a process waits for the others."""
+    """What is no part of the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
 
+    execution: Execution = AS_IS
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 10.0
     timeout_seconds: float = 600.0
 
 
-def train(run: RunDir, data_dir: Path, max_steps: int | None = None, options: Options = Options()) -> None:
+def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: Options = Options()) -> None:
     """Trains the run's cell to its end in this process (one rank of torchrun's, or alone); rank 0 keeps the record.
 
-    With `max_steps`, stops after so many steps and writes nothing.
+    Args:
+        run: whose cell.
+        data_dir: where data sets lie.
+        attempt: this one, where rank 0 has claimed it; None: rank 0 claims it here, and the others are told.
+        options: how.
+
+    Raises:
+        BusyError: another attempt has the run.
     """
     from suite.engines.process_group import joined
     from suite.run.failures import told
+
+    cell = run.cell()
+    if attempt is None and _is_main():
+        attempt = run.claim()
+    with joined(options.timeout_seconds) as layout:
+        number = int(layout.tell(str(attempt.number if attempt is not None else 0)))
+        attempt = attempt or Attempt(run.attempts, number)
+        with told(attempt, cell, options.execution, layout) as heartbeat:
+            _train(run, attempt, layout, data_dir, heartbeat, options)
+
+
+def first_steps(run: RunDir, data_dir: Path, max_steps: int, execution: Execution = AS_IS) -> None:
+    """Trains the run's cell for so many steps, prints their losses, and writes nothing."""
+    from suite.engines.process_group import joined
     from suite.training.trainer import Trainer
 
     cell = run.cell()
-    with joined(options.timeout_seconds) as layout:
-        if max_steps is not None:
-            _first_steps(Trainer(cell, layout, data_dir, _parent_weights(run, cell)), max_steps)
-            return
-        with told(run, cell, layout) as heartbeat:
-            _train(run, cell, layout, data_dir, heartbeat, options)
+    with joined() as layout:
+        trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), execution)
+        _collect_from_here()
+
+        def on_step(step: int, loss: float) -> None:
+            log.info("step %d  loss %.4f", step, loss)
+            if step + 1 >= max_steps:
+                raise StopTrainingError
+
+        with suppress(StopTrainingError):
+            while trainer.epoch < cell.training.epochs:
+                trainer.train_epoch(on_step)
 
 
-def _train(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path, heartbeat: Heartbeat, options: Options) -> None:
+def _train(
+    run: RunDir, attempt: Attempt, layout: "Layout", data_dir: Path, heartbeat: Heartbeat, options: Options
+) -> None:
     from suite.run.provenance import collect
     from suite.training.trainer import Trainer
 
-    trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell))
+    cell = run.cell()
+    trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), options.execution)
     _resume(trainer, run)
     _collect_from_here()
-    checkpoints = Checkpoints(run, trainer, options.checkpoint_steps, options.checkpoint_minutes)
+    checkpoints = Checkpoints(run, attempt, trainer, options.checkpoint_steps, options.checkpoint_minutes)
     with ExitStack() as stack:
-        record = Record(run, trainer) if layout.is_main else None
+        record = Record(run, attempt, trainer) if layout.is_main else None
         if record is not None:
             stack.callback(record.close)
-            one_pass = trainer.optimizer.is_fused
-            provenance = collect(layout, trainer.data_checksum, trainer.weights_checksum, one_pass=one_pass)
-            write_json(run.provenance_path, provenance)
+            provenance = collect(trainer)
+            write_json(attempt.provenance_path, provenance)
+            attempt.note(data_checksum=trainer.data_checksum, execution=provenance["execution"])
+        fence = _Fence(attempt)
 
         def on_step(number: int, _loss: float) -> None:
-            heartbeat.beat(number)
-            if record is not None:
-                record.step()
+            fence.check()
+            heartbeat.beat(number, trainer.epoch)
             if checkpoints.step(number):
                 raise PreemptedError(signals[0] if signals else "a signal to another process")
 
         with _asked_by_signals(trainer.wishes) as signals:
             while trainer.epoch < cell.training.epochs:
                 metrics = trainer.train_epoch(on_step)
+                heartbeat.beat(trainer.epoch * trainer.steps_per_epoch - 1, trainer.epoch)
                 if record is not None:
                     record.epoch(metrics)
                 checkpoints.epoch()
         results, digest = trainer.test(), trainer.weights_digest()
         if record is not None:
             record.result(results, digest)
+
+
+class _Fence:
+    """Looks, once a second at most, whether a later attempt has begun."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """SupersededError where one has."""
+        now = time.monotonic()
+        if now - self._looked >= 1:
+            self._looked = now
+            self._attempt.require_newest()
 
 
 @contextmanager
@@ -134,19 +186,6 @@ def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
     yield names
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def _first_steps(trainer: "Trainer", max_steps: int) -> None:
-    _collect_from_here()
-
-    def on_step(step: int, loss: float) -> None:
-        log.info("step %d  loss %.4f", step, loss)
-        if step + 1 >= max_steps:
-            raise StopTrainingError
-
-    with suppress(StopTrainingError):
-        while trainer.epoch < trainer.cell.training.epochs:
-            trainer.train_epoch(on_step)
 
 
 def _collect_from_here() -> None:
@@ -203,8 +242,23 @@ def open_run(cell_path: Path) -> RunDir:
         raise CellError(f"{cell_path}: not a cell: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except yaml.YAMLError as error:
         raise CellError(f"{cell_path}: not YAML") from error
-    place = cell_path.resolve().parent
+    place = cell_path.absolute().parent  # a link to a directory elsewhere is the run's place all the same
     return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
+
+
+def read_execution(text: str) -> Execution:
+    """An execution from YAML, `{micro_batch_size: 64, compile: true}`.
+
+    Raises:
+        ExecutionError: it is none.
+    """
+    try:
+        return Execution.model_validate(yaml.safe_load(text) or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ExecutionError(f"--execution: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except yaml.YAMLError as error:
+        raise ExecutionError(f"--execution: not YAML: {text}") from error
 
 
 def main(
@@ -214,6 +268,13 @@ def main(
     data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Where data sets lie or are put.")] = Path(
         "data"
     ),
+    execution: Annotated[
+        str,
+        typer.Option(
+            help="How to use the hardware, as a grid file's `execution`: '{micro_batch_size: 64}'.", metavar="YAML"
+        ),
+    ] = "{}",
+    attempt: Annotated[int | None, typer.Option(hidden=True, help="As the launcher has claimed it.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
     resume: Annotated[
         Literal["auto", "never"],
@@ -229,29 +290,38 @@ def main(
 ) -> None:
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    is_main = _is_main()
     for number in STOP_SIGNALS:  # first of all: until then they kill the process
         signal.signal(number, _stop)
     try:
         run = open_run(cell)
+        options = Options(read_execution(execution), checkpoint_steps, checkpoint_minutes, timeout_seconds)
         if resume == "never" and max_steps is None:
             _require_fresh(run)
+        if max_steps is not None:
+            first_steps(run, data_dir, max_steps, options.execution)
+            return
     except UserError as error:
         if is_main:
             print(error, file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
-    if max_steps is not None:
-        train(run, data_dir, max_steps)
+    if run.result() is not None:
         return
-    options = Options(checkpoint_steps, checkpoint_minutes, timeout_seconds)
-    if not is_main:
-        _train_and_record_the_end(run, data_dir, options, is_main=False)
-        return
-    with locked(run.lock) as mine:
-        if not mine:
-            print(f"{run.path}: another process has this run", file=sys.stderr)
-            raise SystemExit(EXIT_BUSY)
-        _train_and_record_the_end(run, data_dir, options, is_main=True)
+    mine = None
+    if is_main:
+        try:
+            mine = run.claim() if attempt is None else Attempt(run.attempts, attempt)
+            mine.require_newest()
+        except (BusyError, SupersededError) as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(EXIT_BUSY) from error
+        for folder in (run.path, run.checkpoints):
+            clean(folder)
+    _train_and_record_the_end(run, data_dir, mine, options)
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _require_fresh(run: RunDir) -> None:
@@ -260,44 +330,35 @@ def _require_fresh(run: RunDir) -> None:
         raise ResumeError(f"--resume never: {run.path} has checkpoints or a result; delete it to train from the start")
 
 
-def _train_and_record_the_end(run: RunDir, data_dir: Path, options: Options, *, is_main: bool) -> None:
-    """However training ends, state.json says so; done is written with the result."""
+def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None, options: Options) -> None:
+    """However training ends, the attempt's end says so. `mine` is the attempt on rank 0, None on the others."""
     from suite.run import failures
 
-    if run.result() is not None:
-        return
-    if is_main:
-        _begin(run)
     try:
-        train(run, data_dir, options=options)
+        train(run, data_dir, mine, options)
     except (PreemptedError, KeyboardInterrupt) as stop:
         for number in STOP_SIGNALS:  # asked once is enough: schedulers and torchrun ask again
             signal.signal(number, signal.SIG_IGN)
-        if is_main and run.state().state == "running":  # not where another process failed, and torchrun stopped this
-            run.update(state="preempted", reason=f"stopped by {stop or 'Ctrl-C'}")
+        if mine is not None and mine.end() is None:  # not where another process failed, and torchrun stopped this
+            _finish(mine, "preempted", f"stopped by {stop or 'Ctrl-C'}")
         raise SystemExit(EXIT_FAILED) from None
+    except SupersededError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_BUSY) from error
     except Exception as error:
         if isinstance(error, UserError) or failures.kind_of(error) != "own":
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
         # The processes have told why, unless they could not even find each other, or the disk is full.
-        if is_main and run.state().state == "running":
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            with suppress(OSError):
-                run.update(state="failed", cause="error", reason=reason)
+        if mine is not None and mine.end() is None:
+            _finish(mine, "failed", f"{type(error).__name__}: {error}".splitlines()[0], cause="error")
         raise SystemExit(EXIT_FAILED) from error
 
 
-def _begin(run: RunDir) -> None:
-    """Clears up after earlier attempts and starts this one. The lock is held: nobody else writes here."""
-    from suite.run import failures
-
-    for folder in (run.path, run.checkpoints):
-        clean(folder)
-    failures.clear(run.processes)
-    num_epochs = run.cell().training.epochs
-    run.update(state="running", attempt=run.state().attempt + 1, cause=None, reason="", num_epochs=num_epochs)
+def _finish(attempt: Attempt, state: str, reason: str, **more: str) -> None:
+    with suppress(OSError, SupersededError):
+        attempt.finish(state=state, reason=reason, **more)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -1,8 +1,14 @@
 """A cell that trains in a second, and a grid of such."""
 
+import secrets
+import time
+from dataclasses import asdict, replace
 from typing import Any
 
 from suite.recipe.cell import Cell
+from suite.run.attempt import Attempt, newest_number
+from suite.run.directory import RunDir
+from suite.run.processes import Process
 
 
 def tiny_cell(**changes: object) -> Cell:
@@ -26,3 +32,19 @@ def _shared() -> dict[str, Any]:
         "training": {"epochs": 2, "batch_size": 256, "optimizer": "adamw", "learning_rate": 0.003},
         "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
     }
+
+
+def put(run: RunDir, *, state: str, attempt: int = 0, job_id: str = "", **end: object) -> Attempt:
+    """Has the run's files say where it stands; the attempt (default: the newest, or the first) is a dead process's."""
+    number = attempt or newest_number(run.attempts) or 1
+    if state in {"queued", "planned"}:
+        run.hand_over(job_id, "queued" if state == "queued" else "planned")
+    made = Attempt(run.attempts, number)
+    made.path.mkdir(parents=True, exist_ok=True)
+    nobody = replace(Process.this(), start="0")
+    made.note(token=secrets.token_hex(8), made=time.time(), **asdict(nobody), job_id=job_id)
+    if state == "cancelled":
+        run.cancel(str(end.get("reason", "")))
+    elif state in {"done", "failed", "preempted"}:
+        made.finish(state=state, **end)
+    return made

@@ -20,8 +20,9 @@ RUN_BYTES = 4_000_000
 
 
 class Reader(Protocol):
-    """One part of a data set; `labels` are int64 [N], on the CPU."""
+    """One part of a data set; `labels` are int64 [N], on the CPU; `name` is a value of execution.loader."""
 
+    name: str
     labels: Tensor
 
     def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ import yaml
 
 from suite.errors import UserError
 from suite.export.one_bit import ExportError, Origin, Sizes, load_packed, measure, reason, write
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
 from suite.run.directory import RunDir
 
 if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
@@ -86,9 +86,8 @@ def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Tra
             f"{run.checkpoints}: the newest whole checkpoint is of epoch {state['epoch']}, "
             f"the tested network of epoch {cell.training.epochs}"
         )
-    # However it was trained, one process has it now; and of a parent's weights nothing is left after training.
-    alone = cell.model_copy(update={"execution": Execution()})
-    trainer = Trainer(alone, layout, data_dir, None)
+    # Of a parent's weights nothing is left after training.
+    trainer = Trainer(cell, layout, data_dir, None)
     trainer.load_state_dict(state)
     trainer.deploy()
     return trainer

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -171,17 +171,12 @@ class Training(Frozen):
         description="after hardening, gather batch-norm statistics anew on training data, for every method",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_its_former_key(cls, raw: Any) -> Any:  # noqa: ANN401  (whatever the file has)
-        # Recorded before there was `execution`, when there was one engine.
-        if isinstance(raw, dict) and raw.get("engine") == "plain":
-            return {key: value for key, value in raw.items() if key != "engine"}
-        return raw
-
 
 class Execution(Frozen):
-    """How a run uses the hardware; no part of a cell's id, for the result is the same up to rounding."""
+    """How an attempt at a run uses the hardware: no part of its cell, but recorded with the attempt.
+
+    The result depends on it only as far as docs/distributed.md says: rounding, and batch norm over smaller batches.
+    """
 
     engine: Literal["plain", "deepspeed"] = Field("plain", description="plain: one process or DDP; deepspeed: ZeRO")
     zero_stage: Literal[0, 1, 2, 3] = Field(
@@ -221,6 +216,10 @@ class Execution(Frozen):
         if self.offload and not self.zero_stage:
             raise ValueError("offload: zero_stage 0 has nothing to offload; take 1, 2 or 3")
         return self
+
+
+AS_IS: Final = Execution()
+"""Every default."""
 
 
 class Sharpness(Frozen):
@@ -278,6 +277,7 @@ class Quantization(Frozen):
 
 
 def require_mu(quantizer: str, quantization: Quantization) -> None:
+    """ValueError where the quantizer reads mu and is given none."""
     import quantizers
 
     usual_mu = quantizers.get(quantizer).usual_mu
@@ -299,14 +299,6 @@ def _written(shape: "Shape") -> str:
     return f"{{shape: {type(shape).__name__.lower()}{values}}}"
 
 
-_LATER_KEYS = (
-    ("data", "evaluation_ratio", None),
-    ("data", "progressive_resizing", None),
-    ("training", "mixup", 0.0),
-    ("training", "cutmix", 0.0),
-)
-
-
 class Cell(Frozen):
     """One resolved run. `id` identifies everything that changes its result and nothing else."""
 
@@ -320,7 +312,6 @@ class Cell(Frozen):
     data: Data
     training: Training
     quantization: Quantization
-    execution: Execution = Execution()
 
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Cell":
@@ -338,27 +329,13 @@ class Cell(Frozen):
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of SHA-256 over the canonical JSON of the cell, without what cannot change its result."""
-        return _digest(self._identity())
+        """First 12 hex digits of SHA-256 over the canonical JSON of the cell."""
+        return _digest(self.model_dump(mode="json"))
 
     @property
     def recipe_id(self) -> str:
         """The same digest without the seed: equal for the cells whose spread is the spread over seeds."""
-        identity = self._identity()
-        del identity["seed"], identity["parent"]
-        return _digest(identity)
-
-    def _identity(self) -> dict[str, Any]:
-        identity = self.model_dump(mode="json", exclude={"execution"})
-        # These keys came later; without them, cells that they change nothing about keep the id they had.
-        if self.task == "bw":
-            del identity["task"], identity["quantization"]["inputs"]
-        if self.quantization.full_precision == "ends":
-            del identity["quantization"]["full_precision"]
-        for section, key, default in _LATER_KEYS:
-            if identity[section][key] == default:
-                del identity[section][key]
-        return identity
+        return _digest(self.model_dump(mode="json", exclude={"seed", "parent"}))
 
     @property
     def name(self) -> str:

@@ -61,7 +61,6 @@ class Block(Frozen):
                 data=self.data,
                 training=self.training,
                 quantization=self._quantization_of(quantizer),
-                execution=self.execution,
             )
             for model in self.models
             for quantizer in self.quantizers
@@ -84,6 +83,11 @@ class Grid(Frozen):
     description: str = ""
     blocks: tuple[Block, ...]
 
+    def executions(self) -> dict[str, Execution]:
+        """How each cell, by id, is to run: as its block says, the last one where several have it."""
+        of = {_without_parent(cell): block.execution for block in self.blocks for cell in block.cells()}
+        return {cell.id: of[_without_parent(cell)] for cell in self._cells}
+
     def cells(self) -> list[Cell]:
         """All runs, each once, parents linked; full-precision parents come before the cells that start from them.
 
@@ -101,6 +105,10 @@ class Grid(Frozen):
                 sources[cell.dataset, cell.model, cell.seed].append(cell)
         linked = [_with_parent(cell, sources[cell.dataset, cell.model, cell.seed]) for cell in unlinked]
         return tuple(sorted(linked, key=lambda cell: cell.init == "finetune"))
+
+
+def _without_parent(cell: Cell) -> str:
+    return cell.model_copy(update={"parent": None}).id
 
 
 def _with_parent(cell: Cell, parents: list[Cell]) -> Cell:

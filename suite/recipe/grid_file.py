@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from suite.errors import UserError
 from suite.recipe.bundled import BUNDLED, bundled_names
+from suite.recipe.cell import Execution
 from suite.recipe.grid import Block, Grid
 from suite.recipe.yaml_lines import Faults, Location, read, unknown
 
@@ -91,6 +92,25 @@ def _parse_override(text: str) -> tuple[Location, Any]:
         return tuple(key.split(".")), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise GridError(f"--set {text}: the value is not YAML") from error
+
+
+def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
+    """The execution with `execution.KEY=VALUE` settings.
+
+    Raises:
+        GridError: a setting is of something else, or wrong.
+    """
+    raw: dict[str, Any] = {"execution": execution.model_dump()}
+    for text in settings:
+        location, value = _parse_override(text)
+        if location[0] != "execution" or location[1:] == ():
+            raise GridError(f"--set {text}: of a cell that exists only execution.KEY can be changed")
+        _put(raw, location, value)
+    try:
+        return Execution.model_validate(raw["execution"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise GridError(f"--set execution.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

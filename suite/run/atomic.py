@@ -1,38 +1,81 @@
 """Writes that a crash cannot tear: a reader sees the old file or the new one, whole."""
 
+import errno
 import json
 import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _TEMPORARY = ".tmp"
+_WITHOUT_FOLDER_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES))
+_WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Writes beside the file, flushes to the disk, renames over it, flushes the folder."""
+    """Replaces the file: writes a temporary one beside it, flushes it to the disk, renames it, flushes the folder."""
+    with _written(path, content) as temporary:
+        temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """As write_bytes, unless the file exists: then it stays as it is, and False is returned."""
+    with _written(path, content) as temporary:
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            if path.exists():  # the best that a file system without hard links can do
+                return False
+            temporary.replace(path)
+    _sync_folder(path.parent)
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON holds)
+    """As write_bytes, indented for people."""
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:  # noqa: ANN401  (anything JSON holds)
+    """What write_json writes."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def clean(folder: Path) -> None:
+    """Removes the temporary files of writers that were killed. A writer still alive loses its write, with an error."""
+    for temporary in folder.glob(f".*{_TEMPORARY}"):
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path, content: bytes | memoryview) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    # Containers on two nodes may have the same process ids.
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flushes the folder's entries, where its file system knows how: CIFS and several of FUSE's do not."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _WITHOUT_FOLDER_SYNC:
+            raise
     finally:
         os.close(folder)
-
-
-def clean(folder: Path) -> None:
-    """Removes what writers that were killed left half-written. Nobody else may be writing there."""
-    for temporary in folder.glob(f".*{_TEMPORARY}"):
-        temporary.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON holds)
-    """As write_bytes, indented for people."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ the checkpoint before and says so; a whole checkpoint of another cell or format 
 import hashlib
 import io
 import logging
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ import torch
 from suite.errors import UserError
 from suite.run.atomic import write_bytes
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
 NUM_KEPT = 2
 _DIGEST_CHARS = 64
@@ -39,8 +40,13 @@ def versions() -> dict[str, str]:
     return {"proxbench": version("proxbench"), "torch": str(torch.__version__)}
 
 
-def save(folder: Path, state: dict[str, Any]) -> Path:
+def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None] = lambda: None) -> Path:
     """Writes a state, named by its `epoch` (finished ones) and `step` (of the epoch under way).
+
+    Args:
+        folder: the run's checkpoints.
+        state: `Trainer.state_dict`'s.
+        require_newest: raises where the run is another attempt's by now; called before the folder is changed.
 
     Raises:
         CheckpointError: the file cannot be written (disk full, say); the ones before are as they were.
@@ -51,12 +57,14 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
     with buffer.getbuffer() as content:
         content[:_DIGEST_CHARS] = hashlib.sha256(content[_DIGEST_CHARS:]).hexdigest().encode()
         path = folder / f"epoch-{state['epoch']:06d}-step-{state['step']:06d}.pt"
+        require_newest()
         try:
             write_bytes(path, content)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; those before are as they were"
             ) from error
+    require_newest()
     paths = newest_first(folder)
     place = paths.index(path)
     # Those of later steps were passed over as damaged when training went on from an earlier one.
@@ -90,7 +98,7 @@ def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
         CheckpointError: it is of another cell, of another format, or holds more than data.
     """
     state = _unpickled(path, _payload(path), device)
-    if (found := state.get("format", 1)) != FORMAT:
+    if (found := state.get("format")) != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {found}; this proxbench reads format {FORMAT}")
     if (cell := state.get("cell")) != cell_id:
         raise CheckpointError(f"{path}: the checkpoint is of cell {cell}, this is {cell_id}")

@@ -1,20 +1,32 @@
 """The run directory ROOT/<grid>/<cell id>/: the only truth about a run; tables and MLflow are made from it.
 
-cell.yaml  state.json  journal.jsonl  checkpoints/  result.json  provenance.json  processes/  logs/  lock  cancelled
+    cell.yaml        exactly what the id is the hash of
+    attempts/0001/   each attempt: who made it, how it ran and ended, its log (see suite.run.attempt)
+    journal.jsonl    metrics
+    checkpoints/     the newest two
+    result.json      the final numbers; its presence means done
+    cancelled        its presence, without a result's, means cancelled; holds the reason
+    handover.json    the job that the run was given to, and after which attempt
+    again.json       up to which attempt failures are forgiven: somebody asked for a retry
+
+Where a run stands is read off these files; nothing keeps a second account of it.
 """
 
 import json
+import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from suite.recipe.cell import RECORDED, Cell
-from suite.run.atomic import write_bytes, write_json
+from suite.recipe.cell import AS_IS, RECORDED, Cell, Execution
+from suite.run import attempt as attempts
+from suite.run.atomic import as_json, write_bytes, write_json, write_once
+from suite.run.attempt import Attempt
 
 StateName = Literal["planned", "queued", "running", "preempted", "done", "failed", "cancelled"]
 Cause = Literal["error", "oom", "timeout", "nan", "node"]
@@ -44,12 +56,14 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.journal, self.checkpoints, self.logs = path / "journal.jsonl", path / "checkpoints", path / "logs"
-        self.result_path, self.provenance_path = path / "result.json", path / "provenance.json"
-        self.cell_path, self._state_path = path / "cell.yaml", path / "state.json"
-        self.processes = path / "processes"  # heartbeats and last words of this attempt's processes
-        self.lock = path / "lock"  # held, as suite.run.locks has it, by the process that trains
-        self._cancelled = path / "cancelled"  # its presence, without a result's, means cancelled; holds the reason
+        self.journal, self.checkpoints = path / "journal.jsonl", path / "checkpoints"
+        self.cell_path, self.result_path = path / "cell.yaml", path / "result.json"
+        self.attempts = path / "attempts"
+        self._cancelled, self._handover, self._again = (
+            path / "cancelled",
+            path / "handover.json",
+            path / "again.json",
+        )
 
     @classmethod
     def create(cls, path: Path, cell: Cell) -> "RunDir":
@@ -64,19 +78,90 @@ class RunDir:
         """The run's configuration."""
         return _read_cell(self.cell_path.resolve())
 
-    def state(self) -> State:
-        """Where the run stands, as last written: a killed run still says running; its lock tells. A result is done."""
-        state = self._written()
-        if self.result_path.exists():
-            return replace(state, state="done", cause=None)
-        if self._cancelled.exists():
-            return replace(state, state="cancelled", cause=None, reason=self._cancelled.read_text(encoding="utf-8"))
-        return state
+    def newest(self) -> Attempt | None:
+        """Its newest attempt; None before the first."""
+        return attempts.newest(self.attempts)
 
-    def _written(self) -> State:
-        if not self._state_path.exists():
-            return State()
-        return State(**json.loads(self._state_path.read_text(encoding="utf-8")))
+    def first(self) -> Attempt | None:
+        """Its first attempt; None before that."""
+        return next(iter(self.all_attempts()), None)
+
+    def all_attempts(self) -> list[Attempt]:
+        """In order."""
+        count = attempts.newest_number(self.attempts)
+        return [Attempt(self.attempts, number) for number in range(1, count + 1)]
+
+    def appearance(self) -> str:
+        """What can be seen of the files without opening them; it changes when the run's state or numbers do."""
+        attempt = self.newest()
+        ends = [] if attempt is None else [attempt.path / "end.json", attempt.provenance_path]
+        files = (self.journal, self.result_path, self._cancelled, self._handover, self._again, *ends)
+        return f"{0 if attempt is None else attempt.number} {' '.join(map(_look, files))}"
+
+    def claim(self, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
+        """The next attempt, for this process: see suite.run.attempt.claim."""
+        return attempts.claim(self.attempts, job_id, **facts)
+
+    def is_live(self) -> bool:
+        """Whether an attempt at it is under way."""
+        attempt = self.newest()
+        return attempt is not None and attempt.is_live()
+
+    def state(self) -> State:
+        """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better."""
+        attempt = self.newest()
+        number = 0 if attempt is None else attempt.number
+        handover, again = _read(self._handover), _read(self._again)
+        beat = None if attempt is None else attempt.beat()
+        ends = {} if attempt is None else self._end(attempt, forgiven=again.get("after", 0))
+        facts = {
+            "attempt": number,
+            "job_id": handover.get("job_id", "") or ("" if attempt is None else attempt.job_id),
+            "epoch": 0 if beat is None else beat.epoch,
+            "num_epochs": 0 if beat is None else beat.num_epochs,
+            "heartbeat": max(
+                0.0 if beat is None else beat.time, *(each.get("time", 0.0) for each in (ends, handover, again))
+            ),
+            "failures": ends.get("failures", {}),
+            "failed_at": ends.get("failed_at", ""),
+        }
+        if self.result_path.exists():
+            return State("done", **facts)
+        if self._cancelled.exists():
+            return State("cancelled", reason=self._cancelled.read_text(encoding="utf-8"), **facts)
+        if handover.get("after") == number:
+            return State(handover["state"], reason=handover["reason"], **facts)
+        if attempt is None or again.get("after") == number:
+            return State(**facts)
+        if "state" not in ends:
+            return State("running", **facts)
+        return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
+
+    def _end(self, attempt: Attempt, forgiven: int) -> dict[str, Any]:
+        """How the attempt ended, with the failures counted so far, which an orderly end leaves as they were."""
+        end = dict(attempt.end() or {})
+        for number in range(attempt.number, forgiven, -1):
+            earlier = end if number == attempt.number else Attempt(self.attempts, number).end() or {}
+            if "failures" in earlier:
+                return {**end, "failures": earlier["failures"], "failed_at": earlier["failed_at"]}
+        return {key: value for key, value in end.items() if key not in {"failures", "failed_at"}}
+
+    def hand_over(self, job_id: str, state: Literal["queued", "planned"] = "queued", reason: str = "") -> None:
+        """Notes that a job is going to run it, or why none is; true until the next attempt begins."""
+        write_json(
+            self._handover,
+            {
+                "state": state,
+                "job_id": job_id,
+                "reason": reason,
+                "after": attempts.newest_number(self.attempts),
+                "time": time.time(),
+            },
+        )
+
+    def take_back(self) -> None:
+        """No job is going to run it."""
+        self._handover.unlink(missing_ok=True)
 
     def cancel(self, reason: str) -> None:
         """The run is cancelled from here on, whatever its process still writes; who runs it is to look and stop it."""
@@ -84,28 +169,41 @@ class RunDir:
 
     def plan_again(self) -> None:
         """A failed or cancelled run may start again, as if for the first time; its checkpoints stay."""
+        write_json(self._again, {"after": attempts.newest_number(self.attempts), "time": time.time()})
+        self.take_back()
         self._cancelled.unlink(missing_ok=True)
-        self.update(state="planned", cause=None, reason="", failures={}, failed_at="")
-
-    def update(self, **changes: Any) -> State:  # noqa: ANN401  (State's fields)
-        """Rewrites state.json with some fields changed and a fresh heartbeat."""
-        state = replace(self._written(), heartbeat=time.time(), **changes)
-        write_json(self._state_path, asdict(state))
-        return state
 
     def result(self) -> dict[str, Any] | None:
         """The final numbers; None until the run is done."""
-        if not self.result_path.exists():
-            return None
-        result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
-        return result
+        return _read(self.result_path) or None
 
     def provenance(self) -> dict[str, Any]:
-        """Where the numbers came from; empty before the first attempt."""
-        if not self.provenance_path.exists():
-            return {}
-        provenance: dict[str, Any] = json.loads(self.provenance_path.read_text(encoding="utf-8"))
-        return provenance
+        """Where the numbers came from, by its newest attempt that trained; empty before the first."""
+        return next(filter(None, (attempt.provenance() for attempt in reversed(self.all_attempts()))), {})
+
+
+def root_id(root: Path) -> str:
+    """Random name of a ROOT, which no other has; made when it is first asked for."""
+    path = root / "root.json"
+    if not path.exists():
+        write_once(path, as_json({"id": secrets.token_hex(8)}))
+    return str(_read(path)["id"])
+
+
+def _look(path: Path) -> str:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return "-"
+    return f"{status.st_size}@{status.st_mtime_ns}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 @cache  # cell.yaml never changes, and a launcher asks for it twice a second
@@ -119,21 +217,31 @@ def run_dirs(grid_dir: Path) -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(grid_dir.glob("*/cell.yaml"))]
 
 
-def write_plan(grid_dir: Path, cells: list[Cell]) -> None:
-    """Notes which cells the grid consists of as last launched, in order: whole, so that one file tells of thousands."""
-    write_json(grid_dir / "plan.json", {cell.id: cell.model_dump(mode="json") for cell in cells})
+def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, Execution] | None = None) -> None:
+    """Notes which cells the grid consists of as last launched, in order, and how each is to run, by its id."""
+    usual, given = AS_IS, executions or {}
+    plan = {
+        cell.id: {
+            "cell": cell.model_dump(mode="json"),
+            "execution": given.get(cell.id, usual).model_dump(mode="json"),
+        }
+        for cell in cells
+    }
+    write_json(grid_dir / "plan.json", plan)  # whole, so that one file tells of thousands
 
 
 def read_plan(grid_dir: Path) -> list[str]:
     """Ids of the cells of the last launch, in order; empty before the first."""
-    path = grid_dir / "plan.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    return list(_read(grid_dir / "plan.json"))
 
 
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:
     """The cells of the last launch by id, in order."""
-    path = grid_dir / "plan.json"
-    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if isinstance(raw, list):  # as launched before 2026-11-23
-        return {cell_id: RunDir(grid_dir / cell_id).cell() for cell_id in raw}
-    return {cell_id: Cell.model_validate(value, context=RECORDED) for cell_id, value in raw.items()}
+    plan = _read(grid_dir / "plan.json")
+    return {cell_id: Cell.model_validate(each["cell"], context=RECORDED) for cell_id, each in plan.items()}
+
+
+def planned_executions(grid_dir: Path) -> dict[str, Execution]:
+    """How the last launch has each of its cells run, by id."""
+    plan = _read(grid_dir / "plan.json")
+    return {cell_id: Execution.model_validate(each["execution"]) for cell_id, each in plan.items()}

@@ -1,16 +1,16 @@
-"""Why a run of several processes ended, told in state.json whichever of them failed.
+"""Why an attempt of several processes ended, told in its end.json whichever of them failed.
 
-    RUN/processes/heartbeat-0001.json     where process 1 is: rewritten after each step
-    RUN/processes/fault-0001.json         its last words
-    RUN/processes/stop.json               the signal by which the run's job was asked to stop
+    heartbeat-0001.json     where process 1 is: rewritten once a second at most, and every ten seconds at least
+    fault-0001.json         its last words
+    stop.json               the signal by which the attempt's job was asked to stop
 
-A process that fails drags the others along: their exchanges break or time out. So each one that ends with an exception
-leaves its last words, and the lowest of those that did writes the verdict over all of them.
+All in the attempt's folder. A process that fails drags the others along: their exchanges break or time out. So each one
+that ends with an exception leaves its last words, and the lowest of those that did writes the verdict over all of them.
 """
 
 import json
 import os
-import platform
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,16 +18,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.run.atomic import write_json
-from suite.run.directory import Cause, RunDir
+from suite.run.attempt import Attempt, SupersededError
+from suite.run.directory import Cause
+from suite.run.processes import Process
 
 if TYPE_CHECKING:  # torch comes with it, and signals are to be heard at once
     from suite.engines.process_group import Layout
 
 GRACE_SECONDS = 5.0
 """How long a process that lost another waits for the others' last words."""
-_BEAT_BYTES = 512
+BEAT_SECONDS, QUIET_SECONDS = 1.0, 10.0
+"""Between two signs of life: at least, and at most."""
+_BEAT_BYTES = 1024
 _STOP = "stop.json"
 _GLOO = ("gloo", "closed by peer", "reset by peer", "broken pipe", "application timeout")
 
@@ -71,34 +75,55 @@ class Beat:
     """Where a process was at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
 
     rank: int
-    host: str
-    pid: int
+    process: Process
     step: int | None
+    epoch: int
+    num_epochs: int
     time: float
 
 
 class Heartbeat:
-    """A process's sign of life. A small write to a file held open: microseconds, and no flush to the disk."""
+    """A process's sign of life, written from a thread of its own, so that a long step is none the quieter.
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    Nothing that happens to the file ends training.
+    """
+
+    def __init__(self, folder: Path, rank: int, num_epochs: int) -> None:
         self.rank = rank
+        self._num_epochs = num_epochs
+        self._where: tuple[int | None, int] = (None, 0)
+        self._written: tuple[int | None, int] = self._where
+        self._process = Process.this()
         self._file = os.open(folder / f"heartbeat-{rank:04d}.json", os.O_WRONLY | os.O_CREAT, 0o644)
+        self._closed = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._keep_writing, name="heartbeat", daemon=True)
+        self._thread.start()
 
-    def beat(self, step: int | None) -> None:
-        """The process is alive and has finished `step`."""
-        beat = Beat(self.rank, platform.node(), os.getpid(), step, time.time())
-        os.pwrite(self._file, json.dumps(asdict(beat)).encode().ljust(_BEAT_BYTES - 1) + b"\n", 0)
+    def beat(self, step: int, epoch: int) -> None:
+        """The process has finished `step`, over all epochs, and `epoch` epochs."""
+        self._where = step, epoch
 
     def close(self) -> None:
-        """Closes the file."""
+        """Writes where it was last, and closes the file."""
+        self._closed.set()
+        self._thread.join()
+        self._write()
         os.close(self._file)
 
+    def _keep_writing(self) -> None:
+        quiet = 0.0
+        while not self._closed.wait(BEAT_SECONDS):
+            quiet += BEAT_SECONDS
+            if self._where != self._written or quiet >= QUIET_SECONDS:
+                self._write()
+                quiet = 0.0
 
-def clear(folder: Path) -> None:
-    """Forgets what an earlier attempt left. Before the processes of this one are joined."""
-    for path in folder.glob("*.json"):
-        path.unlink()
+    def _write(self) -> None:
+        self._written = self._where
+        beat = Beat(self.rank, self._process, *self._written, self._num_epochs, time.time())
+        with suppress(OSError):
+            os.pwrite(self._file, json.dumps(asdict(beat)).encode().ljust(_BEAT_BYTES - 1) + b"\n", 0)
 
 
 def note_stop(folder: Path, signal_name: str) -> None:
@@ -113,7 +138,10 @@ def noted_stop(folder: Path) -> str:
 
 def beats(folder: Path) -> dict[int, Beat]:
     """The processes' heartbeats, by rank."""
-    return {value["rank"]: Beat(**value) for value in _read(folder.glob("heartbeat-*.json"))}
+    return {
+        value["rank"]: Beat(**{**value, "process": Process(**value["process"])})
+        for value in _read(folder.glob("heartbeat-*.json"))
+    }
 
 
 def faults(folder: Path) -> list[Fault]:
@@ -133,34 +161,33 @@ def kind_of(error: Exception) -> Kind:
 
 
 @contextmanager
-def told(run: RunDir, cell: Cell, layout: "Layout") -> Iterator[Heartbeat]:
-    """Inside, an exception but PreemptedError ends in state.json, as this process's fault or as another's."""
-    heartbeat = Heartbeat(run.processes, layout.rank)
-    heartbeat.beat(None)
+def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
+    """Any exception raised in the block but a stop is written to the attempt's end, as the fault of who caused it."""
+    heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
     try:
         yield heartbeat
-    except PreemptedError:
+    except (PreemptedError, SupersededError):
         raise
     except Exception as error:
-        with suppress(OSError):  # the disk may be what is at fault; the run's log has the traceback
-            _tell(run, layout, Fault.of(error, layout.rank, _hint(cell, layout)))
+        with suppress(OSError, SupersededError):  # the disk may be what is at fault; the log has the traceback
+            _tell(attempt, layout, Fault.of(error, layout.rank, _hint(cell, execution, layout)))
         raise
     finally:
         heartbeat.close()
 
 
-def _tell(run: RunDir, layout: "Layout", fault: Fault) -> None:
-    write_json(run.processes / f"fault-{fault.rank:04d}.json", asdict(fault))
+def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:
+    write_json(attempt.path / f"fault-{fault.rank:04d}.json", asdict(fault))
     if fault.kind != "own":
         time.sleep(GRACE_SECONDS)
-    spoken = faults(run.processes)
+    spoken = faults(attempt.path)
     # The first verdict stands: who wakes up from a hang finds the others gone, and would blame them.
-    if fault.rank == spoken[0].rank and run.state().state == "running":
-        run.update(**verdict(spoken, beats(run.processes), layout.world_size, time.time()))
+    if fault.rank == spoken[0].rank and attempt.end() is None:
+        attempt.finish(**verdict(spoken, beats(attempt.path), layout.world_size, time.time()))
 
 
 def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now: float) -> dict[str, Any]:
-    """The changes to the run's state that the processes' last words amount to.
+    """The end of the attempt that its processes' last words amount to.
 
     The first fault that a process has of its own is the run's. Where there is none, those that said nothing are at
     fault: they hang, if somebody waited for them in vain, or died, which counts as their node's failure; a run that
@@ -185,16 +212,18 @@ def _last_seen(rank: int, alive: Mapping[int, Beat], now: float) -> str:
         return f"process {rank}, before it began"
     beat = alive[rank]
     where = "before its first step" if beat.step is None else f"after step {beat.step}"
-    return f"process {rank} (pid {beat.pid} on {beat.host}), last seen {where}, {now - beat.time:.0f} s ago"
+    who = f"process {rank} (pid {beat.process.pid} on {beat.process.host})"
+    return f"{who}, last seen {where}, {now - beat.time:.0f} s ago"
 
 
-def _hint(cell: Cell, layout: "Layout") -> str:
+def _hint(cell: Cell, execution: Execution, layout: "Layout") -> str:
     share = cell.training.batch_size // layout.world_size
-    present = min(cell.execution.micro_batch_size or share, share)
+    present = min(execution.micro_batch_size or share, share)
     if present == 1:
         return ""
     size = max(part for part in range(1, present // 2 + 1) if share % part == 0)
-    return f"; a step of {share} images took {present} at a time: try --set execution.micro_batch_size={size}"
+    retry = f"python -m launch retry --oom --set execution.micro_batch_size={size}"
+    return f"; a step of {share} images took {present} at a time: {retry}"
 
 
 def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

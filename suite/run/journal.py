@@ -1,7 +1,8 @@
-"""The append-only record of a run: one JSON object a line, written by rank 0.
+"""The append-only record of a run: one JSON object a line, written by process 0.
 
-A record is {"time": unix seconds, "attempt": n, "epoch": k, "metrics": {name: value}}. After a crash the epochs since
-the last checkpoint are trained again and recorded again; `read_metrics` keeps the last record of each epoch.
+Each attempt begins with {"time": unix seconds, "attempt": n, "token": the attempt's}; then come its records,
+{"time", "attempt", "epoch": k, "metrics": {name: value}}. After a crash the epochs since the last checkpoint are
+trained again and recorded again; `read_metrics` keeps each epoch's record of the last attempt.
 """
 
 import json
@@ -10,6 +11,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from suite.run.attempt import Attempt
 
 
 @dataclass(frozen=True)
@@ -23,25 +27,44 @@ class Record:
 
 
 class Journal:
-    """Appends records to one file; a line torn by an earlier crash is ended first, so that it harms no other."""
+    """Appends an attempt's records; a line torn by an earlier crash is ended first, so that it harms no other."""
 
-    def __init__(self, path: Path, attempt: int) -> None:
+    def __init__(self, path: Path, attempt: Attempt) -> None:
+        self._attempt = attempt
+        attempt.require_newest()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
-        self._attempt = attempt
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")
+        self._write({"token": attempt.token})
 
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Adds one record and flushes it to the disk."""
-        record = {"time": time.time(), "attempt": self._attempt, "epoch": epoch, "metrics": metrics}
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Adds one record and flushes it to the disk.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        self._attempt.require_newest()
+        self._write({"epoch": epoch, "metrics": metrics})
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        line = {"time": time.time(), "attempt": self._attempt.number, **entry}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def token(path: Path) -> str:
+    """Of the first attempt that wrote here: what makes this journal another than one of the same name. Empty: none."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(file.readline())["token"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
@@ -58,7 +81,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by epoch, the last attempt's where an epoch was trained again."""
     merged: dict[int, dict[str, float]] = {}
-    for record in read(path)[0]:
+    for record in sorted(read(path)[0], key=lambda record: record.attempt):
         merged.setdefault(record.epoch, {}).update(record.metrics)
     return merged
 
@@ -67,5 +90,5 @@ def _parse(content: bytes) -> Iterator[Record]:
     for line in content.splitlines():
         try:
             yield Record(**json.loads(line))
-        except (ValueError, TypeError):  # the torn last line of a killed attempt
+        except (ValueError, TypeError):  # an attempt's first line, or one that a crash tore
             continue

@@ -1,5 +1,9 @@
-"""Locks that the kernel lets go of when their process ends, however it ends."""
+"""Locks that the kernel lets go of when their process ends, however it ends.
 
+For politeness between commands, not for correctness: where the file system has no locks, everybody gets one.
+"""
+
+import errno
 import fcntl
 import os
 import time
@@ -30,7 +34,10 @@ def holder(path: Path) -> int | None:
     if not path.exists():
         return None
     with path.open(encoding="utf-8") as file:
-        return None if _try_lock(file, fcntl.LOCK_SH) else int(file.read() or 0)
+        if _try_lock(file, fcntl.LOCK_SH):
+            return None
+        text = file.read()
+        return int(text) if text.isdecimal() else 0  # not written yet: it has held the lock for microseconds
 
 
 def _try_lock(file: TextIO, kind: int) -> bool:
@@ -38,4 +45,7 @@ def _try_lock(file: TextIO, kind: int) -> bool:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}:
+            raise
     return True

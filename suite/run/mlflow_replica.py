@@ -1,51 +1,83 @@
 """MLflow, a replica of the run directories: `sync` is idempotent and incremental, and loses nothing if it never ran.
 
-One experiment per grid, one flat run per cell (also for cells that have not run yet), metrics with step = epoch.
+One experiment for each grid of a ROOT, one flat run for each cell (also for cells that have not run yet), metrics with
+step = epoch. A stored run belongs to (root id, cell, token of the journal): a folder that was deleted and trained anew
+is another run, and so is another user's of the same grid on the same server.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from suite.recipe.cell import Cell
 from suite.run import journal
-from suite.run.directory import RunDir, State, read_plan, run_dirs
+from suite.run.directory import RunDir, State, read_plan, root_id, run_dirs
+from suite.run.locks import locked
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.tracking import MlflowClient
 
+ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
+"""Tags: whose the run is, and which; what its files looked like when it was last brought up to date; ours to delete."""
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 _MAX_PER_BATCH = 1000  # MLflow's own limit on metrics in a batch
+_PATIENCE_SECONDS = 120.0
 
 
 def default_uri(root: Path) -> str:
-    """The store of a ROOT: one sqlite file in it."""
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """The store of a ROOT: one sqlite file in it, whatever characters its path has."""
+    path = str(root.resolve() / "mlflow.db")
+    quoted = quote(path)
+    return f"sqlite:///{path}" if quoted == path else f"sqlite:///file:{quoted}?uri=true"
 
 
-def sync(grid_dir: Path, uri: str) -> int:
-    """Brings the grid's experiment up to date with its run directories; returns how many runs changed.
+def how_to_browse(uri: str, experiment_id: str) -> str:
+    """Where a person finds the grid's runs: a link, after the command that serves it where nobody does yet."""
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    if uri.startswith(("http://", "https://")):
+        return f"{uri.rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri '{uri}', then http://127.0.0.1:5000/{page}"
+
+
+def browse(grid_dir: Path, uri: str) -> str:
+    """As `how_to_browse` has it, of the grid's experiment; what there is to say of a store that is not reached."""
+    try:
+        experiment = _experiment(_client(uri), grid_dir, root_id(grid_dir.parent))
+    except Exception as error:  # noqa: BLE001  (whatever a store can raise)
+        return f"MLflow at {uri} not reached ({str(error).splitlines()[0]}); python -m launch sync tries again"
+    return how_to_browse(uri, experiment.experiment_id)
+
+
+def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
+    """Brings the grid's experiment up to date with its run directories.
 
     A call that dies half-way leaves nothing wrong: metrics carry the journal's own times, so writing one twice stores
-    it once, and the offset up to which a journal is stored moves only afterwards.
+    it once, and the offset up to which a journal is stored moves only afterwards. Two calls at once make nothing twice.
+
+    Returns:
+        How many runs changed, and the experiment's id.
     """
     client = _client(uri)
-    name = grid_dir.name
-    experiment = client.get_experiment_by_name(name)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    stored = {run.data.tags.get("cell_id"): run for run in _all_runs(client, experiment_id)}
-    current = set(read_plan(grid_dir))
-    return sum(_sync_run(client, experiment_id, stored.get(run.path.name), run, current) for run in run_dirs(grid_dir))
+    with _alone(grid_dir):
+        root = root_id(grid_dir.parent)
+        experiment = _experiment(client, grid_dir, root)
+        replica = _Replica(client, experiment.experiment_id, root)
+        current = set(read_plan(grid_dir))
+        num_changed = sum(replica.update(run, is_current=run.path.name in current) for run in run_dirs(grid_dir))
+        return num_changed + replica.retire(), experiment.experiment_id
 
 
 def _client(uri: str) -> "MlflowClient":
     # A dead server must cost seconds, not the four minutes of MLflow's defaults.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # a table is being drawn on this terminal
     from mlflow.tracking import MlflowClient
@@ -53,52 +85,172 @@ def _client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri)
 
 
-def _all_runs(client: "MlflowClient", experiment_id: str) -> Iterator["Run"]:
-    token = None
+@contextmanager
+def _alone(grid_dir: Path) -> Iterator[None]:
+    """One after the other, as far as the file system has locks; `_Replica._create` sees to the rest."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
+        with locked(grid_dir / "mlflow.lock") as mine:
+            if mine or time.monotonic() > deadline:
+                yield
+                return
+        time.sleep(0.2)
+
+
+def _experiment(client: "MlflowClient", grid_dir: Path, root: str) -> "Experiment":
+    """The grid's experiment, by the grid's name; where that is another ROOT's, with ours in parentheses."""
+    from mlflow.exceptions import MlflowException
+
+    for name in (grid_dir.name, f"{grid_dir.name} ({root[:6]})"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                client.create_experiment(name, tags={ROOT: root, "mlflow.note.content": _note(grid_dir)})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = client.get_experiment_by_name(name)
+        if found is not None and found.tags.get(ROOT) == root:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            return found
+    raise AssertionError(f"two roots with the id {root}")
+
+
+def _note(grid_dir: Path) -> str:
+    return (
+        f"Grid **{grid_dir.name}**, run directories in `{grid_dir}`.\n\n"
+        "Which quantizer is better on these models, and by how much? The answer, with intervals and tests:\n"
+        f"`python -m analysis report {grid_dir.name} --root {grid_dir.parent}`, which writes "
+        f"`{grid_dir / 'report.html'}`.\n\n"
+        "One run is one cell: (model, quantizer, seed). `test/top1_hard` is measured on truly binary weights."
+    )
+
+
+class _Replica:
+    """An experiment's runs by whose they are, and what makes them as the run directories are."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, root: str) -> None:
+        self.client, self.experiment_id, self.root = client, experiment_id, root
+        self._stored: dict[tuple[str, str], Run] = {}
+        self._deleted: set[tuple[str, str]] = set()
+        for run in self._search():
+            tags = run.data.tags
+            key = (tags.get("cell_id", ""), tags.get(TOKEN, ""))
+            if tags.get(ROOT) != root or REPLACED in tags:
+                continue
+            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI: it stays so
+                self._deleted.add(key)
+            else:
+                self._stored[key] = run
+        self._seen: set[tuple[str, str]] = set()
+
+    def _search(self, query: str = "") -> Iterator["Run"]:
+        from mlflow.entities import ViewType
+
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], query, ViewType.ALL, 1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def update(self, run: RunDir, *, is_current: bool) -> bool:
+        """Whether anything had to change of one run."""
+        key = (run.path.name, journal.token(run.journal))
+        self._seen.add(key)
+        if key in self._deleted and key not in self._stored:
+            return False
+        stored = self._stored.get(key)
+        mark = _mark(run, is_current=is_current)
+        if stored is not None and stored.data.tags.get(MARK) == mark:
+            return False
+        state = run.state()
+        if stored is None:
+            stored = self._create(run, key[1])
+        self._fill(run, stored, state, {"current": str(is_current).lower(), MARK: mark})
+        return True
+
+    def retire(self) -> int:
+        """How many runs had to be put aside: of folders that are gone, or were not begun and now are."""
+        num_changed = 0
+        begun = {cell_id for cell_id, token in self._seen if token}
+        for (cell_id, token), run in self._stored.items():
+            if (cell_id, token) in self._seen:
+                continue
+            if not token and cell_id in begun:
+                self._replace(run)
+                num_changed += 1
+            elif run.data.tags.get("current") != "false":
+                self.client.set_tag(run.info.run_id, "current", "false")
+                num_changed += 1
+        return num_changed
+
+    def _create(self, run: RunDir, token: str) -> "Run":
+        """A run of ours in the store; another's, where two syncs that no lock parts made one at the same time."""
+        cell, first = run.cell(), run.first()
+        tags = {ROOT: self.root, TOKEN: token, "cell_id": cell.id, "grid": run.path.parent.name}
+        # MLflow fixes a run's start when it makes it.
+        start_ms = int(1000 * (first.facts.get("made", time.time()) if first is not None else time.time()))
+        mine = self.client.create_run(self.experiment_id, start_ms, tags, cell.name)
+        query = f"tags.`{ROOT}` = '{self.root}' and tags.cell_id = '{cell.id}' and tags.`{TOKEN}` = '{token}'"
+        others = [
+            other
+            for other in self._search(query)
+            if other.info.run_id != mine.info.run_id
+            and other.info.lifecycle_stage != "deleted"
+            and REPLACED not in other.data.tags
+        ]
+        if not others:
+            return mine
+        self._replace(mine)
+        return min(others, key=lambda other: str(other.info.run_id))
+
+    def _replace(self, run: "Run") -> None:
+        self.client.set_tag(run.info.run_id, REPLACED, "true")
+        self.client.delete_run(run.info.run_id)
+
+    def _fill(self, run: RunDir, stored: "Run", state: State, more: dict[str, str]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, run_id = self.client, stored.info.run_id
+        if not stored.data.params:
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in recipe(run.cell())])
+        have = stored.data.tags
+        start = int(have.get("journal_offset", "0"))
+        records, end = journal.read(run.journal, start)
+        metrics = [
+            Metric(key, value, int(record.time * 1000), record.epoch)
+            for record in records
+            for key, value in record.metrics.items()
+        ]
+        for first in range(0, len(metrics), _MAX_PER_BATCH):
+            client.log_batch(run_id, metrics=metrics[first : first + _MAX_PER_BATCH])
+        tags = _tags(run, state) | {"journal_offset": str(end)} | more
+        if tags["data_checksum"] and not have.get("data_checksum"):
+            self._log_dataset(run_id, run.cell().dataset, tags["data_checksum"])
+        changed = {key: value for key, value in tags.items() if have.get(key) != value}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in changed.items()])
+        status = _STATUS.get(state.state, "SCHEDULED")
+        if stored.info.status == status:
             return
-
-
-def _sync_run(client: "MlflowClient", experiment_id: str, stored: "Run | None", run: RunDir, current: set[str]) -> bool:
-    from mlflow.entities import Metric, Param, RunTag
-
-    state = run.state()
-    tags = _tags(run, state) | {"current": str(run.path.name in current).lower()}
-    if stored is None:
-        stored = client.create_run(experiment_id, _first_record_ms(run), tags, run.cell().name)
-    if not stored.data.params:
-        client.log_batch(stored.info.run_id, params=[Param(key, str(value)) for key, value in recipe(run.cell())])
-    have = stored.data.tags
-    start = int(have.get("journal_offset", "0"))
-    records, end = journal.read(run.journal, start)
-    metrics = [
-        Metric(key, value, int(record.time * 1000), record.epoch)
-        for record in records
-        for key, value in record.metrics.items()
-    ]
-    for first in range(0, len(metrics), _MAX_PER_BATCH):
-        client.log_batch(stored.info.run_id, metrics=metrics[first : first + _MAX_PER_BATCH])
-    tags["journal_offset"] = str(end)
-    changed = {key: value for key, value in tags.items() if have.get(key) != value}
-    if changed:
-        client.log_batch(stored.info.run_id, tags=[RunTag(key, value) for key, value in changed.items()])
-    status = _STATUS.get(state.state, "SCHEDULED")
-    if stored.info.status != status:
         if status in {"FINISHED", "FAILED", "KILLED"}:
-            client.set_terminated(stored.info.run_id, status, int(state.heartbeat * 1000))
+            client.set_terminated(run_id, status, int(state.heartbeat * 1000))
         else:
-            client.update_run(stored.info.run_id, status)
-    return bool(changed) or stored.info.status != status
+            client.update_run(run_id, status)
+
+    def _log_dataset(self, run_id: str, name: str, checksum: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        source = json.dumps({"name": name})
+        dataset = Dataset(name=name, digest=checksum[:36], source_type="local", source=source)
+        self.client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
 
 
-def _first_record_ms(run: RunDir) -> int:
-    """When the run began, or now where it has not: MLflow fixes a run's start when it makes it."""
-    records, _ = journal.read(run.journal)
-    return int(1000 * (records[0].time if records else time.time()))
+def _mark(run: RunDir, *, is_current: bool) -> str:
+    """What a run's files look like from outside: while that stays, there is nothing new to store of it."""
+    return " ".join([run.appearance(), *(["current"] if is_current else [])])
 
 
 def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
@@ -110,8 +262,8 @@ def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
 
 
 def _tags(run: RunDir, state: State) -> dict[str, str]:
-    cell, result = run.cell(), run.result() or {}
-    provenance = run.provenance()
+    cell, result, provenance = run.cell(), run.result() or {}, run.provenance()
+    code = provenance.get("code") or {}
     return {
         "grid": run.path.parent.name,
         "cell_id": cell.id,
@@ -127,11 +279,28 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "reason": state.reason,
         "attempt": str(state.attempt),
         "job_id": state.job_id,
-        "git_commit": (provenance.get("code") or {}).get("commit") or "",
+        "git_commit": code.get("commit") or "",
         "data_checksum": provenance.get("data_checksum") or "",
+        "device": provenance.get("device") or "",
+        # Ours to find, and the names that MLflow's own columns go by.
+        "mlflow.source.name": str(run.path),
+        "mlflow.source.type": "JOB" if state.job_id else "LOCAL",
+        "mlflow.source.git.commit": code.get("commit") or "",
+        "attempts_differ_in": ", ".join(_differences(run)),
+        **{f"execution.{key}": str(value) for key, value in (provenance.get("execution") or {}).items()},
         # So that the store alone makes the tables, sizes included.
         **{key: str(result.get(key, "")) for key in _COUNTS},
     }
+
+
+def _differences(run: RunDir) -> list[str]:
+    """In what the run's attempts differ that its numbers may depend on: code, data, device."""
+    found = [provenance for attempt in run.all_attempts() if (provenance := attempt.provenance())]
+    return [
+        name
+        for name, key in (("code", "code"), ("data", "data_checksum"), ("device", "device"))
+        if len({json.dumps(provenance.get(key), sort_keys=True) for provenance in found}) > 1
+    ]
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

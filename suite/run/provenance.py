@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch comes with it, and a launcher that only copies the code must not wait for that
-    from suite.engines.process_group import Layout
+    from suite.training.trainer import Trainer
 
 SNAPSHOT = "snapshot.json"
 """File beside a copy of the packages that says what code_version said where they were copied from."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
-def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None, *, one_pass: bool) -> dict[str, Any]:
-    """Provenance of the run that this process is part of, as JSON.
-
-    `weights_checksum` is of what it started from, `one_pass` is `ProxConnect.writes_in_one_pass`.
-    """
+def collect(trainer: "Trainer") -> dict[str, Any]:
+    """Provenance of the attempt that this process is part of, as JSON; `execution` as it came out."""
     import torch
 
+    layout = trainer.layout
     return {
         "command": sys.argv,
         "code": code_version(),
@@ -37,10 +35,11 @@ def collect(layout: "Layout", data_checksum: str, weights_checksum: str | None, 
         # Sums are split over threads: another number of them may round differently.
         "num_threads": torch.get_num_threads(),
         # The two round differently.
-        "optimizer_step": "one pass" if one_pass else "torch's operations",
+        "optimizer_step": "one pass" if trainer.optimizer.is_fused else "torch's operations",
+        "execution": trainer.resolved_execution(),
         "num_cores": len(os.sched_getaffinity(0)),
-        "data_checksum": data_checksum,
-        "weights_checksum": weights_checksum,
+        "data_checksum": trainer.data_checksum,
+        "weights_checksum": trainer.weights_checksum,
     }
 
 

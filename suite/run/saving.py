@@ -4,14 +4,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from suite.run.atomic import write_json
+from suite.run.atomic import as_json, write_once
+from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import RunDir
 from suite.run.journal import Journal
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
     from suite.training.trainer import Trainer
 
-HEARTBEAT_SECONDS = 10.0
 SAVING_SHARE = 0.005
 """Of training time, that saving at the ends of epochs may take."""
 log = logging.getLogger("suite.train")
@@ -25,8 +25,10 @@ class Checkpoints:
     methods.
     """
 
-    def __init__(self, run: RunDir, trainer: "Trainer", every_steps: int | None, every_minutes: float) -> None:
-        self.run, self.trainer = run, trainer
+    def __init__(
+        self, run: RunDir, attempt: Attempt, trainer: "Trainer", every_steps: int | None, every_minutes: float
+    ) -> None:
+        self.run, self.attempt, self.trainer = run, attempt, trainer
         self.every_steps, self.every_seconds = every_steps, 60 * every_minutes
         self._last = time.monotonic()
         self._cost = 0.0
@@ -59,7 +61,7 @@ class Checkpoints:
         start = time.monotonic()
         state = self.trainer.state_dict()
         if self.trainer.layout.is_main:
-            checkpoint.save(self.run.checkpoints, state)
+            checkpoint.save(self.run.checkpoints, state, self.attempt.require_newest)
         self.trainer.layout.wait()
         self._last = time.monotonic()
         self._cost = self._last - start
@@ -68,21 +70,13 @@ class Checkpoints:
 class Record:
     """Everything rank 0 writes besides."""
 
-    def __init__(self, run: RunDir, trainer: "Trainer") -> None:
-        self.run, self.trainer = run, trainer
-        self.journal = Journal(run.journal, run.state().attempt)
-        self._last_beat = time.monotonic()
-
-    def step(self) -> None:
-        """A sign of life every ten seconds."""
-        if time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
-            self._last_beat = time.monotonic()
-            self.run.update()
+    def __init__(self, run: RunDir, attempt: Attempt, trainer: "Trainer") -> None:
+        self.run, self.attempt, self.trainer = run, attempt, trainer
+        self.journal = Journal(run.journal, attempt)
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """Journal first, then the checkpoint: an epoch that is trained again is recorded again, never lost."""
         self.journal.append(self.trainer.epoch, metrics)
-        self.run.update(epoch=self.trainer.epoch)
         log.info("epoch %d/%d %s", self.trainer.epoch, self.trainer.cell.training.epochs, _line(metrics))
 
     def result(self, results: dict[str, float], weights_sha256: str) -> None:
@@ -90,20 +84,25 @@ class Record:
         trainer = self.trainer
         num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
         self.journal.append(trainer.epoch, results)
-        write_json(
+        self.attempt.require_newest()
+        is_first = write_once(
             self.run.result_path,
-            {
-                "cell": trainer.cell.id,
-                "name": trainer.cell.name,
-                "top1_hard": results["test/top1_hard"],
-                "top1_soft": results["test/top1_soft"],
-                "num_train_images": trainer.loaders.num_train_images,
-                "num_binary_parameters": num_binary,
-                "num_full_precision_parameters": sum(trainer.num_parameters.values()) - num_binary,
-                "weights_sha256": weights_sha256,
-            },
+            as_json(
+                {
+                    "cell": trainer.cell.id,
+                    "name": trainer.cell.name,
+                    "top1_hard": results["test/top1_hard"],
+                    "top1_soft": results["test/top1_soft"],
+                    "num_train_images": trainer.loaders.num_train_images,
+                    "num_binary_parameters": num_binary,
+                    "num_full_precision_parameters": sum(trainer.num_parameters.values()) - num_binary,
+                    "weights_sha256": weights_sha256,
+                }
+            ),
         )
-        self.run.update(state="done", epoch=trainer.epoch)
+        if not is_first:
+            raise SupersededError(f"{self.run.path}: another attempt has written the result")
+        self.attempt.finish(state="done", cause=None, reason="")
         log.info("done %s", _line(results))
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Engine, EngineError
 from suite.errors import DataError
-from suite.recipe.cell import Cell, Sharpness, Training
+from suite.recipe.cell import AS_IS, Cell, Execution, Sharpness, Training
 from suite.training.mixup import mixes, require_even
 from suite.training.seeds import stream
 
@@ -37,7 +37,7 @@ class Loaders:
     num_train_images: int
 
 
-def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
+def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Execution = AS_IS) -> Loaders:
     """Loaders of the cell's data; order and augmentation come from the cell's seed.
 
     Validation is on what the recipe holds out of the training set, or on the data set's own part for it.
@@ -59,7 +59,9 @@ def build_loaders(cell: Cell, source: Source, layout: Layout) -> Loaders:
     normalization = _normalization(cell, train)
 
     def make(part: Part) -> Loader:
-        return Loader(_reader(part, cell, layout), cell.data, size, normalization, batch_size, cell.seed, layout)
+        return Loader(
+            _reader(part, cell, layout, execution), cell.data, size, normalization, batch_size, cell.seed, layout
+        )
 
     return Loaders(make(train), None if validation is None else make(validation), make(source.test), len(kept))
 
@@ -71,14 +73,14 @@ def _normalization(cell: Cell, train: Part) -> Normalization:
     return Normalization.of(train.images) if isinstance(train, Pixels) else IMAGENET
 
 
-def _reader(part: Part, cell: Cell, layout: Layout) -> Reader:
+def _reader(part: Part, cell: Cell, layout: Layout, execution: Execution) -> Reader:
     if isinstance(part, Pixels):
         if cell.data.crop == "random_resized" or cell.data.image_size is not None:
             raise DataError(
                 f"{cell.dataset} stays at its own size: data.image_size and crop: random_resized are for image files"
             )
         return MemoryReader(part, layout.device)
-    num_workers = cell.execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
+    num_workers = execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
     if isinstance(part, Files):
         from suite.data.readers.image_folder import FolderReader
 
@@ -120,15 +122,17 @@ def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | 
     return model, models.binarize(model, cell.quantization.full_precision, quantized)
 
 
-def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layout) -> Engine:
-    """The engine that the cell's `execution` names around the model, moved to the layout's device.
+def build_engine(
+    cell: Cell, model: nn.Module, split: models.Split, layout: Layout, execution: Execution = AS_IS
+) -> Engine:
+    """The engine that `execution` names around the model, moved to the layout's device.
 
     `engine.optimizer` is what schedules move. Collective, as all of an engine's methods are.
 
     Raises:
         EngineError: the recipe's batch, precision or averaging do not go with how the cell is to run.
     """
-    execution, share = cell.execution, cell.training.batch_size // layout.world_size
+    share = cell.training.batch_size // layout.world_size
     size = execution.micro_batch_size or share
     if size < share and share % size:
         raise EngineError(
@@ -139,7 +143,7 @@ def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layo
     parts = (build_criterion(cell.training), layout, cell.training, execution)
     if execution.engine == "plain":
         model.to(memory_format=torch.channels_last)
-        return PlainEngine(model, wrap(cell, build_base(cell, model, split)), *parts)
+        return PlainEngine(model, wrap(cell, build_base(cell, model, split), execution), *parts)
     _require_for_deepspeed(cell.training, execution.zero_stage)
     try:
         from suite.engines.deepspeed.engine import DeepSpeedEngine
@@ -147,7 +151,7 @@ def build_engine(cell: Cell, model: nn.Module, split: models.Split, layout: Layo
         if error.name != "deepspeed":
             raise
         raise EngineError("execution.engine: deepspeed is not installed: pip install proxbench[deepspeed]") from error
-    return DeepSpeedEngine(model, build_base(cell, model, split), partial(wrap, cell), *parts)
+    return DeepSpeedEngine(model, build_base(cell, model, split), partial(wrap, cell, execution=execution), *parts)
 
 
 def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
@@ -178,7 +182,7 @@ def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim
     return torch.optim.AdamW(groups, training.learning_rate)
 
 
-def wrap(cell: Cell, base: torch.optim.Optimizer) -> ProxConnect:
+def wrap(cell: Cell, base: torch.optim.Optimizer, execution: Execution = AS_IS) -> ProxConnect:
     """ProxConnect as the recipe has it around `base`, whose quantized parameters hold w* until now.
 
     Raises:
@@ -186,9 +190,7 @@ def wrap(cell: Cell, base: torch.optim.Optimizer) -> ProxConnect:
     """
     quantization = cell.quantization
     try:
-        return ProxConnect(
-            base, quantization.update, clip_latents=quantization.clip_latents, fused=cell.execution.fused
-        )
+        return ProxConnect(base, quantization.update, clip_latents=quantization.clip_latents, fused=execution.fused)
     except ValueError as error:
         raise EngineError(f"execution.{error}") from error
 

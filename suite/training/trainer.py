@@ -16,7 +16,7 @@ import models
 from suite.data import datasets
 from suite.data.loader import Loader
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Cell
+from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.run import checkpoint
 from suite.run.failures import DivergedError
 from suite.training.build import (
@@ -66,18 +66,25 @@ class Trainer:
     handler may set at any moment; `agreed` are those that all processes acted upon after the last step: somebody's.
     """
 
-    def __init__(self, cell: Cell, layout: Layout, data_dir: Path, parent_weights: dict[str, Tensor] | None) -> None:
-        self.cell, self.layout = cell, layout
-        source = datasets.load(cell.dataset, data_dir, cell.execution.loader)
+    def __init__(
+        self,
+        cell: Cell,
+        layout: Layout,
+        data_dir: Path,
+        parent_weights: dict[str, Tensor] | None,
+        execution: Execution = AS_IS,
+    ) -> None:
+        self.cell, self.layout, self._execution = cell, layout, execution
+        source = datasets.load(cell.dataset, data_dir, execution.loader)
         self.data_checksum, self.classes = source.checksum, source.classes
         self.weights_checksum: str | None = None
         self.num_test_images = len(source.test.labels)
-        self.loaders = build_loaders(cell, source, layout)
+        self.loaders = build_loaders(cell, source, layout, execution)
         if cell.init == "pretrained":
             parent_weights, self.weights_checksum = pretrained_weights(cell, source, data_dir)
         model, self.split = build_model(cell, source, parent_weights)
         self.num_parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        self.engine = build_engine(cell, model, self.split, layout)
+        self.engine = build_engine(cell, model, self.split, layout, execution)
         self.optimizer = self.engine.optimizer
         self.steps_per_epoch = len(self.loaders.train)
         self.num_steps = cell.training.epochs * self.steps_per_epoch
@@ -188,6 +195,7 @@ class Trainer:
         """
         return {
             "cell": self.cell.id,
+            "data": self.data_checksum,
             "epoch": self.epoch,
             "step": self.step,
             "totals": self.layout.gather(self.totals),
@@ -201,10 +209,15 @@ class Trainer:
         """Goes on from a checkpoint of this cell.
 
         Raises:
-            CheckpointError: it is another cell's.
+            CheckpointError: it is another cell's, or was trained on other data.
         """
         if state["cell"] != self.cell.id:
             raise checkpoint.CheckpointError(f"the checkpoint is of cell {state['cell']}, this is {self.cell.id}")
+        if state["data"] != self.data_checksum:
+            raise checkpoint.CheckpointError(
+                f"{self.cell.dataset} is not what this run was trained on so far (checksum {self.data_checksum[:12]}, "
+                f"before {state['data'][:12]}): put the data back, or delete the run's directory to start anew"
+            )
         self.epoch, self.step = state["epoch"], state["step"]
         self.totals = self._own_totals(state["totals"])
         self._sharpen_inputs()
@@ -214,6 +227,19 @@ class Trainer:
         self.health.load_state_dict(state["health"])
         if self.average is not None:
             self.average.averages = state["average"]
+
+    def resolved_execution(self) -> dict[str, Any]:
+        """How this attempt runs, every default replaced by what it came to."""
+        share = self.cell.training.batch_size // self.layout.world_size
+        return {
+            **self._execution.model_dump(mode="json"),
+            "device": self.layout.device.type,
+            "num_processes": self.layout.world_size,
+            "num_threads": torch.get_num_threads(),
+            "micro_batch_size": min(self._execution.micro_batch_size or share, share),
+            "fused": self.optimizer.is_fused,
+            "loader": self.loaders.train.reader.name,
+        }
 
     def weights_digest(self) -> str:
         """The digest of the network as it is: what result.json has of the tested one."""

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
-from tiny_cells import tiny_cell
+from tiny_cells import put, tiny_cell
 
 from analysis import curves
 from analysis.__main__ import main
@@ -436,12 +436,13 @@ def made_runs(root: Path) -> None:
     write_plan(root / "tiny", cells)
     for k, cell in enumerate(cells):
         run = RunDir.create(root / "tiny" / cell.id, cell)
-        book = Journal(run.journal, attempt=1)
+        attempt = put(run, state="running")
+        book = Journal(run.journal, attempt)
         for epoch, top1 in ((1, 0.25), (2, 0.0), (2, 0.5 + k / 8)):
             book.append(epoch, {"val/top1": top1, "health/flip_rate": 0.01 / epoch, "mu": 2.0 * epoch})
         book.append(2, {"test/top1_soft": 0.5, "test/top1_hard": 0.5 + k / 8})
         book.close()
-        run.update(state="done", attempt=1)
+        attempt.finish(state="done")
         result = {"top1_hard": 0.5 + k / 8, "top1_soft": 0.5, "num_binary_parameters": 80}
         run.result_path.write_text(json.dumps({**result, "num_full_precision_parameters": 5}), encoding="utf-8")
     mlflow_replica.sync(root / "tiny", mlflow_replica.default_uri(root))

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_cells import put
 
 from analysis import folders, runs
 from analysis.errors import UserError
+from suite.run.atomic import write_json
 from suite.run.directory import RunDir, write_plan
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
@@ -16,9 +18,9 @@ from suite.run.mlflow_replica import default_uri, sync
 def finish(run: RunDir, hard: float, commit: str = "c0ffee") -> None:
     """What a run leaves behind: journal, result, provenance."""
     provenance = {"code": {"commit": commit}, "data_checksum": "d1"}
-    run.provenance_path.write_text(json.dumps(provenance), encoding="utf-8")
-    run.update(state="running", attempt=1, job_id="7")
-    journal = Journal(run.journal, 1)
+    attempt = put(run, state="running", attempt=1, job_id="7")
+    write_json(attempt.provenance_path, provenance)
+    journal = Journal(run.journal, attempt)
     journal.append(2, {"test/top1_hard": hard, "test/top1_soft": hard + 0.001})
     journal.close()
     result = {"cell": run.path.name, "top1_hard": hard, "top1_soft": hard + 0.001}
@@ -33,7 +35,7 @@ def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
     for seed, run in enumerate(made):
         finish(run, 0.9 + seed / 30, commit="c0ffee" if seed else "decaf")
     failed, died = (make_run("tiny", quantizer="bc", seed=seed) for seed in range(2))
-    failed.update(state="failed", cause="oom", reason="out of memory")
+    put(failed, state="failed", cause="oom", reason="out of memory")
     finish(died, 0.5)
     died.result_path.unlink()
     make_run("tiny", training__epochs=7)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from analysis_samples import cells_of, example, frame_of
 from report_samples import RECIPE, accuracies, example_page, page_of
+from tiny_cells import put
 
 from analysis import folders, methods, runs
 from analysis.backgrounds import Background
@@ -25,6 +26,7 @@ from analysis.progress import progress
 from analysis.provenance import keys_of, source, without_password
 from analysis.published import load
 from analysis.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
+from suite.run.atomic import write_json
 from suite.run.directory import RunDir, write_plan
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
@@ -232,15 +234,15 @@ def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
     made = [make_run("tiny", seed=seed, quantizer=name) for name in ("bc", "bnn++") for seed in range(2)]
     for number, run in enumerate(made[1:]):
         provenance = {"code": {"commit": "c0ffee"}, "data_checksum": "d1", "packages": {"torch": "2.9.0"}}
-        run.provenance_path.write_text(json.dumps(provenance), encoding="utf-8")
-        run.update(state="running", attempt=1, job_id="7")
-        journal = Journal(run.journal, 1)
+        attempt = put(run, state="running", attempt=1, job_id="7")
+        write_json(attempt.provenance_path, provenance)
+        journal = Journal(run.journal, attempt)
         journal.append(1, {"val/top1": 0.9, "health/flip_rate": 0.01, "mu": 2.0})
         journal.close()
         result = {"cell": run.path.name, "top1_hard": 0.9 + number / 30, "top1_soft": 0.9}
         run.result_path.write_text(json.dumps(result), encoding="utf-8")
-        run.update(state="done")
-    made[0].update(state="failed", cause="error", reason="the disk is full")
+        attempt.finish(state="done")
+    put(made[0], state="failed", cause="error", reason="the disk is full")
     write_plan(tmp_path / "tiny", [run.cell() for run in made])
     sync(tmp_path / "tiny", default_uri(tmp_path))
     return tmp_path

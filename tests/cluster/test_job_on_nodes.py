@@ -80,7 +80,7 @@ def wait(cluster: Lab, run: RunDir, job_id: str, *, seconds: float = 300.0) -> s
 
 def logs(run: RunDir) -> str:
     """All that the job and training said."""
-    paths = [*sorted((run.path.parent / "jobs").glob("*.out")), *sorted(run.logs.glob("*.log"))]
+    paths = [*sorted((run.path.parent / "jobs").glob("*.out")), *sorted(run.attempts.glob("*/log*.txt"))]
     return "\n".join(f"== {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-4000:]}" for path in paths)
 
 
@@ -135,7 +135,7 @@ def test_each_node_has_two_of_the_four_ranks(undisturbed: RunDir, code: Path) ->
     assert len(set(nodes)) == 2
     assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
     assert [place["LOCAL_RANK"] for place in places] == ["0", "1"] * 2
-    assert {beat.rank for beat in failures.beats(undisturbed.processes).values()} == {0, 1, 2, 3}
+    assert {beat.rank for beat in failures.beats(undisturbed.attempts / "0001").values()} == {0, 1, 2, 3}
 
 
 def test_they_train_as_one_process_does(undisturbed: RunDir, tmp_path: Path) -> None:
@@ -149,12 +149,12 @@ def test_they_train_as_one_process_does(undisturbed: RunDir, tmp_path: Path) -> 
 
 
 def test_a_port_that_was_taken_is_followed_by_another(undisturbed: RunDir) -> None:
-    assert "EADDRINUSE" in (undisturbed.logs / "train-0001.log").read_text(encoding="utf-8")
+    assert "EADDRINUSE" in (undisturbed.attempts / "0001" / "log.txt").read_text(encoding="utf-8")
     word = json.loads((undisturbed.path / "rendezvous.json").read_text(encoding="utf-8"))
     assert word["generation"] == 3, "taken, free, and over"
     assert undisturbed.state().attempt == 1
     assert undisturbed.state().failures == {}
-    assert (undisturbed.logs / "train-0001-node1.log").exists()
+    assert (undisturbed.attempts / "0001" / "log-node1.txt").exists()
 
 
 def test_a_signal_to_the_step_saves_on_all_nodes_requeues_and_ends_as_undisturbed(
@@ -169,7 +169,7 @@ def test_a_signal_to_the_step_saves_on_all_nodes_requeues_and_ends_as_undisturbe
         assert time.monotonic() < deadline, logs(run)
         time.sleep(0.02)
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2"), logs(run)
-    assert len({beat.step for beat in failures.beats(run.processes).values()}) == 1
+    assert len({beat.step for beat in failures.beats(run.attempts / "0001").values()}) == 1
     assert wait(cluster, run, job_id) == "COMPLETED", logs(run)
     assert (run.state().state, run.state().attempt, run.state().failures) == ("done", 2, {})
     assert run.state().job_id == job_id

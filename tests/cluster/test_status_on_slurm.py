@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_cells import tiny_cell
+from tiny_cells import put, tiny_cell
 
 from cluster.lab import Lab
 from launch import slurm
@@ -47,7 +47,7 @@ def _until(grid_dir: Path, states: list[str], reason: str = "") -> list[Standing
 def test_the_queue_and_the_accounting_tell_where_cells_stand(submitted: Submission, tmp_path: Path) -> None:
     rows = _until(tmp_path, ["running", "running", "queued", "queued"])
     assert [row.state.job_id for row in rows] == [f"{submitted.job_id}_{index}" for index in range(4)]
-    RunDir(tmp_path / CELLS[0].id).update(state="running", attempt=1)
+    put(RunDir(tmp_path / CELLS[0].id), state="running", attempt=1)
     slurm.cancel([str(submitted.job_id)])
     rows = _until(tmp_path, ["preempted", "planned", "planned", "planned"], "CANCELLED")
     assert {row.state.reason for row in rows} == {"its job is gone (SLURM: CANCELLED)"}
@@ -58,8 +58,8 @@ def test_without_slurm_the_run_directories_tell(
     submitted: Submission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [RunDir(tmp_path / cell.id) for cell in CELLS]
-    runs[0].update(state="running", attempt=1)
-    runs[1].update(state="failed", attempt=1, cause="nan")
+    put(runs[0], state="running", attempt=1)
+    put(runs[1], state="failed", attempt=1, cause="nan")
     conf = re.sub(r"(?m)^SlurmctldPort=.*$", "SlurmctldPort=1", Path(os.environ["SLURM_CONF"]).read_text("utf-8"))
     (tmp_path / "slurm.conf").write_text(conf, encoding="utf-8")
     with monkeypatch.context() as away:

@@ -9,7 +9,6 @@ from launch.plan import Standing
 from launch.slurm import JobInfo
 from launch.submissions import Submission
 from suite.run.directory import RunDir, State
-from suite.run.locks import locked
 
 QUEUE = {"8_1": JobInfo("8_1", "PENDING", "", "", "grid-b"), "1": JobInfo("1", "RUNNING", "", "", "another grid's")}
 RECORDS = [
@@ -64,8 +63,9 @@ def test_orphans_are_runs_in_no_plan_that_nobody_holds(make_run: Callable[..., R
     planned, old, queued, held = (make_run(seed=seed) for seed in range(4))
     grid_dir = old.path.parent
     records = [Submission("b", ((queued.path.name,),), job_id="1")]
-    with locked(held.lock):
-        found = orphans(grid_dir, [planned.path.name], records, QUEUE)
+    attempt = held.claim()
+    found = orphans(grid_dir, [planned.path.name], records, QUEUE)
+    attempt.finish(state="preempted")
     assert [each.path for each in found] == [old.path]
     assert found[0].what == "run of an earlier recipe, digits/resnet8/bnn++/s1, planned"
     assert {each.path for each in orphans(grid_dir, [planned.path.name], records, {})} == {
@@ -73,8 +73,9 @@ def test_orphans_are_runs_in_no_plan_that_nobody_holds(make_run: Callable[..., R
         queued.path,
         held.path,
     }
-    with locked(old.lock):
-        assert delete(found) == 0, "who began to run in between keeps his run"
+    attempt = old.claim()
+    assert delete(found) == 0, "who began to run in between keeps his run"
+    attempt.finish(state="preempted")
     assert old.path.exists()
     assert delete(found) > 0
     assert not old.path.exists()

@@ -15,8 +15,8 @@ import yaml
 from cpu_clock import timed
 from tiny_cells import tiny_grid
 
+from suite.run import failures
 from suite.run.directory import RunDir, read_plan
-from suite.run.locks import holder
 
 WriteGrid = Callable[..., Path]
 
@@ -135,7 +135,7 @@ def test_a_finetune_cell_started_after_its_parent_was_done(launched: tuple[Path,
     runs = {run.cell().name: run for run in _runs(launched[1])}
     parent, child = runs["digits/resnet8/fp/s0"], runs["digits/resnet8/bc/s0/finetune"]
     assert child.cell().parent == parent.path.name
-    assert child.provenance_path.stat().st_mtime > parent.result_path.stat().st_mtime
+    assert child.all_attempts()[0].provenance_path.stat().st_mtime > parent.result_path.stat().st_mtime
 
 
 @pytest.mark.slow
@@ -211,9 +211,9 @@ def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_g
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
     ) as launcher:
         run = _wait_for_epoch(root, 2)
-        process = holder(run.lock)
-        assert process is not None
-        os.kill(process, signal.SIGKILL)
+        attempt = run.newest()
+        assert attempt is not None
+        os.kill(failures.beats(attempt.path)[0].process.pid, signal.SIGKILL)
         launcher.communicate()
     assert launcher.returncode == 0
     assert run.state().attempt == 2
@@ -236,7 +236,7 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
         _, errors = launcher.communicate()
     assert launcher.returncode == 130
     assert errors == "stopped; the cells keep what they learnt: launch again to go on\n"
-    assert holder(run.lock) is None
+    assert not run.is_live()
     assert (run.state().state, run.state().epoch >= 2) == ("preempted", True)
     assert launch("grid", path, "--local", "--root", root).returncode == 0
     assert (run.state().state, run.state().attempt) == ("done", 2)
@@ -257,7 +257,7 @@ def test_a_cancelled_cell_stops_and_a_killed_launcher_leaves_its_cells_running(
         launcher.send_signal(signal.SIGKILL)
     assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "running"
     assert launch("cancel", "--root", root).stdout == "1 cancelled\n"
-    assert holder(run.lock) is None
+    assert not run.is_live()
     assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "cancelled"
     assert run.result() is None
 

@@ -21,10 +21,10 @@ def _write(path: Path, text: str) -> Path:
 def test_the_newest_log_is_the_newest_attempts_on_the_first_node(make_run: Callable[..., RunDir]) -> None:
     run = make_run()
     assert log.newest_log(run) is None
-    _write(run.logs / "train-0001.log", "first")
-    newest = _write(run.logs / "train-0002.log", "second")
-    _write(run.logs / "train-0002-node1.log", "second, elsewhere")
-    _write(run.logs / "7_0_log.out", "the job's")
+    _write(run.attempts / "0001" / "log.txt", "first")
+    newest = _write(run.attempts / "0002" / "log.txt", "second")
+    _write(run.attempts / "0002" / "log-node1.txt", "second, elsewhere")
+    _write(run.path / "jobs" / "7_0_log.out", "the job's")
     assert log.newest_log(run) == newest
 
 
@@ -60,11 +60,11 @@ def test_following_goes_from_attempt_to_attempt_and_ends_with_the_run(
 
     follower = threading.Thread(target=log.follow, args=(run, out, is_settled.is_set))
     follower.start()
-    first = _write(run.logs / "train-0001.log", "epoch 1\n")
+    first = _write(run.attempts / "0001" / "log.txt", "epoch 1\n")
     wait_for("epoch 1\n")
     with first.open("a", encoding="utf-8") as file:
         file.write("killed\n")
-    second = _write(run.logs / "train-0002.log", "epoch 2\n")
+    second = _write(run.attempts / "0002" / "log.txt", "epoch 2\n")
     wait_for("epoch 2\n")
     with second.open("a", encoding="utf-8") as file:
         file.write("done\n")

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from tiny_cells import put
 
 from launch import rendezvous, snapshot
 from launch.ending import End, after_attempt, after_lost_job
@@ -23,7 +25,6 @@ from launch.training_process import command, devices_of, environment
 from quantizers.fused import native, passes
 from suite.run import failures
 from suite.run.directory import RunDir, State
-from suite.run.locks import holder, locked
 
 NOWHERE = Path("no-data-needed")
 LONG = {"training__epochs": 40, "training__batch_size": 64}
@@ -32,12 +33,12 @@ MakeRun = Callable[..., RunDir]
 
 # What an attempt's end means, as a function of what was seen
 
-BEFORE = State(state="queued", attempt=2)
 RUNNING = State(state="running", attempt=3)
+UNBEGUN = partial(End, is_begun=False)
 
 
 def _changes(now: State, end: End) -> dict[str, Any]:
-    changes = after_attempt(BEFORE, now, end)
+    changes = after_attempt(now, end)
     return {key: value for key, value in changes.items() if key in {"state", "cause", "reason"}}
 
 
@@ -46,13 +47,10 @@ def _changes(now: State, end: End) -> dict[str, Any]:
     [
         (replace(RUNNING, state="done"), End(1)),
         (replace(RUNNING, state="cancelled"), End(1, "SIGTERM")),
-        (RUNNING, End(1, is_held=True)),
-        (BEFORE, End(3)),
-        (BEFORE, End(3, "SIGUSR2")),
     ],
 )
-def test_what_is_done_cancelled_or_anothers_stays_as_it_is(now: State, end: End) -> None:
-    assert after_attempt(BEFORE, now, end) == {}
+def test_what_is_done_or_cancelled_stays_as_it_is(now: State, end: End) -> None:
+    assert after_attempt(now, end) == {}
 
 
 @pytest.mark.parametrize(
@@ -61,14 +59,14 @@ def test_what_is_done_cancelled_or_anothers_stays_as_it_is(now: State, end: End)
         (replace(RUNNING, state="preempted", reason="stopped by SIGUSR2"), End(1), "stopped by SIGUSR2"),
         (replace(RUNNING, state="preempted", reason="stopped by SIGUSR2"), End(1, "SIGTERM"), "stopped by SIGUSR2"),
         (RUNNING, End(-9, "SIGTERM"), "stopped by SIGTERM"),
-        (BEFORE, End(-signal.SIGUSR2), "stopped by SIGUSR2"),  # before it could listen
-        (BEFORE, End(128 + signal.SIGTERM), "stopped by SIGTERM"),
-        (BEFORE, End(1, "SIGUSR2"), "stopped by SIGUSR2"),  # torchrun's status
+        (RUNNING, UNBEGUN(-signal.SIGUSR2), "stopped by SIGUSR2"),  # before it could listen
+        (RUNNING, UNBEGUN(128 + signal.SIGTERM), "stopped by SIGTERM"),
+        (RUNNING, UNBEGUN(1, "SIGUSR2"), "stopped by SIGUSR2"),  # torchrun's status
         (replace(RUNNING, state="preempted", cause="node"), End(1, "SIGUSR2"), "stopped by SIGUSR2"),
     ],
 )
 def test_an_attempt_that_was_asked_to_stop_goes_on_and_counts_as_no_failure(now: State, end: End, reason: str) -> None:
-    assert after_attempt(BEFORE, now, end) == {"state": "preempted", "cause": None, "reason": reason}
+    assert after_attempt(now, end) == {"state": "preempted", "cause": None, "reason": reason}
 
 
 @pytest.mark.parametrize(
@@ -79,10 +77,10 @@ def test_an_attempt_that_was_asked_to_stop_goes_on_and_counts_as_no_failure(now:
         (replace(RUNNING, state="preempted", cause="node", reason="died"), End(1), "node", "died"),
         (RUNNING, End(-9, is_out_of_memory=True), "oom", "killed by the kernel: the job's memory ran out"),
         (RUNNING, End(1, is_group=True), "node", "a training process died without a word"),
-        (BEFORE, End(1, is_group=True), "error", "the training process ended with status 1"),
+        (RUNNING, UNBEGUN(1, is_group=True), "error", "the training process ended with status 1"),
         (RUNNING, End(-9), "error", "killed by SIGKILL (by hand"),
         (RUNNING, End(-11), "error", "killed by SIGSEGV"),
-        (BEFORE, End(1), "error", "the training process ended with status 1 before it could say why"),
+        (RUNNING, UNBEGUN(1), "error", "the training process ended with status 1 before it could say why"),
         (RUNNING, End(1, "SIGUSR2", is_out_of_time=True), "timeout", "no checkpoint within the time limit"),
     ],
 )
@@ -90,11 +88,11 @@ def test_failures_are_told_apart_and_tried_again_as_often_as_their_cause_allows(
     now: State, end: End, cause: str, reason: str
 ) -> None:
     for _ in range(RETRIES[cause]):  # type: ignore[index]
-        changes = after_attempt(BEFORE, now, end)
+        changes = after_attempt(now, end)
         assert (changes["state"], changes["cause"]) == ("preempted", cause)
         assert changes["reason"].startswith(reason)
         now = replace(now, failures=changes["failures"], failed_at=changes["failed_at"])
-    assert after_attempt(BEFORE, now, end)["state"] == "failed"
+    assert after_attempt(now, end)["state"] == "failed"
 
 
 def test_a_time_limit_with_a_new_checkpoint_is_no_failure() -> None:
@@ -103,8 +101,8 @@ def test_a_time_limit_with_a_new_checkpoint_is_no_failure() -> None:
 
 
 def test_bad_input_and_nan_are_not_tried_again() -> None:
-    bad = End(2, last_line="cell.yaml: not a cell")
-    assert _changes(BEFORE, bad) == {"state": "failed", "cause": "error", "reason": "cell.yaml: not a cell"}
+    bad = UNBEGUN(2, last_line="cell.yaml: not a cell")
+    assert _changes(RUNNING, bad) == {"state": "failed", "cause": "error", "reason": "cell.yaml: not a cell"}
     nan = replace(RUNNING, state="failed", cause="nan", reason="the loss is nan")
     assert _changes(nan, End(1)) == {"state": "failed", "cause": "nan", "reason": "the loss is nan"}
 
@@ -229,6 +227,18 @@ def _once_trained(run: RunDir, attempt: int = 1) -> None:
         time.sleep(0.02)
 
 
+def _here(run: RunDir) -> Path:
+    """Its newest attempt's folder."""
+    attempt = run.newest()
+    assert attempt is not None
+    return attempt.path
+
+
+def _trainer(run: RunDir) -> int:
+    """Process id of who trains it."""
+    return failures.beats(_here(run))[0].process.pid
+
+
 def test_a_cell_of_another_submission_or_stopped_before_its_job_began_is_left_alone(make_run: MakeRun) -> None:
     run = make_run()
     job = _job(run)
@@ -236,17 +246,16 @@ def test_a_cell_of_another_submission_or_stopped_before_its_job_began_is_left_al
     assert _end_of(job) == 0
     assert run.state() == State()
     local = replace(job, submission=None)
-    run.update(state="preempted")
+    put(run, state="preempted")
     local()
-    assert (run.state().state, run.state().attempt) == ("preempted", 0)
-    assert not run.logs.exists()
+    assert (run.state().state, run.state().attempt) == ("preempted", 1)
 
 
 def test_a_cell_that_another_process_has_is_left_alone(make_run: MakeRun) -> None:
     run = make_run()
-    with locked(run.lock):
-        assert _end_of(_job(run)) == 0
-    assert run.state() == State()
+    run.claim()
+    assert _end_of(_job(run)) == 0
+    assert (run.state().state, run.state().attempt) == ("running", 1)
 
 
 def test_a_cell_whose_parent_failed_is_cancelled_with_the_reason_and_one_whose_parent_waits_waits(
@@ -256,7 +265,7 @@ def test_a_cell_whose_parent_failed_is_cancelled_with_the_reason_and_one_whose_p
     child = make_run(init="finetune", parent=parent.path.name)
     assert _end_of(_job(child)) == 0
     assert child.state().state == "planned"
-    parent.update(state="failed", cause="nan")
+    put(parent, state="failed", cause="nan")
     assert _end_of(_job(child)) == 0
     assert child.state().state == "cancelled"
     assert child.state().reason == "starts from digits/resnet8/fp/s0, which failed: nan"
@@ -264,7 +273,8 @@ def test_a_cell_whose_parent_failed_is_cancelled_with_the_reason_and_one_whose_p
 
 def test_a_run_that_lost_its_job_too_often_has_failed(make_run: MakeRun) -> None:
     run = make_run()
-    run.update(state="running", attempt=6, failures={"node": RETRIES["node"]})
+    put(run, state="preempted", cause="node", failures={"node": RETRIES["node"]}, failed_at="")
+    put(run, state="running", attempt=2)
     assert _end_of(_job(run)) == 1
     assert (run.state().state, run.state().cause) == ("failed", "node")
 
@@ -285,8 +295,8 @@ def test_a_failing_cell_of_a_pack_leaves_the_others_and_the_job_says_which(make_
         _job(good, diverging, other)()
     assert [run.state().state for run in (good, diverging, other)] == ["done", "failed", "done"]
     assert good.state().job_id == "4711"
-    assert "done test/top1_soft" in (good.logs / "train-0001.log").read_text(encoding="utf-8")
-    assert "DivergedError" not in (good.logs / "train-0001.log").read_text(encoding="utf-8")
+    assert "done test/top1_soft" in (_here(good) / "log.txt").read_text(encoding="utf-8")
+    assert "DivergedError" not in (_here(good) / "log.txt").read_text(encoding="utf-8")
     assert _end_of(_job(good, other)) == 0, "settled"
     assert good.state().attempt == 1
 
@@ -300,11 +310,9 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
 
         def ask(attempt: int = attempt, number: signal.Signals = number) -> None:
             _once_trained(run, attempt)
-            while (beat := failures.beats(run.processes).get(0)) is None or beat.step is None:
+            while (beat := failures.beats(_here(run)).get(0)) is None or beat.step is None:
                 time.sleep(0.02)
-            training = holder(run.lock)
-            assert training is not None
-            os.kill(training, number)  # as SLURM does: all processes of the step
+            os.kill(_trainer(run), number)  # as SLURM does: all processes of the step
             os.kill(os.getpid(), number)
 
         before = signal.getsignal(number)
@@ -314,10 +322,10 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
         assert (run.state().state, run.state().cause) == ("preempted", None)
         assert run.state().reason == f"stopped by {number.name}"
         assert run.state().failures == {}
-        assert failures.noted_stop(run.processes) == number.name
-        assert (run.logs / f"train-000{attempt}.log").exists()
+        assert failures.noted_stop(_here(run)) == number.name
+        assert (run.attempts / f"000{attempt}" / "log.txt").exists()
     assert _end_of(_job(run)) == 0
-    assert failures.noted_stop(run.processes) == ""
+    assert failures.noted_stop(_here(run)) == ""
     assert run.state().attempt == 3
     assert run.result() == undisturbed.result()
 
@@ -328,7 +336,7 @@ def test_a_signal_before_training_listens_is_no_failure(make_run: MakeRun) -> No
         run = make_run(f"after {delay_seconds}", **LONG)
 
         def ask(run: RunDir = run, delay_seconds: float = delay_seconds) -> None:
-            while not list(run.logs.glob("*.log")):
+            while not list(run.attempts.glob("*/log.txt")):
                 time.sleep(0.01)
             time.sleep(delay_seconds)
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -347,13 +355,11 @@ def test_a_cancelled_cell_of_a_pack_stops_and_a_killed_one_is_tried_once_more(ma
         _once_trained(cancelled)
         cancelled.cancel("by hand")
         _once_trained(killed)
-        training = holder(killed.lock)
-        assert training is not None
-        os.kill(training, signal.SIGKILL)
+        os.kill(_trainer(killed), signal.SIGKILL)
 
     with _meanwhile(disturb):
         assert _end_of(_job(cancelled, killed)) == EXIT_AGAIN
-    assert holder(cancelled.lock) is None
+    assert not cancelled.is_live()
     assert (cancelled.state().state, cancelled.state().reason) == ("cancelled", "by hand")
     assert cancelled.result() is None
     assert (killed.state().state, killed.state().cause) == ("preempted", "error")
@@ -371,8 +377,8 @@ def test_two_processes_of_one_node_stop_and_go_on_together(make_run: MakeRun) ->
     with _meanwhile(ask):
         assert _end_of(replace(_job(run), num_processes=2)) == EXIT_AGAIN
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2")
-    assert {beat.rank for beat in failures.beats(run.processes).values()} == {0, 1}
-    assert len({beat.step for beat in failures.beats(run.processes).values()}) == 1
+    assert {beat.rank for beat in failures.beats(_here(run)).values()} == {0, 1}
+    assert len({beat.step for beat in failures.beats(_here(run)).values()}) == 1
 
 
 def test_a_snapshot_has_the_cpp_that_the_optimizer_compiles(tmp_path: Path) -> None:

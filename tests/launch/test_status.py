@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tiny_cells import put
 
 from launch.cluster import LocalCluster
 from launch.local import MAX_STARTS, launch
 from launch.slurm import JobInfo
 from launch.status import standings
 from launch.submissions import Submission
-from suite.recipe.cell import Cell
+from suite.recipe.cell import AS_IS, Cell
 from suite.run.directory import RunDir, write_plan
 
 
@@ -23,7 +24,7 @@ def _job(job_id: str, state: str) -> JobInfo:
 def test_standings_are_the_plans_in_its_order(make_run: Callable[..., RunDir]) -> None:
     runs = [make_run(seed=seed) for seed in (2, 0, 1)]
     write_plan(runs[0].path.parent, [run.cell() for run in runs])
-    runs[1].update(state="running", job_id="1", attempt=1)
+    put(runs[1], state="running", job_id="1", attempt=1)
     rows = standings(runs[0].path.parent)
     assert [row.cell.seed for row in rows] == [2, 0, 1]
     assert [row.state.state for row in rows] == ["planned", "preempted", "planned"]
@@ -48,7 +49,7 @@ def test_a_cell_planned_again_by_hand_is_free_of_its_former_job(make_run: Callab
     grid_dir, cells = run.path.parent, [run.cell()]
     queue = {"7": _job("7", "RUNNING")}
     Submission("a", ((run.path.name, "another of its pack"),), job_id="7").write(grid_dir)
-    run.update(state="failed", cause="oom", attempt=1)
+    put(run, state="failed", cause="oom", attempt=1)
     assert standings(grid_dir, cells, queue)[0].is_settled
     run.plan_again()
     (row,) = standings(grid_dir, cells, queue)
@@ -65,11 +66,11 @@ def test_slurm_is_not_asked_where_everything_is_settled_or_was_never_submitted(
     run, local = make_run(), make_run(seed=1)
     grid_dir, cells = run.path.parent, [run.cell(), local.cell()]
     Submission("a", ((run.path.name,),), job_id="7").write(grid_dir)
-    run.update(state="running", attempt=1)
+    put(run, state="running", attempt=1)
     assert [row.state.state for row in standings(grid_dir, cells)] == ["running", "planned"]
     expected = "squeue is not on PATH: run this on a login node of the cluster; 1 cells are judged by their locks"
     assert capsys.readouterr().err.startswith(expected)
-    run.update(state="failed", cause="error")
+    put(run, state="failed", cause="error")
     assert [row.state.state for row in standings(grid_dir, cells)] == ["failed", "planned"]
     assert capsys.readouterr().err == ""
 
@@ -78,7 +79,7 @@ class _StillbornJobs(LocalCluster):
     """Every job ends before its training begins."""
 
     def submit(self, run: RunDir, code: Path) -> str:  # noqa: ARG002
-        run.update(state="queued", job_id="7")
+        put(run, state="queued", job_id="7")
         return "7"
 
     def is_alive(self, job_id: str) -> bool:  # noqa: ARG002
@@ -93,7 +94,7 @@ def test_a_cell_whose_jobs_never_begin_fails_in_the_end(
     cells = [run.cell()]
     uri = "http://127.0.0.1:9"  # no store is needed, and none that is dead does harm
     console = Console(file=io.StringIO())
-    (row,) = launch(run.path.parent, cells, cells, _StillbornJobs(tmp_path), uri, console)
+    (row,) = launch(run.path.parent, cells, cells, {run.path.name: AS_IS}, _StillbornJobs(tmp_path), uri, console)
     assert (row.state.state, row.state.reason) == ("failed", f"its job ended {MAX_STARTS} times without a result")
 
 

@@ -91,8 +91,8 @@ def test_a_failed_cell_shows_the_end_of_its_log(make_run: Callable[..., RunDir])
     row = Standing(run.cell(), State(state="failed", cause="oom", reason="out of memory"))
     said = f"digits/resnet8/bnn++/s0 ({run.path.name}) failed: oom: out of memory"
     assert problems([row]) == problems([row], run.path.parent) == [said]
-    run.logs.mkdir()
-    (run.logs / "train-0001.log").write_text("epoch 1\nepoch 2\n\nTraceback\nMemoryError\n", encoding="utf-8")
+    (run.attempts / "0001").mkdir(parents=True)
+    (run.attempts / "0001" / "log.txt").write_text("epoch 1\nepoch 2\n\nTraceback\nMemoryError\n", encoding="utf-8")
     assert problems([row], run.path.parent) == [said, "    epoch 2", "    Traceback", "    MemoryError"]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from suite.engines.process_group import joined
 from suite.run.directory import RunDir
-from suite.train import Options, _leave, main, train
+from suite.train import _leave, first_steps, main
 from suite.training.trainer import Trainer
 
 ENDINGS = ("done", "first steps", "preempted", "failed")
@@ -46,7 +46,7 @@ def _fail(self: Trainer, images: Tensor, labels: Tensor) -> float:
 def _train_to(ending: str, folder: Path) -> None:
     run = RunDir.create(folder / ending / CELL.id, CELL)
     if ending == "first steps":
-        train(run, NOWHERE, max_steps=2, options=Options(timeout_seconds=60))
+        first_steps(run, NOWHERE, max_steps=2)
         return
     Trainer._train_step = {"preempted": _preempt, "failed": _fail}.get(ending, _train_step)  # type: ignore[method-assign]
     with suppress(SystemExit):

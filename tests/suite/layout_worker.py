@@ -22,7 +22,7 @@ from quantizers.fused import native
 from suite.data import datasets
 from suite.engines.process_group import Layout, joined
 from suite.engines.protocol import Engine, EngineError
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.training.build import build_engine, build_loaders, build_model
 
 NUM_STEPS = 2
@@ -48,9 +48,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Name -> what differs in the recipe, and the execution that is compared with DDP's under it."""
 
 
-def cell(quantizer: str, execution: dict[str, Any], **recipe: Any) -> Cell:  # noqa: ANN401  (of several sections)
+def cell(quantizer: str, **recipe: Any) -> Cell:  # noqa: ANN401  (of several sections)
     """The parity cell with AdamW, whose state has tensors and counts, and changes of the recipe."""
-    raw = cell_of(quantizer, execution, optimizer="adamw", learning_rate=1e-3).model_dump()
+    raw = cell_of(quantizer, optimizer="adamw", learning_rate=1e-3).model_dump()
     for key, value in recipe.items():
         raw["quantization" if key == "update" else "training"][key] = value
     return Cell.model_validate(raw)
@@ -59,13 +59,14 @@ def cell(quantizer: str, execution: dict[str, Any], **recipe: Any) -> Cell:  # n
 class Training:
     """An engine and the batches of its layout."""
 
-    def __init__(self, cell: Cell, layout: Layout) -> None:
+    def __init__(self, cell: Cell, layout: Layout, how: dict[str, Any]) -> None:
         source = datasets.load(cell.dataset, Path("no-data-needed"))
         self.layout = layout
-        batches = build_loaders(cell, source, layout).train.epoch(0)
+        execution = Execution.model_validate(how)
+        batches = build_loaders(cell, source, layout, execution).train.epoch(0)
         self.batches = [batch for _, batch in zip(range(3 * NUM_STEPS), batches, strict=False)]
         model, self.split = build_model(cell, source, None)
-        self.engine: Engine = build_engine(cell, model, self.split, layout)
+        self.engine: Engine = build_engine(cell, model, self.split, layout, execution)
 
     def run(self, first: int) -> list[float]:
         """The losses of NUM_STEPS steps over the global batch, from step `first` on; mu moves before each."""
@@ -118,7 +119,7 @@ def used_weights(model: nn.Module, split: Split) -> dict[str, Tensor]:
 def exchange(layout: Layout) -> dict[str, Any]:
     """Each engine's state goes on in each other: the largest difference, and whether bits agree on its own layout."""
     trainings = {
-        name: Training(cell("bnn++", execution), Layout(device=layout.device) if name == "1 process" else layout)
+        name: Training(cell("bnn++"), Layout(device=layout.device) if name == "1 process" else layout, execution)
         for name, execution in LAYOUTS.items()
         if name != "DDP, accumulation 2"
     }
@@ -144,7 +145,7 @@ def binary(layout: Layout) -> dict[str, dict[str, Any]]:
     """What the weights are on this process, at each stage."""
     found = {}
     for name in ZERO:
-        bc, soft = (Training(cell(quantizer, LAYOUTS[name]), layout) for quantizer in ("bc", "bnn++"))
+        bc, soft = (Training(cell(quantizer), layout, LAYOUTS[name]) for quantizer in ("bc", "bnn++"))
         bc.run(0)
         soft.run(0)
         before = used_weights(soft.engine.model, soft.split)
@@ -182,10 +183,10 @@ def variants(layout: Layout) -> dict[str, float]:
     for name, (recipe, execution) in VARIANTS.items():
         key = json.dumps(recipe)
         if key not in plain:
-            plain[key] = Training(cell("bnn++", {}, **recipe), layout).run(0)
-        found[name] = difference(Training(cell("bnn++", execution, **recipe), layout).run(0), plain[key])
+            plain[key] = Training(cell("bnn++", **recipe), layout, {}).run(0)
+        found[name] = difference(Training(cell("bnn++", **recipe), layout, execution).run(0), plain[key])
     clipped = plain[json.dumps(SGD | {"clip_grad_norm": 0.05})]
-    found["clipping, which changes something"] = difference(clipped, Training(cell("bnn++", {}, **SGD), layout).run(0))
+    found["clipping, which changes something"] = difference(clipped, Training(cell("bnn++", **SGD), layout, {}).run(0))
     return found
 
 
@@ -193,7 +194,7 @@ def disagreement(layout: Layout) -> str:
     """What each process is told if the second has no compiler for the fused step."""
     with patch.object(native, "pair", native.pair if layout.is_main else lambda *_names: None):
         try:
-            Training(cell("bnn++", {}), layout)
+            Training(cell("bnn++"), layout, {})
         except EngineError as error:
             return str(error)
     return ""

@@ -15,7 +15,7 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.deepspeed.settings import configuration
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Engine, EngineError
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.training.build import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
 
 MakeCell = Callable[..., Cell]
@@ -29,9 +29,9 @@ def _cell(make_cell: MakeCell, **changes: object) -> Cell:
     return make_cell(**{"model": "vit_mini_patch2_8", "data__crop": "none", **training, **changes})
 
 
-def _engine(cell: Cell) -> PlainEngine:
+def _engine(cell: Cell, execution: Execution = AS_IS) -> PlainEngine:
     model, split = build_model(cell, datasets.load("digits", Path("none")), None)
-    engine = build_engine(cell, model, split, Layout())
+    engine = build_engine(cell, model, split, Layout(), execution)
     assert isinstance(engine, PlainEngine)
     return engine
 
@@ -84,16 +84,16 @@ def test_micro_batches_of_any_size_make_up_the_batch(make_cell: MakeCell, size: 
 
 
 def test_a_micro_batch_of_the_whole_share_or_more_changes_no_bit(make_cell: MakeCell) -> None:
-    cells = [_cell(make_cell, execution={"micro_batch_size": size}) for size in (None, BATCH_SIZE, 1000)]
-    batches = _batches(cells[0], 3)
-    losses = [_run(_engine(cell), batches) for cell in cells]
+    cell = _cell(make_cell)
+    batches = _batches(cell, 3)
+    losses = [_run(_engine(cell, Execution(micro_batch_size=size)), batches) for size in (None, BATCH_SIZE, 1000)]
     assert losses[0] == losses[1] == losses[2]
 
 
 def test_a_micro_batch_that_does_not_divide_the_share_is_refused_with_one_that_does(make_cell: MakeCell) -> None:
-    cell = _cell(make_cell, execution={"micro_batch_size": 7})
+    cell = _cell(make_cell)
     with pytest.raises(EngineError, match=r"micro_batch_size 7 does not divide the 24 images of a step .*: take 6"):
-        _engine(cell)
+        _engine(cell, Execution(micro_batch_size=7))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -212,21 +212,21 @@ def test_compiled_training_and_evaluation_are_the_same_up_to_rounding(make_cell:
 def test_what_deepspeed_cannot_do_is_refused_in_one_line(
     make_cell: MakeCell, changes: dict[str, object], message: str
 ) -> None:
-    cell = make_cell(execution={"engine": "deepspeed", "zero_stage": 3}, **changes)
     with pytest.raises(EngineError, match=message):
-        _engine(cell)
+        _engine(make_cell(**changes), Execution(engine="deepspeed", zero_stage=3))
 
 
 def test_without_deepspeed_the_error_says_what_to_install(make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python has it where a module is not to be found
     monkeypatch.delitem(sys.modules, "suite.engines.deepspeed.engine", raising=False)
     with pytest.raises(EngineError, match=r"not installed: pip install proxbench\[deepspeed\]$"):
-        _engine(make_cell(execution={"engine": "deepspeed"}))
+        _engine(make_cell(), Execution(engine="deepspeed"))
 
 
 def _configuration(make_cell: MakeCell, world_size: int = 2, **execution: object) -> dict[str, Any]:
-    cell = make_cell(training__batch_size=48, execution={"engine": "deepspeed", "zero_stage": 2, **execution})
-    return configuration(cell.training, cell.execution, Layout(0, world_size), num_parameters=101)
+    cell = make_cell(training__batch_size=48)
+    how = Execution.model_validate({"engine": "deepspeed", "zero_stage": 2, **execution})
+    return configuration(cell.training, how, Layout(0, world_size), num_parameters=101)
 
 
 def test_the_configuration_holds_the_recipes_batch_on_any_number_of_processes(make_cell: MakeCell) -> None:

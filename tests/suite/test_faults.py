@@ -1,5 +1,6 @@
-"""Whatever ends a run, state.json names the process and the cause, and a retry loses nothing that was saved."""
+"""Whatever ends a run, its attempt's end names the process and the cause, and a retry loses nothing that was saved."""
 
+import errno
 import json
 import os
 import signal
@@ -21,13 +22,15 @@ from torch import Tensor
 from suite.data.readers import image_folder
 from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Cell
+from suite.recipe.cell import AS_IS, Cell
 from suite.run import checkpoint, failures
 from suite.run.directory import RunDir
 from suite.run.failures import Beat, Fault, Heartbeat, verdict
+from suite.run.processes import Process
 from suite.train import main
 
 NOWHERE = Path("no-data-needed")
+RETRY = "python -m launch retry --oom --set execution.micro_batch_size"
 
 
 # The verdict, a pure function of last words and heartbeats
@@ -38,7 +41,7 @@ def _fault(rank: int, kind: failures.Kind, reason: str = "RuntimeError: gloo", a
 
 
 def _beat(rank: int, step: int | None) -> Beat:
-    return Beat(rank, "node7", 4000 + rank, step, 90.0)
+    return Beat(rank, Process("node7", "", 4000 + rank, ""), step, 0, 2, 90.0)
 
 
 def test_the_first_fault_of_a_processs_own_is_the_runs() -> None:
@@ -104,16 +107,36 @@ def test_memory_that_the_processor_lacks_is_oom_too() -> None:
     assert found.reason.endswith("; a hint")
 
 
-def test_a_heartbeat_is_rewritten_in_place_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
-    heartbeat = Heartbeat(tmp_path, 3)
-    for step in (None, 123456, 7):
-        heartbeat.beat(step)
-        assert failures.beats(tmp_path)[3].step == step
+def test_a_heartbeat_is_rewritten_in_place_and_a_torn_one_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suite.run.failures.BEAT_SECONDS", 0.001)
+    heartbeat = Heartbeat(tmp_path, 3, num_epochs=2)
+    assert failures.beats(tmp_path)[3].step is None
+    for step in (123456, 7):
+        heartbeat.beat(step, 1)
+        while failures.beats(tmp_path)[3].step != step:
+            time.sleep(0.001)
     heartbeat.close()
     (tmp_path / "heartbeat-0001.json").write_text('{"rank": 1, "ho', encoding="utf-8")
     assert list(failures.beats(tmp_path)) == [3]
-    failures.clear(tmp_path)
-    assert failures.beats(tmp_path) == {}
+
+
+def test_a_heartbeat_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> int:
+        raise OSError(errno.EIO, "the disk is away")
+
+    monkeypatch.setattr("suite.run.failures.BEAT_SECONDS", 0.001)
+    heartbeat = Heartbeat(tmp_path, 0, num_epochs=2)
+    monkeypatch.setattr("suite.run.failures.os.pwrite", fail)
+    for step in range(3):
+        heartbeat.beat(step, 0)
+        while heartbeat._written[0] != step:
+            time.sleep(0.001)
+    monkeypatch.undo()
+    heartbeat.beat(3, 1)
+    heartbeat.close()
+    assert (failures.beats(tmp_path)[0].step, failures.beats(tmp_path)[0].epoch) == (3, 1)
 
 
 # One process
@@ -122,8 +145,8 @@ def test_a_heartbeat_is_rewritten_in_place_and_a_torn_one_is_passed_over(tmp_pat
 @pytest.mark.parametrize(
     ("micro_batch_size", "hint"),
     [
-        (None, "; a step of 256 images took 256 at a time: try --set execution.micro_batch_size=128"),
-        (128, "; a step of 256 images took 128 at a time: try --set execution.micro_batch_size=64"),
+        (None, f"; a step of 256 images took 256 at a time: {RETRY}=128"),
+        (128, f"; a step of 256 images took 128 at a time: {RETRY}=64"),
         (1, "no room"),
     ],
 )
@@ -134,9 +157,9 @@ def test_a_run_out_of_memory_says_which_micro_batch_to_try(
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(PlainEngine, "train_step", train_step)
-    run = make_run(execution={"micro_batch_size": micro_batch_size})
+    run = make_run()
     with pytest.raises(SystemExit) as stop:
-        main(run.cell_path)
+        main(run.cell_path, execution=json.dumps({"micro_batch_size": micro_batch_size}))
     assert stop.value.code == 1
     assert (run.state().state, run.state().cause) == ("failed", "oom")
     assert run.state().reason.startswith("OutOfMemoryError: no room")
@@ -145,7 +168,7 @@ def test_a_run_out_of_memory_says_which_micro_batch_to_try(
 
 def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(training__batch_size=90)
-    assert failures._hint(cell, Layout(0, 2)).endswith("=15")  # of 45
+    assert failures._hint(cell, AS_IS, Layout(0, 2)).endswith("=15")  # of 45
 
 
 # Workers that decode images
@@ -166,13 +189,13 @@ def lamps(tmp_path: Path) -> Path:
 def _train_on(lamps: Path, run: RunDir) -> int:
     """Exit status. Raises TimeoutExpired where the process does not end."""
     command = [sys.executable, "-m", "suite.train", str(run.cell_path), "--data-dir", str(lamps.parent)]
+    command += ["--execution", "{loader: torch, num_workers: 1}"]
     return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
 
 
 def _lamps_run(make_run: Callable[..., RunDir], **changes: object) -> RunDir:
-    execution = {"loader": "torch", "num_workers": 1}
     data = {"image_size": 16, "crop": "random_resized"}
-    return make_run(dataset="folder/lamps", data=data, training__batch_size=4, execution=execution, **changes)
+    return make_run(dataset="folder/lamps", data=data, training__batch_size=4, **changes)
 
 
 @pytest.mark.slow
@@ -210,6 +233,12 @@ def _sleep_deaf() -> None:
 # Two processes under torchrun
 
 
+def _beats(run: RunDir) -> dict[int, Beat]:
+    attempt = run.newest()
+    assert attempt is not None
+    return failures.beats(attempt.path)
+
+
 @contextmanager
 def _launched(run: RunDir, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Two processes that train the run, with one of faulty.py's faults where one is named."""
@@ -236,13 +265,13 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
     with _launched(run, "stop") as process:
         assert process.wait() != 0
     assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGTERM")
-    assert [beat.step for beat in failures.beats(run.processes).values()] == [STEPS["stop"]] * 2
+    assert [beat.step for beat in _beats(run).values()] == [STEPS["stop"]] * 2
     epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
     assert 20 * epoch + step == STEPS["stop"] + 1, "the step under way was finished and saved"
 
     with _launched(run, "die") as process:
         assert process.wait() != 0
-    pid = failures.beats(run.processes)[1].pid
+    pid = _beats(run)[1].process.pid
     assert run.state().state == "preempted"
     assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {pid} on ")
     assert "last seen after step 32" in run.state().reason
@@ -251,7 +280,7 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
         while run.state().state != "failed":
             assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
-        pid = failures.beats(run.processes)[1].pid
+        pid = _beats(run)[1].process.pid
         os.kill(pid, signal.SIGKILL)  # torchrun would in half a minute
     assert run.state().cause == "timeout"
     assert run.state().reason.startswith(f"hung: process 1 (pid {pid} on ")

@@ -110,11 +110,12 @@ def _recipe(cell: Cell) -> dict[str, Any]:
 @pytest.mark.parametrize("grid", PAPERS)
 @pytest.mark.parametrize("num_processes", [1, 2, 4, 8, 16])
 def test_batches_divide_over_processes_and_into_pairs_and_micro_batches(grid: str, num_processes: int) -> None:
+    executions = load_grid(grid).executions()
     for cell in _cells(grid):
         share, rest = divmod(cell.training.batch_size, num_processes)
         assert rest == 0
         assert share % 2 == 0
-        assert share % min(cell.execution.micro_batch_size or share, share) == 0
+        assert share % min(executions[cell.id].micro_batch_size or share, share) == 0
 
 
 @pytest.mark.parametrize("grid", PAPERS)

@@ -21,7 +21,7 @@ from suite.data.source import Encoded, Files, Pixels
 from suite.engines.process_group import Layout
 from suite.errors import DataError
 from suite.prepare.pipeline import prepare
-from suite.recipe.cell import Cell
+from suite.recipe.cell import Cell, Execution
 from suite.run import journal
 from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError
@@ -68,9 +68,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(data_dir: Path, make_cell: MakeCell) -> Callable[..., Loaders]:
     def build(dataset: str, loader: str, layout: Layout = ALONE, **changes: object) -> Loaders:
         data = {"crop": "padded", "horizontal_flip": True} if dataset == "cifar10" else PHOTOGRAPHS
-        keys = {"execution": {"loader": loader, "num_workers": 1}, "data": data, "training__batch_size": 6, **changes}
-        cell = make_cell(dataset=dataset, **keys)
-        return build_loaders(cell, datasets.load(dataset, data_dir, cell.execution.loader), layout)
+        cell = make_cell(dataset=dataset, **{"data": data, "training__batch_size": 6, **changes})
+        execution = Execution.model_validate({"loader": loader, "num_workers": 1})
+        return build_loaders(cell, datasets.load(dataset, data_dir, execution.loader), layout, execution)
 
     return build
 
@@ -188,8 +188,8 @@ def test_a_run_through_ffcv_that_is_stopped_half_way_ends_with_the_undisturbed_o
     train(undisturbed, data_dir)
     beat = Heartbeat.beat
 
-    def stop_after_the_third_step(self: Heartbeat, step: int | None) -> None:
-        beat(self, step)
+    def stop_after_the_third_step(self: Heartbeat, step: int, epoch: int) -> None:
+        beat(self, step, epoch)
         if step == 2:
             signal.raise_signal(signal.SIGUSR2)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_cells import put
 
 from suite.run import journal
 from suite.run.atomic import write_bytes, write_json
+from suite.run.attempt import claim
 from suite.run.directory import RunDir, State, read_plan, run_dirs, write_plan
 from suite.run.journal import Journal
 from suite.run.locks import holder, locked
@@ -40,7 +42,7 @@ def test_json_is_written_for_people_and_programs(tmp_path: Path) -> None:
 
 
 def test_a_journal_reads_back_as_written(tmp_path: Path) -> None:
-    book = Journal(tmp_path / "journal.jsonl", attempt=1)
+    book = Journal(tmp_path / "journal.jsonl", claim(tmp_path / "attempts"))
     book.append(1, {"train/loss": 0.1 + 0.2})
     book.append(2, {"train/loss": 0.25})
     book.close()
@@ -49,13 +51,15 @@ def test_a_journal_reads_back_as_written(tmp_path: Path) -> None:
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    book = Journal(path, attempt=1)
+    first = claim(tmp_path / "attempts")
+    book = Journal(path, first)
     book.append(1, {"a": 1.0})
     book.append(2, {"a": 2.0})
     book.close()
     path.write_bytes(path.read_bytes()[:-10])
     assert [record.epoch for record in journal.read(path)[0]] == [1]
-    book = Journal(path, attempt=2)
+    first.finish(state="preempted")
+    book = Journal(path, claim(tmp_path / "attempts"))
     book.append(2, {"a": 2.5})
     book.close()
     assert journal.read_metrics(path) == {1: {"a": 1.0}, 2: {"a": 2.5}}
@@ -63,7 +67,7 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
 
 def test_a_journal_is_read_on_from_where_the_last_reading_stopped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    book = Journal(path, attempt=1)
+    book = Journal(path, claim(tmp_path / "attempts"))
     book.append(1, {"a": 1.0})
     _, offset = journal.read(path)
     book.append(2, {"a": 2.0})
@@ -73,10 +77,12 @@ def test_a_journal_is_read_on_from_where_the_last_reading_stopped(tmp_path: Path
 
 
 def test_the_later_attempt_counts_where_an_epoch_was_trained_again(tmp_path: Path) -> None:
-    for attempt, loss in ((1, 0.5), (2, 0.4)):
+    for loss in (0.5, 0.4):
+        attempt = claim(tmp_path / "attempts")
         book = Journal(tmp_path / "journal.jsonl", attempt)
         book.append(3, {"train/loss": loss})
         book.close()
+        attempt.finish(state="preempted")
     assert journal.read_metrics(tmp_path / "journal.jsonl") == {3: {"train/loss": 0.4}}
 
 
@@ -106,7 +112,7 @@ def test_a_run_directory_gives_back_its_cell_and_state(make_run: Callable[..., R
     run = make_run()
     assert run.cell().id == run.path.name
     assert run.state() == State()
-    run.update(state="failed", cause="nan", reason="step 7")
+    put(run, state="failed", cause="nan", reason="step 7")
     state = RunDir(run.path).state()
     assert (state.state, state.cause, state.reason) == ("failed", "nan", "step 7")
     assert time.time() - state.heartbeat < 60
@@ -114,7 +120,7 @@ def test_a_run_directory_gives_back_its_cell_and_state(make_run: Callable[..., R
 
 def test_a_result_means_done_whatever_the_state_file_says(make_run: Callable[..., RunDir]) -> None:
     run = make_run()
-    run.update(state="running")
+    put(run, state="running")
     write_json(run.result_path, {"top1_hard": 0.5})
     assert run.state().state == "done"
 

@@ -60,7 +60,7 @@ def _written_after(run: RunDir, cell: Cell, **options: float) -> list[tuple[int,
     """(epoch, step) of each checkpoint in the first epoch."""
     trainer = Trainer(cell, Layout(), NOWHERE, None)
     every: dict[str, float | None] = {"every_steps": None, "every_minutes": 10.0, **options}
-    checkpoints = saving.Checkpoints(run, trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
+    checkpoints = saving.Checkpoints(run, run.claim(), trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
     written: list[tuple[int, int]] = []
 
     def on_step(number: int, _loss: float) -> None:
@@ -91,14 +91,14 @@ def test_of_short_epochs_those_are_saved_that_keep_saving_below_half_a_percent(
     run = make_run(training__epochs=10)
     trainer = Trainer(run.cell(), Layout(), NOWHERE, None)
 
-    def save_for_a_second(_folder: Path, state: dict[str, Any]) -> None:
+    def save_for_a_second(_folder: Path, state: dict[str, Any], _require_newest: object) -> None:
         nonlocal seconds
         seconds += 1
         saved.append(state["epoch"])
 
     monkeypatch.setattr("suite.run.saving.time.monotonic", lambda: seconds)
     monkeypatch.setattr(checkpoint, "save", save_for_a_second)
-    checkpoints = saving.Checkpoints(run, trainer, None, 10.0)
+    checkpoints = saving.Checkpoints(run, run.claim(), trainer, None, 10.0)
     for _ in range(10):
         seconds, trainer.epoch = seconds + 60, trainer.epoch + 1
         checkpoints.epoch()
@@ -110,7 +110,7 @@ def test_an_epoch_that_ends_where_a_checkpoint_is_due_is_saved_at_any_cost(
 ) -> None:
     monkeypatch.setattr("suite.run.saving.SAVING_SHARE", 0.0)
     run = make_run(training__epochs=3, training__batch_size=400)  # three steps each
-    every_second = saving.Checkpoints(run, Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
+    every_second = saving.Checkpoints(run, run.claim(), Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
     trainer, places = every_second.trainer, set()
 
     def on_step(number: int, _loss: float) -> None:
@@ -131,8 +131,8 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_on_from_there
     train(undisturbed, NOWHERE)
     beat = failures.Heartbeat.beat
 
-    def ask(self: failures.Heartbeat, step: int | None) -> None:
-        beat(self, step)
+    def ask(self: failures.Heartbeat, step: int, epoch: int) -> None:
+        beat(self, step, epoch)
         if step in {2, 6}:
             signal.raise_signal(signal.SIGUSR2 if step == 2 else signal.SIGTERM)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from tiny_cells import put
 
+from suite.run.atomic import write_json
 from suite.run.directory import RunDir, write_plan
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
@@ -40,13 +42,14 @@ def _history(run: RunDir, uri: str, metric: str) -> list[tuple[int, float]]:
 
 
 def _append(run: RunDir, epoch: int, **metrics: float) -> None:
-    book = Journal(run.journal, attempt=1)
+    """In the newest attempt; the first is begun for it."""
+    book = Journal(run.journal, run.newest() or put(run, state="running"))
     book.append(epoch, {name.replace("__", "/"): value for name, value in metrics.items()})
     book.close()
 
 
 def test_a_cell_that_has_not_run_is_there_as_planned(run: RunDir, uri: str) -> None:
-    assert sync(run.path.parent, uri) == 1
+    assert sync(run.path.parent, uri)[0] == 1
     (stored,) = _stored(run, uri)
     assert stored.info.run_name == "digits/resnet8/bnn++/s0"
     assert stored.info.status == "SCHEDULED"
@@ -66,8 +69,8 @@ def test_a_cell_that_has_not_run_is_there_as_planned(run: RunDir, uri: str) -> N
 
 def test_a_second_sync_changes_nothing(run: RunDir, uri: str) -> None:
     _append(run, 1, train__loss=0.5)
-    assert sync(run.path.parent, uri) == 1
-    assert sync(run.path.parent, uri) == 0
+    assert sync(run.path.parent, uri)[0] == 1
+    assert sync(run.path.parent, uri)[0] == 0
     assert _history(run, uri, "train/loss") == [(1, 0.5)]
 
 
@@ -75,7 +78,7 @@ def test_only_what_is_new_is_added(run: RunDir, uri: str) -> None:
     _append(run, 1, train__loss=0.5)
     sync(run.path.parent, uri)
     _append(run, 2, train__loss=0.4)
-    assert sync(run.path.parent, uri) == 1
+    assert sync(run.path.parent, uri)[0] == 1
     assert _history(run, uri, "train/loss") == [(1, 0.5), (2, 0.4)]
 
 
@@ -95,7 +98,7 @@ def test_a_sync_that_died_before_noting_its_progress_doubles_nothing(
         with pytest.raises(KeyboardInterrupt):
             sync(run.path.parent, uri)
     assert _history(run, uri, "train/loss") == [(1, 0.5)]
-    assert sync(run.path.parent, uri) == 1
+    assert sync(run.path.parent, uri)[0] == 1
     assert _history(run, uri, "train/loss") == [(1, 0.5)]
 
 
@@ -115,11 +118,11 @@ def test_a_sync_that_died_after_making_a_run_completes_it(
 
 
 def test_the_end_of_a_run_is_its_status(run: RunDir, uri: str) -> None:
-    run.update(state="failed", cause="nan", reason="the loss is nan at step 7")
+    put(run, state="failed", cause="nan", reason="the loss is nan at step 7")
     sync(run.path.parent, uri)
     (stored,) = _stored(run, uri)
     assert (stored.info.status, stored.data.tags["cause"]) == ("FAILED", "nan")
-    run.update(state="running", cause=None)
+    put(run, state="running", attempt=2)
     sync(run.path.parent, uri)
     assert _stored(run, uri)[0].info.status == "RUNNING"
 
@@ -168,7 +171,7 @@ def test_sizes_and_the_checksum_of_the_data_are_tags_once_the_run_is_done(run: R
     sync(run.path.parent, uri)
     assert [_stored(run, uri)[0].data.tags[key] for key in keys] == [""] * 4
     counts = {"num_train_images": 1294, "num_binary_parameters": 9216, "num_full_precision_parameters": 1274}
-    run.provenance_path.write_text('{"data_checksum": "d1"}', encoding="utf-8")
+    write_json(put(run, state="done").provenance_path, {"data_checksum": "d1"})
     run.result_path.write_text(json.dumps({"cell": run.path.name, **counts}), encoding="utf-8")
     sync(run.path.parent, uri)
     assert [_stored(run, uri)[0].data.tags[key] for key in keys] == ["1294", "9216", "1274", "d1"]

@@ -22,6 +22,8 @@ from suite.errors import DataError
 class FolderReader:
     """RGB; decoded by Pillow, resized by area as FFCV does."""
 
+    name = "torch"
+
     def __init__(self, data: Files, num_workers: int, device: torch.device) -> None:
         self.labels, self.num_workers, self.device = data.labels, num_workers, device
         self._data = data
@@ -92,7 +94,7 @@ def _leave_signals_alone(_worker: int) -> None:
 
 
 class _Popen(popen_forkserver.Popen):
-    """A worker as its parent knows it. Workers block SIGTERM (`suite.data.readers.block_stop_signals`), so they are ended with SIGKILL.
+    """A worker as its parent knows it. Workers block SIGTERM (`block_stop_signals`), so they are ended with SIGKILL.
 
     With SIGTERM, multiprocessing's exit handler would wait for ever for the workers of a run that failed.
     """

@@ -12,6 +12,8 @@ from suite.data.source import Pixels
 class MemoryReader:
     """Whole images at their own size."""
 
+    name = "memory"
+
     def __init__(self, data: Pixels, device: torch.device) -> None:
         self.labels = data.labels
         self._images, self._labels = data.images.to(device), data.labels.to(device)

@@ -1,0 +1,225 @@
+"""Attempts at a run: RUN/attempts/0001/ and so on. Making the folder is the claim; its number is the fence.
+
+    attempt.yaml         who made it and how it runs: token, process, job, execution, data checksum
+    provenance.json      code, versions, device: what a number's reader needs
+    heartbeat-0000.json  where its process 0 is; fault-0000.json its last words (see failures)
+    log.txt              what training printed; log-node1.txt on the second node
+    end.json             how it ended, and why
+
+Two processes that want one run both look for a live attempt, find none and make the next number's folder: the file
+system lets one of them. A process that was paused so long that another took over finds a higher number before it next
+writes, and stops. No lock is needed, on any file system.
+"""
+
+import json
+import os
+import secrets
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from suite.run.atomic import as_json, write_bytes, write_json, write_once
+from suite.run.processes import Process
+
+if TYPE_CHECKING:
+    from suite.run.failures import Beat
+
+LEASE_SECONDS = 120.0
+"""How old the last sign of life of an attempt on another machine may be before a next one may begin."""
+End = Literal["done", "preempted", "failed"]
+
+
+class BusyError(Exception):
+    """Another attempt has the run, and lives."""
+
+
+class SupersededError(Exception):
+    """A later attempt has taken the run over; this one writes nothing any more."""
+
+
+class Attempt:
+    """One attempt at a run: its folder, whoever made it."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.path = folder / f"{number:04d}"
+        self.provenance_path, self._end_path = self.path / "provenance.json", self.path / "end.json"
+        self._facts_path = self.path / "attempt.yaml"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What attempt.yaml holds; empty as long as it is not written."""
+        try:
+            facts = yaml.load(self._facts_path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        except FileNotFoundError:
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    @cached_property
+    def token(self) -> str:
+        """Random name, which no other attempt of any run has."""
+        return str(self.facts["token"])
+
+    @property
+    def job_id(self) -> str:
+        """Of the job it is part of; empty without one."""
+        return str(self.facts.get("job_id", ""))
+
+    def note(self, **facts: Any) -> None:  # noqa: ANN401  (anything YAML holds)
+        """Adds facts to attempt.yaml."""
+        text = yaml.dump({**self.facts, **facts}, Dumper=yaml.CSafeDumper, sort_keys=False)
+        write_bytes(self._facts_path, text.encode())
+
+    def provenance(self) -> dict[str, Any]:
+        """Where its numbers came from; empty before training began."""
+        return _json(self.provenance_path) or {}
+
+    def log(self, node: int = 0) -> Path:
+        """The file that training on this node of its job prints to."""
+        return self.path / (f"log-node{node}.txt" if node else "log.txt")
+
+    def beat(self) -> "Beat | None":
+        """Where its process 0 was last; None before it began."""
+        from suite.run.failures import beats
+
+        return beats(self.path).get(0)
+
+    def end(self) -> dict[str, Any] | None:
+        """How it ended: state, cause, reason, failures, failed_at, time; None as long as nobody has said."""
+        return _json(self._end_path)
+
+    def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of rundir's State)
+        """Says how it ended, or corrects that; not after a later attempt has begun."""
+        self.require_newest()
+        write_json(self._end_path, {**(self.end() or {}), **changes, "time": time.time()})
+
+    def require_newest(self) -> None:
+        """SupersededError where a later attempt has begun. To be called before anything is written."""
+        if (newest := newest_number(self.path.parent)) > self.number:
+            raise SupersededError(f"{self.path}: attempt {newest} has taken this run over")
+
+    def is_live(self, job_id: str = "") -> bool:
+        """Whether its processes still work, as far as can be seen from here.
+
+        On its own machine their process ids tell. Elsewhere its heartbeat does, by the file server's clock; and a job
+        that SLURM started again knows that its own earlier attempt is over.
+        """
+        if self.end() is not None:
+            return False
+        facts, beat = self.facts, self.beat()
+        if job_id and facts.get("job_id") == job_id and facts.get("token"):
+            return any(process.is_alive() for process in _processes(facts, beat))
+        alive = [process.is_alive() for process in _processes(facts, beat)]
+        if any(alive):
+            return True
+        if alive and None not in alive:
+            return False
+        return self._silent_seconds() < LEASE_SECONDS
+
+    def stop(self) -> None:
+        """Asks its processes on this machine to save and end; nothing where none lives here."""
+        for process in _processes(self.facts, self.beat()):
+            if process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+
+    def pid(self) -> int | None:
+        """Id of a process of it that lives on this machine."""
+        return next((each.pid for each in _processes(self.facts, self.beat()) if each.is_alive()), None)
+
+    def _silent_seconds(self) -> float:
+        """Since its last sign of life, by the clock of who keeps the files: other machines' clocks differ."""
+        files = [self.path, self._facts_path, *self.path.glob("heartbeat-*.json")]
+        last = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+        probe = self.path.parent / f".clock.{secrets.token_hex(4)}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - last
+        except OSError:
+            return time.time() - last
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
+    """The next attempt, this process's.
+
+    Args:
+        folder: RUN/attempts.
+        job_id: of the job it is part of.
+        facts: for attempt.yaml, besides.
+
+    Raises:
+        BusyError: the newest attempt lives, or another process was quicker.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = newest_number(folder)
+    if number:
+        before = Attempt(folder, number)
+        if before.is_live(job_id):
+            raise BusyError(f"{folder.parent}: another process has this run ({_who(before)})")
+        if before.end() is None:  # nobody was left to say so
+            write_once(before.path / "end.json", as_json(_lost(before)))
+    attempt = Attempt(folder, number + 1)
+    try:
+        attempt.path.mkdir()
+    except FileExistsError:
+        raise BusyError(f"{folder.parent}: another process has this run (it was quicker)") from None
+    attempt.note(token=secrets.token_hex(8), made=time.time(), **asdict(Process.this()), job_id=job_id, **facts)
+    return attempt
+
+
+def newest(folder: Path) -> Attempt | None:
+    """The attempt with the highest number."""
+    number = newest_number(folder)
+    return Attempt(folder, number) if number else None
+
+
+def newest_number(folder: Path) -> int:
+    """0 before the first."""
+    try:
+        return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def _lost(attempt: Attempt) -> dict[str, Any]:
+    from suite.run.failures import noted_stop
+
+    asked_by = noted_stop(attempt.path)
+    if asked_by:
+        reason = f"stopped by {asked_by}, and killed before it could say so"
+        return {"state": "preempted", "reason": reason, "time": time.time()}
+    reason = "its processes were killed, or their node went away"
+    return {"state": "preempted", "cause": "node", "reason": reason, "time": time.time()}
+
+
+def _processes(facts: Mapping[str, Any], beat: "Beat | None") -> list[Process]:
+    """Who claimed it, and its process 0, which may be another and outlive that."""
+    found = [] if beat is None else [beat.process]
+    if "pid" in facts:
+        found.append(Process(facts["host"], facts["machine"], facts["pid"], facts["start"]))
+    return found
+
+
+def _who(attempt: Attempt) -> str:
+    facts = attempt.facts
+    if not facts:
+        return f"attempt {attempt.number}, just begun"
+    job = f", job {facts['job_id']}" if facts.get("job_id") else ""
+    return f"attempt {attempt.number}: process {facts['pid']} on {facts['host']}{job}"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
