@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ _WITHOUT_FOLDER_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errn
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Replaces the file: writes a temporary one beside it, flushes it to the disk, renames it, flushes the folder."""
+def write_bytes(path: Path, content: bytes | memoryview, check: Callable[[], None] = lambda: None) -> None:
+    """Replaces the file: writes a temporary one beside it, flushes it to the disk, renames it, flushes the folder.
+
+    `check` is called right before the renaming, which it prevents by an exception.
+    """
     with _written(path, content) as temporary:
+        check()
         temporary.replace(path)
     _sync_folder(path.parent)
 

@@ -57,9 +57,8 @@ def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None]
     with buffer.getbuffer() as content:
         content[:_DIGEST_CHARS] = hashlib.sha256(content[_DIGEST_CHARS:]).hexdigest().encode()
         path = folder / f"epoch-{state['epoch']:06d}-step-{state['step']:06d}.pt"
-        require_newest()
         try:
-            write_bytes(path, content)
+            write_bytes(path, content, require_newest)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; those before are as they were"

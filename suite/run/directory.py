@@ -113,15 +113,14 @@ class RunDir:
         number = 0 if attempt is None else attempt.number
         handover, again = _read(self._handover), _read(self._again)
         beat = None if attempt is None else attempt.beat()
+        last = _begun(attempt) if beat is None else beat.time
         ends = {} if attempt is None else self._end(attempt, forgiven=again.get("after", 0))
         facts = {
             "attempt": number,
             "job_id": handover.get("job_id", "") or ("" if attempt is None else attempt.job_id),
             "epoch": 0 if beat is None else beat.epoch,
             "num_epochs": 0 if beat is None else beat.num_epochs,
-            "heartbeat": max(
-                0.0 if beat is None else beat.time, *(each.get("time", 0.0) for each in (ends, handover, again))
-            ),
+            "heartbeat": max(last, *(each.get("time", 0.0) for each in (ends, handover, again))),
             "failures": ends.get("failures", {}),
             "failed_at": ends.get("failed_at", ""),
         }
@@ -188,6 +187,10 @@ def root_id(root: Path) -> str:
     if not path.exists():
         write_once(path, as_json({"id": secrets.token_hex(8)}))
     return str(_read(path)["id"])
+
+
+def _begun(attempt: Attempt | None) -> float:
+    return 0.0 if attempt is None else attempt.path.stat().st_mtime
 
 
 def _look(path: Path) -> str:

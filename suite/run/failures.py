@@ -162,11 +162,16 @@ def kind_of(error: Exception) -> Kind:
 
 @contextmanager
 def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
-    """Any exception raised in the block but a stop is written to the attempt's end, as the fault of who caused it."""
+    """Whatever exception ends the block is written to the attempt's end: a stop, or a fault and whose it was."""
     heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
     try:
         yield heartbeat
-    except (PreemptedError, SupersededError):
+    except (PreemptedError, KeyboardInterrupt) as stop:
+        if layout.is_main and attempt.end() is None:  # not where another process failed, and torchrun stopped this
+            with suppress(OSError, SupersededError):
+                attempt.finish(state="preempted", cause=None, reason=f"stopped by {stop or 'Ctrl-C'}")
+        raise
+    except SupersededError:
         raise
     except Exception as error:
         with suppress(OSError, SupersededError):  # the disk may be what is at fault; the log has the traceback

@@ -1,25 +1,26 @@
 """Grids of thousands of cells, planned and looked at in seconds."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cpu_clock import timed
+from tiny_cells import put
 
 from launch.plan import ready
 from launch.status import standings
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import load_grid
-from suite.run.directory import write_plan
+from suite.run.directory import RunDir, write_plan
 
 TRIES = 3
 """Where other processes fill the caches, CPU time doubles."""
-STATES = (
-    {"state": "running", "attempt": 1, "epoch": 1, "num_epochs": 2, "job_id": "1"},
-    {"state": "preempted", "attempt": 1, "reason": "stopped by SIGUSR2"},
-    {"state": "failed", "attempt": 1, "cause": "oom", "reason": "out of memory", "failures": {"oom": 2}},
+ENDS: tuple[dict[str, Any], ...] = (
+    {"state": "running", "job_id": "1"},
+    {"state": "preempted", "reason": "stopped by SIGUSR2"},
+    {"state": "failed", "cause": "oom", "reason": "out of memory", "failures": {"oom": 2}, "failed_at": ""},
 )
 
 
@@ -29,8 +30,7 @@ def _with_runs(grid_dir: Path, cells: Sequence[Cell]) -> None:
     for number, cell in enumerate(cells):
         folder = grid_dir / cell.id
         if number % 5 < 4:
-            folder.mkdir()
-            (folder / "state.json").write_text(json.dumps(STATES[number % 5 % 3]), encoding="utf-8")
+            put(RunDir(folder), **ENDS[number % 5 % 3])
         if number % 5 == 3:
             (folder / "result.json").write_text("{}", encoding="utf-8")
 

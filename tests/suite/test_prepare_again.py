@@ -165,7 +165,7 @@ def test_a_record_torn_anywhere_is_gone_on_from(odd: Path, tmp_path: Path) -> No
 def test_a_worker_that_is_killed_costs_one_line_and_nothing_else(tmp_path: Path) -> None:
     source = misplaced.good_source(tmp_path / "source")
     fatal = (
-        "import os, sys\nfrom suite.data import workers\n"
+        "import os, sys\nfrom suite.prepare import workers\n"
         "def die(tasks, storage): os.kill(os.getpid(), 9)\n"
         "workers.store_all = die\n"
         "from suite.data.__main__ import app\nfrom suite.errors import UserError\n"
