@@ -75,7 +75,7 @@ def train(cell: Cell, layout: Layout, num_steps: int, execution: Execution = AS_
     """The cell's first steps on a layout."""
     source = datasets.load(cell.dataset, Path("no-data-needed"))
     loaders = build_loaders(cell, source, layout, execution)
-    engine = build_engine(cell, *build_model(cell, source, None), layout, execution)
+    engine = build_engine(cell, *build_model(cell, source.description, None), layout, execution)
     sharpness = build_sharpness(cell, engine.optimizer, num_steps)
     rates = build_lr_schedule(cell.training, engine.optimizer, num_steps)
     engine.model.train()

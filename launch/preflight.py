@@ -36,6 +36,6 @@ def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_d
             from suite.training.build import build_model
 
             try:
-                build_model(cell, sources[cell.dataset], None)
+                build_model(cell, sources[cell.dataset].description, None)
             except ValueError as error:
                 raise LaunchError(f"{cell.name}: {error}") from error

@@ -36,8 +36,10 @@ from suite.run.failures import Heartbeat, PreemptedError
 from suite.run.saving import Checkpoints, Record
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+    from torch import Tensor
+
     from suite.engines.process_group import Layout
-    from suite.training.trainer import Trainer, Wishes
+    from suite.training.trainer import Wishes
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -89,7 +91,7 @@ def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: 
     cell = run.cell()
     if attempt is None and _is_main():
         attempt = run.claim()
-    with joined(options.timeout_seconds) as layout:
+    with joined(options.timeout_seconds, options.execution) as layout:
         number = int(layout.tell(str(attempt.number if attempt is not None else 0)))
         attempt = attempt or Attempt(run.attempts, number)
         with told(attempt, cell, options.execution, layout) as heartbeat:
@@ -102,12 +104,12 @@ def first_steps(run: RunDir, data_dir: Path, max_steps: int, execution: Executio
     from suite.training.trainer import Trainer
 
     cell = run.cell()
-    with joined() as layout:
+    with joined(execution=execution) as layout:
         trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), execution)
         _collect_from_here()
 
-        def on_step(step: int, loss: float) -> None:
-            log.info("step %d  loss %.4f", step, loss)
+        def on_step(step: int, loss: "Tensor") -> None:
+            log.info("step %d  loss %.4f", step, float(loss))
             if step + 1 >= max_steps:
                 raise StopTrainingError
 
@@ -123,8 +125,14 @@ def _train(
     from suite.training.trainer import Trainer
 
     cell = run.cell()
-    trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), options.execution)
-    _resume(trainer, run)
+    name, state = _newest_state(run, cell, layout, options.execution)
+    weights = _parent_weights(run, cell) if state is None else None
+    trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None)
+    if state is not None:
+        trainer.load_state_dict(state)
+        del state  # latents, moments and weights, twice otherwise
+        if layout.is_main:
+            log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
     _collect_from_here()
     checkpoints = Checkpoints(run, attempt, trainer, options.checkpoint_steps, options.checkpoint_minutes)
     with ExitStack() as stack:
@@ -136,7 +144,7 @@ def _train(
             attempt.note(data_checksum=trainer.data_checksum, execution=provenance["execution"])
         fence = _Fence(attempt)
 
-        def on_step(number: int, _loss: float) -> None:
+        def on_step(number: int, _loss: "Tensor") -> None:
             fence.check()
             heartbeat.beat(number, trainer.epoch)
             if checkpoints.step(number):
@@ -149,9 +157,9 @@ def _train(
                 if record is not None:
                     record.epoch(metrics)
                 checkpoints.epoch()
-        results, digest = trainer.test(), trainer.weights_digest()
+        (soft, hard), digest = trainer.test(), trainer.weights_digest()
         if record is not None:
-            record.result(results, digest)
+            record.result(soft, hard, digest)
 
 
 class _Fence:
@@ -195,19 +203,20 @@ def _collect_from_here() -> None:
         gc.enable()
 
 
-def _resume(trainer: "Trainer", run: RunDir) -> None:
+def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Execution) -> tuple[str, dict[str, Any] | None]:
+    """Name and content of the checkpoint to go on from, on every process; ("", None) where there is none."""
+    import torch
+
     from suite.run import checkpoint
 
-    layout, cell_id = trainer.layout, trainer.cell.id
-    found = checkpoint.load_newest(run.checkpoints, cell_id, layout.device) if layout.is_main else None
+    # ZeRO spreads the state over the processes because no device holds it whole.
+    device = torch.device("cpu") if execution.engine == "deepspeed" else layout.device
+    found = checkpoint.load_newest(run.checkpoints, cell.id, device) if layout.is_main else None
     # Of one process's choosing: where a file can be read by some only, the others would go on from another step.
     name = layout.tell(found[0].name if found is not None else "")
     if not name:
-        return
-    state = found[1] if found is not None else checkpoint.load(run.checkpoints / name, cell_id, layout.device)
-    trainer.load_state_dict(state)
-    if layout.is_main:
-        log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
+        return "", None
+    return name, found[1] if found is not None else checkpoint.load(run.checkpoints / name, cell.id, device)
 
 
 def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
@@ -223,7 +232,14 @@ def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
         raise checkpoint.CheckpointError(
             f"{parent.path}: the full-precision cell that this one starts from is not done"
         )
-    weights: dict[str, Any] = found[1]["engine"]["model"]
+    path, state = found
+    if state["epoch"] != (epochs := parent.cell().training.epochs):
+        raise checkpoint.CheckpointError(
+            f"{path}: of epoch {state['epoch']}, and the result that this cell starts from is of epoch {epochs}, whose "
+            "checkpoint is damaged or gone: delete the parent's directory and train it again"
+        )
+    # The network that was tested: of averages, where the parent keeps them.
+    weights: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
     return weights
 
 

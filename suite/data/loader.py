@@ -47,7 +47,7 @@ class Loader:
 
     Training order is a fresh permutation per epoch; each global batch is split evenly over the processes, and the
     last, smaller one is left out. What augmentation does to a sample depends on (seed, epoch, sample) and not on the
-    batch, the process or their number. `evaluation` walks the samples once, in order, without padding.
+    batch, the process or their number. `evaluation` walks the samples in order.
     """
 
     def __init__(
@@ -78,11 +78,17 @@ class Loader:
         size = side(self.settings.progressive_resizing, self.size, epoch)
         yield from self._finished(shares, draws, size, padding(self.settings))
 
-    def evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of all samples as they are, each once over all processes."""
+    def evaluation(self, micro_batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of all samples as they are, each once over all processes, in batches of a step's size.
+
+        Shares are equally large: where samples run short, the last sample comes again at the end of a share.
+        """
         num_samples = len(self.reader.labels)
         mine = torch.arange(self.layout.rank, num_samples, self.layout.world_size)
-        batches = torch.split(mine, max(self.batch_size // self.layout.world_size, 1))
+        if len(mine) < -(-num_samples // self.layout.world_size):
+            mine = torch.cat([mine, torch.tensor([num_samples - 1])])
+        share = max(self.batch_size // self.layout.world_size, 1)
+        batches = torch.split(mine, min(micro_batch_size or share, share))
         yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), self.size, 0)
 
     def _finished(

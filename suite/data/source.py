@@ -1,7 +1,9 @@
 """What a data set is once it is found: parts for training, validation and test; in memory, in files, in FFCV files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +73,24 @@ Part = Pixels | Files | Encoded
 
 
 @dataclass(frozen=True)
+class Description:
+    """What a network has to know of a data set: its classes, the side of its images and their colour channels."""
+
+    classes: tuple[str, ...]
+    image_size: int
+    in_chans: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"classes": list(self.classes), "image_size": self.image_size, "in_chans": self.in_chans}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Description":
+        """From a checkpoint."""
+        return cls(tuple(saved["classes"]), saved["image_size"], saved["in_chans"])
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set; `checksum` is what provenance records of it. `validation` is the part its makers meant for that."""
 
@@ -82,9 +102,10 @@ class Source:
     validation: Part | None = None
 
     @property
-    def in_chans(self) -> int:
-        """Colour channels; decoded files are RGB."""
-        return self.train.images.shape[1] if isinstance(self.train, Pixels) else 3
+    def description(self) -> Description:
+        """What a network has to know; decoded files are RGB."""
+        in_chans = self.train.images.shape[1] if isinstance(self.train, Pixels) else 3
+        return Description(self.classes, self.image_size, in_chans)
 
 
 def hold_out(num: int, fraction: float) -> tuple[Tensor, Tensor]:

@@ -41,10 +41,18 @@ class PlainEngine:
         self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         if execution.compile:
             model.compile()  # in place: names and addresses stay, and evaluation runs compiled, too
-        # Looking for unused parameters, of which there are none, keeps DDP from regrouping gradients after the first
-        # step: over three and more processes they would be summed in another order, and rounded, after a resume.
-        replicated = layout.world_size > 1
-        self._replica = DistributedDataParallel(model, find_unused_parameters=True) if replicated else model
+        self._replica = self._replicated(execution.determinism) if layout.world_size > 1 else model
+
+    def _replicated(self, determinism: str) -> DistributedDataParallel:
+        return DistributedDataParallel(
+            self.model,
+            device_ids=[self.layout.device] if self.layout.device.type == "cuda" else None,
+            # Looking for unused parameters, of which there are none, keeps DDP from regrouping gradients after the
+            # first step: over three and more processes they would be summed, and rounded, in another order after a
+            # resume.
+            find_unused_parameters=determinism == "strict",
+            gradient_as_bucket_view=determinism == "fast",
+        )
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""

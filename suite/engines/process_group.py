@@ -3,14 +3,29 @@
 import gc
 import importlib
 import os
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from suite.errors import UserError
+from suite.recipe.cell import AS_IS, Execution
+
+AGREEMENT_SECONDS = 1.0
+"""Between two exchanges of the processes' wishes, roughly."""
+MAX_INTERVAL = 1000
+"""Steps between two of them, at most."""
+
+
+class EngineError(UserError):
+    """The cell cannot run as its `execution` says, or not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Layout:
         """The largest of each value over the processes."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.int32, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.int64)  # over gloo: no device is waited for
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return [int(value) for value in tensor.tolist()]
 
@@ -69,39 +84,128 @@ class Layout:
             distributed.barrier()
 
 
-@contextmanager
-def joined(timeout_seconds: float = 600.0) -> Iterator[Layout]:
-    """Joins torchrun's process group, if there is one, and leaves it at the end. NCCL on GPUs, gloo elsewhere.
+class Agreement:
+    """What all processes know of each other's wishes, exchanged about once AGREEMENT_SECONDS, behind the steps' back.
 
-    A process that waits for another one longer than the timeout raises. Afterwards none of gloo's threads is left: one
-    that asks for the GIL while Python finalizes aborts the process, so that a finished run would count as failed. For
-    this the local variables of an exception's frames are dropped; they hold the model, which holds the group. NCCL's
-    group is not left after an exception: that would wait for processes that are gone.
+    An exchange starts after a step and is read after the next one, so that nobody waits for it. After how many steps
+    the next one starts is part of it, and the same for all.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._num_left = 1
+        self._started = time.monotonic()
+        self._interval = 1
+        self._under_way: tuple[Any, Tensor] | None = None
+
+    def result(self) -> list[int] | None:
+        """The largest of each value over the processes, of an exchange that was started; None where none was."""
+        if self._under_way is None:
+            return None
+        (work, values), self._under_way = self._under_way, None
+        work.wait()
+        *found, self._interval = values.tolist()
+        self._num_left = self._interval
+        return found
+
+    def start(self, *values: int) -> None:
+        """To be called after each step, by all processes: starts an exchange of the values where one is due."""
+        self._num_left -= 1
+        if self._num_left > 0:
+            return
+        now = time.monotonic()
+        per_step = (now - self._started) / self._interval
+        self._started = now
+        # Clocks differ: one process's counts.
+        proposal = min(max(round(AGREEMENT_SECONDS / max(per_step, 1e-6)), 1), MAX_INTERVAL)
+        tensor = torch.tensor([*values, proposal if self.layout.is_main else 0], dtype=torch.int64)
+        self._under_way = distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True), tensor
+
+
+@contextmanager
+def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iterator[Layout]:
+    """Joins torchrun's process group, if there is one, and leaves it at the end.
+
+    GPUs exchange tensors over NCCL; what is on the CPU goes over gloo. A process that waits for another one longer
+    than the timeout raises over gloo; over NCCL torch aborts it, unless `failures.Watch` has ended it before.
+
+    Afterwards none of gloo's threads is left: one that asks for the GIL while Python finalizes aborts the process, so
+    that a finished run would count as failed. For this the local variables of an exception's frames are dropped; they
+    hold the model, which holds the group. NCCL's group is not left after an exception: that would wait for processes
+    that are gone.
+
+    Raises:
+        EngineError: the device that `execution` asks for, or that the job was given, is not there.
+    """
+    device = _device(execution.device)
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in one order only with this
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        _determine(execution.determinism)
         torch.cuda.set_device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Layout(device=device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
     # Default arguments of its functions are the group that there is when it is imported. DDP imports it, and would so
     # keep this group for as long as the process lives.
     importlib.import_module("torch.distributed.nn.functional")
-    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    is_cuda = device.type == "cuda"
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if is_cuda else None,
+    )
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         yield Layout(distributed.get_rank(), world_size, device, local_world_size)
     except BaseException as error:
-        if backend == "gloo":
+        if not is_cuda:
             _drop_locals(error)
             _leave()
         raise
     _leave()
+
+
+def _device(wanted: str) -> torch.device:
+    """This process's, by its number on its node."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if num_gpus:
+        if local_rank >= num_gpus:
+            raise EngineError(f"process {local_rank} of this node has no GPU: torch sees {num_gpus} of them here")
+        return torch.device("cuda", local_rank)
+    given = _gpus_given()
+    if wanted == "cuda" or given:
+        raise EngineError(
+            f"torch {torch.__version__} sees no GPU{given and f', though {given}'}: is its CUDA newer than the driver "
+            "(nvidia-smi), or is it a CPU build? To train on the CPU: --set execution.device=cpu"
+        )
+    return torch.device("cpu")
+
+
+def _gpus_given() -> str:
+    """What says that there are GPUs for this process; empty where nothing does, or the user has hidden them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return ""
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
+        if os.environ.get(name, "0") not in {"", "0"}:
+            return f"{name} is {os.environ[name]}"
+    gpus = Path("/proc/driver/nvidia/gpus")
+    num_gpus = len(list(gpus.iterdir())) if gpus.is_dir() else 0
+    return f"the driver has {num_gpus}" if num_gpus else ""
+
+
+def _determine(determinism: str) -> None:
+    """Sets what torch may do to be fast. To be called before the first use of a GPU."""
+    is_strict = determinism == "strict"
+    if is_strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in one order only with this
+    # No warnings only: attention would then take kernels that sum in any order.
+    torch.use_deterministic_algorithms(is_strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not is_strict
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not is_strict
 
 
 def _leave() -> None:

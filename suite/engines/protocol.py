@@ -9,12 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from quantizers import ProxConnect
-from suite.engines.process_group import Layout
-from suite.errors import UserError
-
-
-class EngineError(UserError):
-    """The cell cannot run as its `execution` says."""
+from suite.engines.process_group import EngineError, Layout
 
 
 class Latent(NamedTuple):

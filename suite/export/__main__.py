@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
     from torch import Tensor, nn
 
     from suite.engines.process_group import Layout
-    from suite.training.trainer import Trainer
+    from suite.training.trainer import Network
 
 EXIT_DIFFERS, EXIT_BAD_INPUT = 1, 2
 PATIENCE_SECONDS = 2.0
@@ -36,8 +36,10 @@ PATIENCE_SECONDS = 2.0
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 
 
-def export(run: RunDir, out: Path, data_dir: Path) -> "Trainer":
-    """Writes the network that the run's result.json is about to `out`; returns the trainer that holds it, deployed.
+def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
+    """Writes the network that the run's result.json is about to `out`; returns it, deployed.
+
+    It needs no data, but where the recipe measures batch norms anew on them.
 
     Raises:
         ExportError: the run is not done or has nothing binary, or its network could not be made again to the bit.
@@ -46,13 +48,14 @@ def export(run: RunDir, out: Path, data_dir: Path) -> "Trainer":
 
     cell, result = _finished(run)
     with joined() as layout:
-        trainer = _deployed(run, cell, layout, data_dir)
-    if trainer.weights_digest() != result["weights_sha256"]:
+        network = _deployed(run, cell, layout, data_dir)
+    if network.weights_digest() != result["weights_sha256"]:
         raise ExportError(f"{run.path}: not the tested network, its weights_sha256 differs: {_why(cell)}")
     commit = run.provenance().get("code", {}).get("commit")
-    origin = Origin(cell=cell, classes=trainer.classes, top1_hard=result["top1_hard"], commit=commit)
-    write(out, trainer.engine.model, trainer.split, origin)
-    return trainer
+    classes = network.description.classes
+    origin = Origin(cell=cell, classes=classes, top1_hard=result["top1_hard"], commit=commit)
+    write(out, network.engine.model, network.split, origin)
+    return network
 
 
 def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
@@ -72,10 +75,11 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
     return cell, result
 
 
-def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Trainer":
-    """The trainer as it was when the hard test accuracy was measured."""
+def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Network":
+    """The network as it was when the hard test accuracy was measured."""
+    from suite.data.source import Description
     from suite.run import checkpoint
-    from suite.training.trainer import Trainer
+    from suite.training.trainer import Network, Trainer
 
     found = checkpoint.load_newest(run.checkpoints, cell.id, layout.device)
     if found is None:
@@ -86,11 +90,14 @@ def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Tra
             f"{run.checkpoints}: the newest whole checkpoint is of epoch {state['epoch']}, "
             f"the tested network of epoch {cell.training.epochs}"
         )
-    # Of a parent's weights nothing is left after training.
-    trainer = Trainer(cell, layout, data_dir, None)
-    trainer.load_state_dict(state)
-    trainer.deploy()
-    return trainer
+    network: Network
+    if cell.training.reestimate_norm:
+        network = Trainer(cell, layout, data_dir, None, is_resumed=True)
+    else:
+        network = Network(cell, Description.of(state["description"]), layout)
+    network.load_state_dict(state)
+    network.deploy()
+    return network
 
 
 def _why(cell: Cell) -> str:
@@ -111,15 +118,19 @@ class Comparison:
     top1: float
 
 
-def compare(trainer: "Trainer", loaded: "nn.Module") -> Comparison:
-    """The network read back, whose accuracy is `top1`, against the trainer's: on the test set, in its precision."""
+def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparison:
+    """The network read back, whose accuracy is `top1`, against the deployed one: on the test set, in its precision."""
     import torch
 
-    engine, other = trainer.engine, copy.copy(trainer.engine)
-    other.model = loaded.to(trainer.layout.device)
+    from suite.data import datasets
+    from suite.training.build import build_loaders
+
+    engine, other = network.engine, copy.copy(network.engine)
+    other.model = loaded.to(network.layout.device)
     engine.model.eval()
+    test = build_loaders(network.cell, datasets.load(network.cell.dataset, data_dir), network.layout).test
     counts = torch.zeros(3, dtype=torch.int64)
-    for images, labels in _shown(trainer.loaders.test.evaluation(), trainer.num_test_images):
+    for images, labels in _shown(test.evaluation(), len(test.reader.labels)):
         ours, theirs = engine.logits(images), other.logits(images)
         same = (ours.contiguous().view(torch.uint8) == theirs.contiguous().view(torch.uint8)).all(1).sum()
         correct = (theirs.argmax(1) == labels).sum()
@@ -147,20 +158,22 @@ def _shown(batches: "Iterator[tuple[Tensor, Tensor]]", num_images: int) -> "Iter
             bar.stop()
 
 
-def _check(trainer: "Trainer", path: Path, top1_hard: float) -> bool:
-    """Whether the file read back is the trainer's network; prints how it compares."""
+def _check(network: "Network", path: Path, top1_hard: float, data_dir: Path) -> bool:
+    """Whether the file read back is the network, to the bit of each logit; prints how it compares.
+
+    The accuracy is the recorded one only where it was measured on the same kind of device: it is shown, not judged.
+    """
     from rich.console import Console
 
-    sizes, comparison = measure(path, trainer.engine.model), compare(trainer, load_packed(path))
+    sizes, comparison = measure(path, network.engine.model), compare(network, load_packed(path), data_dir)
     console = Console(highlight=False)
     console.print(_table(sizes))
     num_equal, num_images = comparison.num_equal, comparison.num_images
-    equal, same = num_equal == num_images, comparison.top1 == top1_hard
     console.print(f"logits: the same bits on {num_equal} of {num_images} test images")
     console.print(f"hard test accuracy: {comparison.top1:.2%} read back, {top1_hard:.2%} in result.json")
-    if not (equal and same):
+    if num_equal != num_images:
         console.print("[bold red]the file is not the tested network[/]")
-    return equal and same
+    return num_equal == num_images
 
 
 def _table(sizes: Sizes) -> "Table":
@@ -208,9 +221,9 @@ def main(
         # Sums are split over threads: with as many as in training, statistics and logits come out the same.
         if num_threads := source.provenance().get("num_threads"):
             torch.set_num_threads(num_threads)
-        trainer = export(source, path, data_dir)
-        print(f"{path}: {trainer.cell.name}, {path.stat().st_size:,} bytes")
-        if check and not _check(trainer, path, _finished(source)[1]["top1_hard"]):
+        network = export(source, path, data_dir)
+        print(f"{path}: {network.cell.name}, {path.stat().st_size:,} bytes")
+        if check and not _check(network, path, _finished(source)[1]["top1_hard"], data_dir):
             raise SystemExit(EXIT_DIFFERS)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -207,15 +207,13 @@ def _blank(path: Path, header: Header) -> "tuple[nn.Module, Split]":
     import torch
 
     import models
-    from suite.data.source import Pixels, Source
+    from suite.data.source import Description
     from suite.training.build import build_model
 
-    size = header.image_size
-    none = Pixels(torch.empty(0, header.in_chans, size, size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    source = Source(header.classes, none, none, size, checksum="")
+    description = Description(header.classes, header.image_size, header.in_chans)
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if none had been drawn here
-            model, split = build_model(header.cell, source, None)
+            model, split = build_model(header.cell, description, None)
     except ValueError as error:
         raise ExportError(f"{path}: its network cannot be built: {reason(error)}") from error
     models.harden_inputs(model)

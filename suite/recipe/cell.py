@@ -189,6 +189,14 @@ class Execution(Frozen):
         None,
         description="most images per forward pass and process; the recipe's batch is made up by accumulating gradients",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU where torch sees one; no GPU where the job was given one is an error"
+    )
+    determinism: Literal["strict", "fast"] = Field(
+        "strict",
+        description="on GPUs. strict: a run that is stopped and goes on ends with the bits of one that was not, and "
+        "float32 is float32; fast: whatever kernels are fastest, TF32 in float32's place",
+    )
     compile: bool = Field(default=False, description="plain only: torch.compile")
     fused: bool | None = Field(
         None,

@@ -4,6 +4,7 @@
     attempts/0001/   each attempt: who made it, how it ran and ended, its log (see suite.run.attempt)
     journal.jsonl    metrics
     checkpoints/     the newest two
+    predictions.npz  right or wrong for each test image, `hard` and `soft`: bool [N]
     result.json      the final numbers; its presence means done
     cancelled        its presence, without a result's, means cancelled; holds the reason
     handover.json    the job that the run was given to, and after which attempt
@@ -58,7 +59,7 @@ class RunDir:
         self.path = path
         self.journal, self.checkpoints = path / "journal.jsonl", path / "checkpoints"
         self.cell_path, self.result_path = path / "cell.yaml", path / "result.json"
-        self.attempts = path / "attempts"
+        self.attempts, self.predictions_path = path / "attempts", path / "predictions.npz"
         self._cancelled, self._handover, self._again = (
             path / "cancelled",
             path / "handover.json",

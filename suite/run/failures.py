@@ -31,6 +31,9 @@ GRACE_SECONDS = 5.0
 """How long a process that lost another waits for the others' last words."""
 BEAT_SECONDS, QUIET_SECONDS = 1.0, 10.0
 """Between two signs of life: at least, and at most."""
+PATIENCE_SECONDS = 15.0
+"""From when a process knows that another has failed until it is ended: to break off by itself, and to save nothing."""
+EXIT_LOST = 1
 _BEAT_BYTES = 1024
 _STOP = "stop.json"
 _GLOO = ("gloo", "closed by peer", "reset by peer", "broken pipe", "application timeout")
@@ -164,6 +167,7 @@ def kind_of(error: Exception) -> Kind:
 def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
     """Whatever exception ends the block is written to the attempt's end: a stop, or a fault and whose it was."""
     heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
+    watch = Watch(attempt, layout)
     try:
         yield heartbeat
     except (PreemptedError, KeyboardInterrupt) as stop:
@@ -178,7 +182,55 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
             _tell(attempt, layout, Fault.of(error, layout.rank, _hint(cell, execution, layout)))
         raise
     finally:
+        watch.close()
         heartbeat.close()
+
+
+class Watch:
+    """Ends this process where another one has failed and this one waits for it in a collective, deaf to signals.
+
+    A thread looks at the others' last words, and at whether those on this machine live. Who is not out of the block
+    PATIENCE_SECONDS after is ended from here, with last words of its own.
+    """
+
+    def __init__(self, attempt: Attempt, layout: "Layout") -> None:
+        self._attempt, self._layout = attempt, layout
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        if layout.world_size > 1:
+            self._thread.start()
+
+    def close(self) -> None:
+        """This process is out of danger, or on its way out."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        since: float | None = None
+        while not self._closed.wait(BEAT_SECONDS):
+            lost = self._lost()
+            since = None if lost is None else since or time.monotonic()
+            if lost is not None and since is not None and time.monotonic() - since >= PATIENCE_SECONDS:
+                reason = f"waited for process {lost}, which had failed"
+                with suppress(OSError, SupersededError):
+                    _tell(self._attempt, self._layout, Fault(self._layout.rank, time.time(), "lost", "node", reason))
+                os._exit(EXIT_LOST)
+
+    def _lost(self) -> int | None:
+        """The rank of a process that has failed."""
+        with suppress(OSError):  # the file system is away: the others are, too
+            for fault in faults(self._attempt.path):
+                if fault.rank != self._layout.rank and fault.kind == "own":
+                    return fault.rank
+            for rank, beat in beats(self._attempt.path).items():
+                if rank != self._layout.rank and beat.process.is_alive() is False and not self._is_over():
+                    return rank
+        return None
+
+    def _is_over(self) -> bool:
+        """Whether the run has its result, after which processes end one by one."""
+        return (self._attempt.path.parents[1] / "result.json").exists()
 
 
 def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:

@@ -1,15 +1,19 @@
 """What a run writes while it goes on: checkpoints, which all processes take part in, and rank 0's record."""
 
+import io
 import logging
 import time
 from typing import TYPE_CHECKING
 
-from suite.run.atomic import as_json, write_once
+import numpy as np
+
+from suite.run.atomic import as_json, write_bytes, write_once
 from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import RunDir
 from suite.run.journal import Journal
 
 if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+    from suite.training.evaluation import Evaluation
     from suite.training.trainer import Trainer
 
 SAVING_SHARE = 0.005
@@ -58,6 +62,7 @@ class Checkpoints:
         """Saves where training stands; returns when it is on the disk."""
         from suite.run import checkpoint
 
+        self.trainer.require_finite()  # a network that is lost is not worth keeping
         start = time.monotonic()
         state = self.trainer.state_dict()
         if self.trainer.layout.is_main:
@@ -79,20 +84,24 @@ class Record:
         self.journal.append(self.trainer.epoch, metrics)
         log.info("epoch %d/%d %s", self.trainer.epoch, self.trainer.cell.training.epochs, _line(metrics))
 
-    def result(self, results: dict[str, float], weights_sha256: str) -> None:
-        """result.json: its presence means done, so it comes after all else."""
+    def result(self, soft: "Evaluation", hard: "Evaluation", weights_sha256: str) -> None:
+        """predictions.npz, then result.json: its presence means done, so it comes after all else."""
         trainer = self.trainer
         num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
+        results = soft.metrics("test", "_soft") | hard.metrics("test", "_hard")
         self.journal.append(trainer.epoch, results)
         self.attempt.require_newest()
+        content = io.BytesIO()
+        # Which test images it gets right, in the data set's order: what a comparison over images starts from.
+        np.savez_compressed(content, hard=hard.right.numpy(), soft=soft.right.numpy())
+        write_bytes(self.run.predictions_path, content.getvalue(), self.attempt.require_newest)
         is_first = write_once(
             self.run.result_path,
             as_json(
                 {
                     "cell": trainer.cell.id,
                     "name": trainer.cell.name,
-                    "top1_hard": results["test/top1_hard"],
-                    "top1_soft": results["test/top1_soft"],
+                    **{name.removeprefix("test/"): value for name, value in results.items()},
                     "num_train_images": trainer.loaders.num_train_images,
                     "num_binary_parameters": num_binary,
                     "num_full_precision_parameters": sum(trainer.num_parameters.values()) - num_binary,

@@ -17,10 +17,10 @@ from suite.data.augmentation import IMAGENET, Normalization
 from suite.data.datasets import is_small
 from suite.data.loader import Loader, Reader
 from suite.data.readers.memory import MemoryReader
-from suite.data.source import Encoded, Files, Part, Pixels, Source, hold_out
+from suite.data.source import Description, Encoded, Files, Part, Pixels, Source, hold_out
 from suite.engines.ddp import PlainEngine
-from suite.engines.process_group import Layout
-from suite.engines.protocol import Engine, EngineError
+from suite.engines.process_group import EngineError, Layout
+from suite.engines.protocol import Engine
 from suite.errors import DataError
 from suite.recipe.cell import AS_IS, Cell, Execution, Sharpness, Training
 from suite.training.mixup import mixes, require_even
@@ -90,7 +90,7 @@ def _reader(part: Part, cell: Cell, layout: Layout, execution: Execution) -> Rea
     return FFCVReader(part, cell.training.batch_size // layout.world_size, num_workers, layout.device)
 
 
-def pretrained_weights(cell: Cell, source: Source, data_dir: Path) -> tuple[dict[str, Tensor], str]:
+def pretrained_weights(cell: Cell, description: Description, data_dir: Path) -> tuple[dict[str, Tensor], str]:
     """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
 
     Raises:
@@ -99,20 +99,22 @@ def pretrained_weights(cell: Cell, source: Source, data_dir: Path) -> tuple[dict
     from suite.training.pretrained import pretrained
 
     torch.manual_seed(stream(cell.seed, "init"))
-    size = cell.data.image_size or source.image_size
-    model, checksum = pretrained(cell.model, len(source.classes), size, source.in_chans, data_dir)
+    size = cell.data.image_size or description.image_size
+    model, checksum = pretrained(cell.model, len(description.classes), size, description.in_chans, data_dir)
     return model.state_dict(), checksum
 
 
-def build_model(cell: Cell, source: Source, parent_weights: dict[str, Tensor] | None) -> tuple[nn.Module, models.Split]:
+def build_model(
+    cell: Cell, description: Description, parent_weights: dict[str, Tensor] | None
+) -> tuple[nn.Module, models.Split]:
     """The network, its quantized weights holding latents, and its parameters' groups.
 
     The full-precision network is drawn first (or is the parent cell's, or timm's), the same for all methods of a seed;
     binarizing it draws no random numbers.
     """
     torch.manual_seed(stream(cell.seed, "init"))
-    size = cell.data.image_size or source.image_size
-    model = models.create(cell.model, len(source.classes), size, source.in_chans)
+    size = cell.data.image_size or description.image_size
+    model = models.create(cell.model, len(description.classes), size, description.in_chans)
     if parent_weights is not None:
         model.load_state_dict(parent_weights)
     if cell.quantizer == "fp":

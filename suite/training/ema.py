@@ -22,11 +22,12 @@ class MovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Takes in the values after a step."""
-        for name, value in self._live():
-            if value.is_floating_point():
-                self.averages[name].lerp_(value, 1 - self.decay)
-            else:
-                self.averages[name].copy_(value)
+        pairs = [(self.averages[name], value) for name, value in self._live()]
+        moving = [pair for pair in pairs if pair[1].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [x for _, x in moving], 1 - self.decay)
+        for average, value in pairs:
+            if not value.is_floating_point():
+                average.copy_(value)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

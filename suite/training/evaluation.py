@@ -1,34 +1,77 @@
 """Accuracy of a network, and the health of its latents."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quantizers import get
 from quantizers.packing import pack, unpack
+from suite.data.loader import Loader
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Engine, Latent
+from suite.errors import DataError
+from suite.run.failures import DivergedError
 
+NUM_FIRST_CLASSES = 10
+"""From more classes on, top-5 says something."""
 MASKED = 1e-3
 """A weight whose B is below this share of B(0) counts as masked: its gradient hardly reaches its latent."""
 
 
-def top1(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], layout: Layout) -> float:
-    """Share of samples whose largest logit is the label's, in [0, 1]; each sample counts once over all processes.
+@dataclass(frozen=True)
+class Evaluation:
+    """What a part of a data set says of a network; `right`, bool [N] on the CPU, in the order of the samples.
+
+    `loss` is the mean cross-entropy with the labels as they are; `top5` the share of samples whose label is among the
+    five largest logits, None where there are ten classes or fewer.
+    """
+
+    top1: float
+    loss: float
+    top5: float | None
+    right: Tensor
+
+    def metrics(self, part: str, suffix: str = "") -> dict[str, float]:
+        """{"val/top1": ..., "val/loss": ...} of part val; `suffix` is appended to each name."""
+        found = {"top1": self.top1, "loss": self.loss, **({} if self.top5 is None else {"top5": self.top5})}
+        return {f"{part}/{name}{suffix}": value for name, value in found.items()}
+
+
+def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: int | None = None) -> Evaluation:
+    """Evaluates on every sample of the loader's part, each once over all processes.
+
+    All processes make the same number of forward passes, which engines that exchange parameters there rely on.
 
     Raises:
-        ValueError: there are no samples.
+        DataError: there are no samples.
     """
-    engine.model.eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=layout.device)
-    for images, labels in batches:
-        counts[0] += (engine.logits(images).argmax(1) == labels).sum()
-        counts[1] += len(labels)
-    num_correct, num_samples = layout.sum(counts).tolist()
+    num_samples = len(loader.reader.labels)
     if not num_samples:
-        raise ValueError("accuracy of no samples")
-    return float(num_correct / num_samples)
+        raise DataError("accuracy of no samples: the part has no image")
+    engine.model.eval()
+    num_mine = len(range(layout.rank, num_samples, layout.world_size))
+    right = torch.zeros(-(-num_samples // layout.world_size), dtype=torch.uint8, device=layout.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=layout.device)  # of losses, of labels among the first five
+    start, has_many_classes = 0, False
+    for images, labels in loader.evaluation(micro_batch_size):
+        num = min(len(labels), num_mine - start)  # the last sample may come twice, to make the numbers even
+        if num <= 0:
+            engine.logits(images)
+            continue
+        logits, truth = engine.logits(images)[:num].float(), labels[:num]
+        right[start : start + num] = logits.argmax(1) == truth
+        sums[0] += functional.cross_entropy(logits, truth, reduction="sum")
+        has_many_classes = logits.shape[1] > NUM_FIRST_CLASSES
+        if has_many_classes:
+            sums[1] += (logits.topk(5).indices == truth[:, None]).sum()
+        start += num
+    every = layout.gather(right).T.flatten()[:num_samples].bool().cpu()
+    loss, num_in_five = layout.sum(sums).tolist()
+    top5 = num_in_five / num_samples if has_many_classes else None
+    return Evaluation(int(every.sum()) / num_samples, loss / num_samples, top5, every)
 
 
 class Health:
@@ -47,11 +90,17 @@ class Health:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """The three numbers as `health/...`; nothing where nothing is quantized."""
+        """The three numbers as `health/...`; nothing where nothing is quantized.
+
+        Raises:
+            DivergedError: a latent is NaN or infinite, which a sign would hide: the loss stays finite.
+        """
         if not self._signs:
             return {}
         flipped = gap = masked = 0.0
         for name, w_star, quantizer, mu in self.latents():
+            if num_bad := int((~w_star.isfinite()).sum()):
+                raise DivergedError(f"{num_bad} of the {w_star.numel()} latents of {name} are NaN or infinite")
             positive = w_star >= 0
             flipped += float((positive != self._signs[name]).sum())
             gap += float((w_star - torch.where(positive, 1.0, -1.0)).abs().sum())

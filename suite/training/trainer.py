@@ -1,4 +1,4 @@
-"""The epoch loop of one cell: train, checkpoint and resume after any step; at the end the test set, read once."""
+"""A cell's network and the epoch loop that trains it, with a checkpoint after any step; the test set is read once."""
 
 import hashlib
 import math
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from suite.data import datasets
 from suite.data.loader import Loader
-from suite.engines.process_group import Layout
+from suite.data.source import Description
+from suite.engines.process_group import Agreement, Layout
 from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.run import checkpoint
 from suite.run.failures import DivergedError
@@ -29,26 +30,42 @@ from suite.training.build import (
     pretrained_weights,
 )
 from suite.training.ema import MovingAverage
-from suite.training.evaluation import Health, top1
+from suite.training.evaluation import Evaluation, Health, evaluate
 from suite.training.mixup import mix, mixes
 from suite.training.seeds import stream
 
+Batch = tuple[Tensor, Tensor]
 
-@dataclass
-class Wait:
-    """How long the loader let training wait, in seconds: 0 where batches are ready when they are needed."""
 
-    seconds: float = 0.0
+class Staged:
+    """Batches of a loader, each fetched while the step before it is still at work; `seconds` training waited for them.
 
-    def for_each(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches."""
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+    On a GPU a step is queued, not done, when its call returns: the next batch is decoded and finished meanwhile.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.seconds = 0.0
+        self._batches = batches
+        self._next = self._fetch()
+
+    def __iter__(self) -> "Staged":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._next is None:
+            raise StopIteration
+        batch, self._next = self._next, None
+        return batch
+
+    def stage(self) -> None:
+        """Fetches the batch after the one under way."""
+        self._next = self._fetch()
+
+    def _fetch(self) -> Batch | None:
+        start = time.perf_counter()
+        batch = next(self._batches, None)
+        self.seconds += time.perf_counter() - start
+        return batch
 
 
 @dataclass
@@ -59,11 +76,93 @@ class Wishes:
     save: bool = False
 
 
-class Trainer:
+class LateLoss:
+    """The loss [] of a step, read later. On a GPU its copy waits in the queue behind the step, and reading for that."""
+
+    def __init__(self, number: int, loss: Tensor) -> None:
+        self.number, self._loss = number, loss
+        self._copied: torch.cuda.Event | None = None
+        if loss.device.type == "cuda":
+            self._loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> float:
+        """Its value."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._loss)
+
+
+class Network:
+    """A cell's network with its optimizer and averages, on one process of its layout: what needs no data.
+
+    Args:
+        cell: whose.
+        description: of the data set.
+        layout: this process's place.
+        weights: to start from, by parameter name; None: drawn from the cell's seed.
+        execution: how it runs.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        description: Description,
+        layout: Layout,
+        weights: dict[str, Tensor] | None = None,
+        execution: Execution = AS_IS,
+    ) -> None:
+        self.cell, self.description, self.layout, self.execution = cell, description, layout, execution
+        model, self.split = build_model(cell, description, weights)
+        self.num_parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self.engine = build_engine(cell, model, self.split, layout, execution)
+        self.optimizer = self.engine.optimizer
+        decay, binary = cell.training.ema_decay, frozenset(self.split.binary)
+        self.average = None if decay is None else MovingAverage(self.engine.model, self.optimizer, binary, decay)
+        self.epoch = 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint of this cell.
+
+        Raises:
+            CheckpointError: it is another cell's.
+        """
+        if state["cell"] != self.cell.id:
+            raise checkpoint.CheckpointError(f"the checkpoint is of cell {state['cell']}, this is {self.cell.id}")
+        self.epoch = state["epoch"]
+        self.engine.load_state_dict(state["engine"])
+        if self.average is not None:
+            self.average.averages = {name: value.to(self.layout.device) for name, value in state["average"].items()}
+
+    def deploy(self) -> None:
+        """Turns the trained network into the tested one: averages where kept, sign(w*).
+
+        A function of the state that a checkpoint holds. Training does not go on from here.
+        """
+        if self.average is not None:
+            self.average.swap()
+        self.engine.harden()
+        models.harden_inputs(self.engine.model)
+
+    def weights_digest(self) -> str:
+        """The digest of the network as it is: what result.json has of the tested one."""
+        return weights_digest(self.engine.state_dict()["model"])
+
+
+class Trainer(Network):
     """One cell on one process of its layout.
 
     `epoch` counts finished epochs, `step` those of the epoch under way. `wishes` are this process's own, which a signal
-    handler may set at any moment; `agreed` are those that all processes acted upon after the last step: somebody's.
+    handler may set at any moment; `agreed` are those that all processes act upon now: somebody's.
+
+    Args:
+        cell: to be trained.
+        layout: this process's place.
+        data_dir: where data sets lie.
+        weights: the parent cell's, to start from.
+        execution: how it runs.
+        is_resumed: a checkpoint's state is loaded next: published weights are not fetched.
     """
 
     def __init__(
@@ -71,69 +170,71 @@ class Trainer:
         cell: Cell,
         layout: Layout,
         data_dir: Path,
-        parent_weights: dict[str, Tensor] | None,
+        weights: dict[str, Tensor] | None,
         execution: Execution = AS_IS,
+        *,
+        is_resumed: bool = False,
     ) -> None:
-        self.cell, self.layout, self._execution = cell, layout, execution
         source = datasets.load(cell.dataset, data_dir, execution.loader)
-        self.data_checksum, self.classes = source.checksum, source.classes
+        self.data_checksum = source.checksum
         self.weights_checksum: str | None = None
         self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout, execution)
-        if cell.init == "pretrained":
-            parent_weights, self.weights_checksum = pretrained_weights(cell, source, data_dir)
-        model, self.split = build_model(cell, source, parent_weights)
-        self.num_parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        self.engine = build_engine(cell, model, self.split, layout, execution)
-        self.optimizer = self.engine.optimizer
+        if cell.init == "pretrained" and not is_resumed:
+            weights, self.weights_checksum = pretrained_weights(cell, source.description, data_dir)
+        super().__init__(cell, source.description, layout, weights, execution)
         self.steps_per_epoch = len(self.loaders.train)
         self.num_steps = cell.training.epochs * self.steps_per_epoch
         self.sharpness = build_sharpness(cell, self.optimizer, self.num_steps)
         self.input_mu = build_input_mu(cell)
         self.lr_schedule = build_lr_schedule(cell.training, self.optimizer, self.steps_per_epoch)
         self.health = Health(self.engine.latents)
-        decay = cell.training.ema_decay
-        binary = frozenset(self.split.binary)
-        self.average = None if decay is None else MovingAverage(self.engine.model, self.optimizer, binary, decay)
-        self.epoch = self.step = 0
+        self.step = 0
         self.totals = self._no_totals()
         self.wishes, self.agreed = Wishes(), Wishes()
+        self._agreement = Agreement(layout)
+        self._unread: LateLoss | None = None
+        self._last_bad = 0
+        self._bad_loss = "not finite"
         self._sharpen_inputs()
 
-    def train_epoch(self, on_step: Callable[[int, float], None]) -> dict[str, float]:
-        """What is left of the epoch; the whole epoch's metrics, accuracy on validation data with hardened weights.
+    def train_epoch(self, on_step: Callable[[int, Tensor], None]) -> dict[str, float]:
+        """What is left of the epoch; the whole epoch's metrics, those of validation data with hardened weights.
 
-        `on_step(number of the step over all epochs, loss of this process)` may save `state_dict()`.
+        `on_step(number of the step over all epochs, loss [] of this process)` may save `state_dict()`.
 
         Raises:
             DivergedError: the loss is not finite on some process; the message names the step. All processes raise.
         """
         self.engine.model.train()
         start, num_before = time.perf_counter(), float(self.totals[2])
-        wait = Wait()
         # Closed, so that the loader's workers end with a training that fails: its traceback would keep them.
-        with closing(self.loaders.train.epoch(self.epoch, self.step)) as batches:
-            for images, labels in wait.for_each(batches):
+        with closing(self.loaders.train.epoch(self.epoch, self.step)) as loaded:
+            batches = Staged(loaded)
+            for images, labels in batches:
                 number, loss = self._num_steps_done, self._train_step(images, labels)
+                batches.stage()
+                self._look_back(number, loss)
                 on_step(number, loss)
+        self.require_finite()
         seconds, num_here = time.perf_counter() - start, float(self.totals[2]) - num_before
         loss_sum, num_correct, num_images = self.layout.sum(self.totals).tolist()
         self.epoch, self.step, self.totals = self.epoch + 1, 0, self._no_totals()
         self._sharpen_inputs()
         metrics = {"train/loss": loss_sum / num_images, "train/top1": num_correct / num_images}
         if self.loaders.validation is not None:
-            metrics["val/top1"] = self._validate(self.loaders.validation)
+            metrics |= self._validate(self.loaders.validation).metrics("val")
         metrics |= self.health.measure()
         metrics |= {
             "time/images_per_second": num_here * self.layout.world_size / seconds,
-            "time/loader_stall_share": wait.seconds / seconds,
+            "time/loader_stall_share": batches.seconds / seconds,
         }
         if self.sharpness is not None:
             metrics["mu"] = self.optimizer.param_groups[-1]["mu"]
         return metrics
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One step, after which a checkpoint may be taken; this process's mean loss."""
+    def _train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step, after which a checkpoint may be taken; this process's mean loss []. Waits for no device."""
         self.lr_schedule.step_update(self._num_steps_done)
         self._sharpen_inputs()
         if self.sharpness is not None:
@@ -144,47 +245,65 @@ class Trainer:
         loss, logits = self.engine.train_step(*self._mixed(images, labels))
         if self.average is not None:
             self.average.update()
-        value = loss.item()
-        self._agree(value)
         self.totals[0] += loss * len(labels)
         self.totals[1] += (logits.argmax(1) == labels).sum()
         self.totals[2] += len(labels)
         self.step += 1
-        return value
+        return loss
 
-    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _mixed(self, images: Tensor, labels: Tensor) -> Batch:
         """The step's images and labels, which are [B, classes] where the recipe mixes images."""
         if not mixes(self.cell.training):
             return images, labels
         seed = stream(self.cell.seed, "mixing", self.epoch, self.step, self.layout.rank)
-        return mix(images, labels, self.cell.training, len(self.classes), seed)
+        return mix(images, labels, self.cell.training, len(self.description.classes), seed)
 
-    def _agree(self, loss: float) -> None:
-        """One exchange a step, so that all processes do the same next."""
-        diverged = 0 if math.isfinite(loss) else 1 + self.layout.rank
-        diverged, stop, save = self.layout.agree(diverged, self.wishes.stop, self.wishes.save)
-        if diverged:
-            at = f"step {self._num_steps_done} (epoch {self.epoch + 1})"
-            where = "" if self.layout.world_size == 1 else f" on process {diverged - 1}"
-            raise DivergedError(f"the loss is {'not finite' if math.isfinite(loss) else loss} at {at}{where}")
+    def _look_back(self, number: int, loss: Tensor) -> None:
+        """Reads the loss of the step before `number`, and what the others wish, where that was asked.
+
+        Both are there by now, so the device never waits for this process to look.
+        """
+        self._last_bad = max(self._last_bad, self._read_loss())
+        self._unread = LateLoss(number, loss)
+        if self.layout.world_size == 1:
+            self._require_converging(self._last_bad)
+            self.agreed = Wishes(self.wishes.stop, self.wishes.save)
+            return
+        diverged, stop, save = self._agreement.result() or (0, 0, 0)
+        self._require_converging(diverged)
         self.agreed = Wishes(bool(stop), bool(save))
+        if save:
+            self.wishes.save = False
+        self._agreement.start(self._last_bad, self.wishes.stop, self.wishes.save)
 
-    def test(self) -> dict[str, float]:
-        """Accuracy on the test set: soft, with w = F(w*), then hard, with sign(w*). Leaves the network deployed."""
+    def require_finite(self) -> None:
+        """DivergedError, on all processes, where the loss of a step so far is not finite. Collective."""
+        self._last_bad = max(self._last_bad, self._read_loss())
+        self._require_converging(self.layout.agree(self._last_bad)[0])
+
+    def _read_loss(self) -> int:
+        """One more than the number of the step read, if its loss is not finite; else 0."""
+        unread, self._unread = self._unread, None
+        if unread is None or math.isfinite(value := unread.read()):
+            return 0
+        self._bad_loss = f"{value}"
+        return unread.number + 1
+
+    def _require_converging(self, diverged: int) -> None:
+        if diverged:
+            epoch = (diverged - 1) // self.steps_per_epoch + 1
+            raise DivergedError(f"the loss is {self._bad_loss} at step {diverged - 1} (epoch {epoch})")
+
+    def test(self) -> tuple[Evaluation, Evaluation]:
+        """(soft, with w = F(w*); hard, with sign(w*)) on the test set. Leaves the network deployed."""
         with self.average.in_place() if self.average is not None else nullcontext():
-            soft = self._top1(self.loaders.test)
+            soft = self._evaluate(self.loaders.test)
         self.deploy()
-        return {"test/top1_soft": soft, "test/top1_hard": self._top1(self.loaders.test)}
+        return soft, self._evaluate(self.loaders.test)
 
     def deploy(self) -> None:
-        """Turns the trained network into the tested one: averages where kept, sign(w*), norms measured anew if asked.
-
-        A function of the state that a checkpoint holds. Training does not go on from here.
-        """
-        if self.average is not None:
-            self.average.swap()
-        self.engine.harden()
-        models.harden_inputs(self.engine.model)
+        """As Network's; and batch norms measured anew, if the recipe asks for that."""
+        super().deploy()
         if self.cell.training.reestimate_norm:
             self._reestimate_norm()
 
@@ -196,6 +315,7 @@ class Trainer:
         return {
             "cell": self.cell.id,
             "data": self.data_checksum,
+            "description": self.description.as_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "totals": self.layout.gather(self.totals),
@@ -211,49 +331,41 @@ class Trainer:
         Raises:
             CheckpointError: it is another cell's, or was trained on other data.
         """
-        if state["cell"] != self.cell.id:
-            raise checkpoint.CheckpointError(f"the checkpoint is of cell {state['cell']}, this is {self.cell.id}")
         if state["data"] != self.data_checksum:
             raise checkpoint.CheckpointError(
                 f"{self.cell.dataset} is not what this run was trained on so far (checksum {self.data_checksum[:12]}, "
                 f"before {state['data'][:12]}): put the data back, or delete the run's directory to start anew"
             )
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.totals = self._own_totals(state["totals"])
+        super().load_state_dict(state)
+        self.step = state["step"]
+        self.totals = self._own_totals(state["totals"].to(self.layout.device))
         self._sharpen_inputs()
-        self.engine.load_state_dict(state["engine"])
         if self.sharpness is not None:
             self.sharpness.load_state_dict(state["sharpness"])
         self.health.load_state_dict(state["health"])
-        if self.average is not None:
-            self.average.averages = state["average"]
 
     def resolved_execution(self) -> dict[str, Any]:
         """How this attempt runs, every default replaced by what it came to."""
         share = self.cell.training.batch_size // self.layout.world_size
         return {
-            **self._execution.model_dump(mode="json"),
+            **self.execution.model_dump(mode="json"),
             "device": self.layout.device.type,
             "num_processes": self.layout.world_size,
             "num_threads": torch.get_num_threads(),
-            "micro_batch_size": min(self._execution.micro_batch_size or share, share),
+            "micro_batch_size": min(self.execution.micro_batch_size or share, share),
             "fused": self.optimizer.is_fused,
             "loader": self.loaders.train.reader.name,
         }
 
-    def weights_digest(self) -> str:
-        """The digest of the network as it is: what result.json has of the tested one."""
-        return weights_digest(self.engine.state_dict()["model"])
-
-    def _validate(self, validation: Loader) -> float:
-        """Accuracy with hardened weights; training goes on as if nothing had happened."""
+    def _validate(self, validation: Loader) -> Evaluation:
+        """With hardened weights; training goes on as if nothing had happened."""
         with self.average.in_place() if self.average is not None else nullcontext():
             self.engine.harden()
             models.harden_inputs(self.engine.model)
-            accuracy = self._top1(validation)
+            found = self._evaluate(validation)
             models.soften_inputs(self.engine.model)
             self.engine.soften()
-        return accuracy
+        return found
 
     @property
     def _num_steps_done(self) -> int:
@@ -278,18 +390,31 @@ class Trainer:
         if self.input_mu is not None:
             models.set_input_mu(self.engine.model, self.input_mu(self._num_steps_done / self.num_steps))
 
-    def _top1(self, loader: Loader) -> float:
+    def _evaluate(self, loader: Loader) -> Evaluation:
         # Each process has norm statistics of its own batches; what is measured is the network that is saved.
         self.layout.broadcast(self.engine.model.buffers())
-        return top1(self.engine, loader.evaluation(), self.layout)
+        return evaluate(self.engine, loader, self.layout, self.execution.micro_batch_size)
 
     def _reestimate_norm(self) -> None:
-        """Batch-norm statistics of the hardened network over one epoch of training data; process 0's share counts."""
+        """Batch-norm statistics of the hardened network over one epoch of training data; process 0's share counts.
+
+        As in training: in its precision, over its micro-batches. Each counts the same in the mean.
+        """
         model = self.engine.model
-        device = self.layout.device
         # Dropout is on while statistics are gathered: its own stream, so that a resumed run deploys the same network.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.layout.rank))
-        torch.optim.swa_utils.update_bn((images for images, _ in self.loaders.train.epoch(self.epoch)), model, device)
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        momenta = {module: module.momentum for module in model.modules() if isinstance(module, kinds)}
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all
+        model.train()
+        with closing(self.loaders.train.epoch(self.epoch)) as batches:
+            for images, _ in batches:
+                for part in torch.split(images, self.execution.micro_batch_size or len(images)):
+                    self.engine.logits(part)
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
         self.layout.broadcast(model.buffers())
 
 

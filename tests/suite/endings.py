@@ -32,12 +32,12 @@ def _gloo_threads() -> list[str]:
     return [name for name in names if name.startswith("pt_gloo")]
 
 
-def _preempt(self: Trainer, images: Tensor, labels: Tensor) -> float:
+def _preempt(self: Trainer, images: Tensor, labels: Tensor) -> Tensor:
     signal.raise_signal(signal.SIGTERM)
     return _train_step(self, images, labels)
 
 
-def _fail(self: Trainer, images: Tensor, labels: Tensor) -> float:
+def _fail(self: Trainer, images: Tensor, labels: Tensor) -> Tensor:
     if os.environ["RANK"] == "1":
         raise ValueError("a label of 4711")
     return _train_step(self, images, labels)

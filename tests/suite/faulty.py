@@ -15,6 +15,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from suite.engines import process_group
+from suite.run import failures
 from suite.train import main
 from suite.training.trainer import Trainer
 
@@ -30,15 +32,24 @@ def _stop(trainer: Trainer, rank: int) -> None:
         time.sleep(0.01)
 
 
-def _die(_trainer: Trainer, rank: int) -> None:
+def _once_it_is_written(trainer: Trainer, rank: int) -> None:
+    """Until the heartbeat says which step this process has finished last."""
+    (*_, attempt) = sorted((Path(sys.argv[1]).parent / "attempts").iterdir())
+    while failures.beats(attempt)[rank].step != trainer._num_steps_done - 1:
+        time.sleep(0.005)
+
+
+def _die(trainer: Trainer, rank: int) -> None:
     if rank == 1:
+        _once_it_is_written(trainer, rank)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _hang(_trainer: Trainer, rank: int) -> None:
+def _hang(trainer: Trainer, rank: int) -> None:
     # From here on only: with so short a limit, a process that starts late would count as hung, too.
     distributed_c10d._set_pg_timeout(timedelta(seconds=3))
     if rank == 1:
+        _once_it_is_written(trainer, rank)
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -50,7 +61,7 @@ def _raise(_trainer: Trainer, rank: int) -> None:
 FAULTS = {"stop": _stop, "die": _die, "hang": _hang, "raise": _raise}
 
 
-def _with_a_fault(self: Trainer, images: Tensor, labels: Tensor) -> float:
+def _with_a_fault(self: Trainer, images: Tensor, labels: Tensor) -> Tensor:
     fault = sys.argv[2]
     if self._num_steps_done == STEPS[fault]:
         FAULTS[fault](self, int(os.environ["RANK"]))
@@ -58,5 +69,6 @@ def _with_a_fault(self: Trainer, images: Tensor, labels: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    process_group.AGREEMENT_SECONDS = 0.0  # after every step
     Trainer._train_step = _with_a_fault  # type: ignore[method-assign]
     main(Path(sys.argv[1]), checkpoint_steps=1)

@@ -55,7 +55,7 @@ def cell_of(name: str) -> Cell:
 def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
     """Trains to the end; all that a journal and a result would hold. With a folder, a checkpoint after every step."""
 
-    def on_step(number: int, _loss: float) -> None:
+    def on_step(number: int, _loss: Tensor) -> None:
         if folder is not None:
             _save(trainer, folder / f"{number:02d}")
 
@@ -65,7 +65,7 @@ def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
         found[f"epoch {trainer.epoch}"] = {k: v for k, v in metrics.items() if k[:5] != "time/"}
         if folder is not None:
             _save(trainer, folder / f"{trainer.epoch * trainer.steps_per_epoch - 1:02d}-end")
-    found["test"] = trainer.test()
+    found["test"] = [(each.metrics("test"), each.right.tolist()) for each in trainer.test()]
     found["digest"] = trainer.weights_digest()
     return found
 
@@ -96,7 +96,7 @@ def divergence(layout: Layout) -> str:
     """What a NaN in the last process's images, in its second step, makes this process say."""
     trainer = Trainer(cell_of("bnn++"), layout, NOWHERE, None)
 
-    def poison(_number: int, _loss: float) -> None:
+    def poison(_number: int, _loss: Tensor) -> None:
         if layout.rank == layout.world_size - 1:
             trainer._mixed = _to_nan  # type: ignore[method-assign]
 

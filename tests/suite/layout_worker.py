@@ -20,8 +20,8 @@ from models import Split
 from quantizers import ProxConnect
 from quantizers.fused import native
 from suite.data import datasets
-from suite.engines.process_group import Layout, joined
-from suite.engines.protocol import Engine, EngineError
+from suite.engines.process_group import EngineError, Layout, joined
+from suite.engines.protocol import Engine
 from suite.recipe.cell import Cell, Execution
 from suite.training.build import build_engine, build_loaders, build_model
 
@@ -65,7 +65,7 @@ class Training:
         execution = Execution.model_validate(how)
         batches = build_loaders(cell, source, layout, execution).train.epoch(0)
         self.batches = [batch for _, batch in zip(range(3 * NUM_STEPS), batches, strict=False)]
-        model, self.split = build_model(cell, source, None)
+        model, self.split = build_model(cell, source.description, None)
         self.engine: Engine = build_engine(cell, model, self.split, layout, execution)
 
     def run(self, first: int) -> list[float]:

@@ -17,7 +17,7 @@ NOWHERE = Path("no-data-needed")
 
 
 def _learning_rates(cell: Cell, steps_per_epoch: int) -> list[float]:
-    model, split = build_model(cell, load("digits", NOWHERE), None)
+    model, split = build_model(cell, load("digits", NOWHERE).description, None)
     optimizer = wrap(cell, build_base(cell, model, split))
     schedule = build_lr_schedule(cell.training, optimizer, steps_per_epoch)
     rates = []
@@ -67,7 +67,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(make_cell: MakeCell) 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_weight_decay_is_on_weights_and_latents_only(make_cell: MakeCell, optimizer: str) -> None:
     cell = make_cell(training__optimizer=optimizer, training__weight_decay=0.25)
-    model, split = build_model(cell, load("digits", NOWHERE), None)
+    model, split = build_model(cell, load("digits", NOWHERE).description, None)
     groups = wrap(cell, build_base(cell, model, split)).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -77,8 +77,8 @@ def test_weight_decay_is_on_weights_and_latents_only(make_cell: MakeCell, optimi
 
 def test_a_finetune_cell_starts_from_its_parents_weights(make_cell: MakeCell) -> None:
     source = load("digits", NOWHERE)
-    parent, _ = build_model(make_cell(quantizer="fp", seed=5), source, None)
-    child, split = build_model(make_cell(quantizer="bc"), source, parent.state_dict())
+    parent, _ = build_model(make_cell(quantizer="fp", seed=5), source.description, None)
+    child, split = build_model(make_cell(quantizer="bc"), source.description, parent.state_dict())
     assert torch.equal(child.get_parameter("conv1.weight"), parent.get_parameter("conv1.weight"))
     for name in split.binary:
         weight = parent.get_parameter(name)

@@ -1,6 +1,6 @@
 """Cells of task bwa: inputs and weights of binary layers are signs where accuracy counts, and resume is exact."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from models.inputs import BinaryInput
 from models.layers import BinaryConv2d, BinaryLinear
 from suite.data.datasets import load
 from suite.engines.process_group import Layout
-from suite.engines.protocol import Engine
 from suite.recipe.cell import Cell, Sharpness
 from suite.run import checkpoint
 from suite.training.build import build_model
-from suite.training.evaluation import top1
+from suite.training.evaluation import Evaluation, evaluate
 from suite.training.trainer import Trainer
 
 MakeCell = Callable[..., Cell]
@@ -67,7 +66,7 @@ def test_a_bireal_network_learns_with_binary_weights_and_activations(make_bwa: M
     trainer = _trainer(make_bwa(training__epochs=4, training__batch_size=64))
     for _ in range(4):
         _epoch(trainer)
-    assert trainer.test()["test/top1_hard"] > 0.3  # chance is 0.1; 0.46 on the machine that this was written on
+    assert trainer.test()[1].top1 > 0.3  # chance is 0.1; 0.46 on the machine that this was written on
 
 
 @pytest.mark.parametrize("model", ["bireal_resnet8", "reactnet_resnet8", "vit_mini_patch2_8"])
@@ -78,14 +77,14 @@ def test_hard_accuracy_is_measured_on_signs_alone(
     operands = _operands(trainer.engine.model)
     evaluations: list[bool] = []
 
-    def spy(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], layout: Layout) -> float:
+    def spy(*arguments: Any) -> Evaluation:  # noqa: ANN401  (evaluate's)
         operands.clear()
-        accuracy = top1(engine, batches, layout)
+        found = evaluate(*arguments)
         assert operands
         evaluations.append(all(operands))
-        return accuracy
+        return found
 
-    monkeypatch.setattr("suite.training.trainer.top1", spy)
+    monkeypatch.setattr("suite.training.trainer.evaluate", spy)
     _epoch(trainer)
     assert not any(module.hard for module in trainer.engine.model.modules() if isinstance(module, BinaryInput))
     trainer.test()
@@ -157,20 +156,20 @@ def test_a_cosine_moves_mu_slowly_first(make_bwa: MakeCell) -> None:
 
 def test_a_cells_policy_is_what_its_model_is_made_with(make_cell: MakeCell) -> None:
     cell = make_cell(model="vit_mini_patch2_8", quantization__full_precision="ends+attention")
-    _, split = build_model(cell, load("digits", NOWHERE), None)
+    _, split = build_model(cell, load("digits", NOWHERE).description, None)
     assert {name.split(".")[2] for name in split.binary} == {"mlp"}
 
 
 def test_a_network_with_relus_before_its_convolutions_is_refused(make_bwa: MakeCell) -> None:
     with pytest.raises(ValueError, match="bireal"):
-        build_model(make_bwa(model="resnet8"), load("digits", NOWHERE), None)
+        build_model(make_bwa(model="resnet8"), load("digits", NOWHERE).description, None)
 
 
 def test_a_full_precision_parents_weights_fit_the_network_with_binary_activations(make_bwa: MakeCell) -> None:
     source = load("digits", NOWHERE)
     fp = make_bwa(quantizer="fp", seed=5, task="bw", quantization__inputs=None)
-    parent, _ = build_model(fp, source, None)
-    child, split = build_model(make_bwa(), source, parent.state_dict())
+    parent, _ = build_model(fp, source.description, None)
+    child, split = build_model(make_bwa(), source.description, parent.state_dict())
     assert torch.equal(child.get_parameter("conv1.weight"), parent.get_parameter("conv1.weight"))
     assert len(split.binary) == 6
 

@@ -47,7 +47,8 @@ def test_id_does_not_depend_on_how_numbers_are_written(make_cell: Callable[..., 
 def test_how_a_cell_runs_is_no_part_of_it(make_cell: Callable[..., Cell]) -> None:
     with pytest.raises(ValidationError, match=r"execution\n  Extra inputs are not permitted"):
         make_cell(execution={"micro_batch_size": 32})
-    blocks = [Block.model_validate(tiny_grid(execution=how)) for how in ({}, {"micro_batch_size": 32})]
+    raw = {key: value for key, value in tiny_grid().items() if key != "name"}
+    blocks = [Block.model_validate({**raw, "execution": how}) for how in ({}, {"micro_batch_size": 32})]
     grids = [Grid(name="tiny", blocks=(block,)) for block in blocks]
     assert grids[0].cells() == grids[1].cells()
     assert set(grids[1].executions()) == {cell.id for cell in grids[1].cells()}

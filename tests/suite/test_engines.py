@@ -13,8 +13,8 @@ from quantizers import ProxConnect
 from suite.data import datasets
 from suite.engines.ddp import PlainEngine
 from suite.engines.deepspeed.settings import configuration
-from suite.engines.process_group import Layout
-from suite.engines.protocol import Engine, EngineError
+from suite.engines.process_group import EngineError, Layout
+from suite.engines.protocol import Engine
 from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.training.build import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
 
@@ -30,7 +30,7 @@ def _cell(make_cell: MakeCell, **changes: object) -> Cell:
 
 
 def _engine(cell: Cell, execution: Execution = AS_IS) -> PlainEngine:
-    model, split = build_model(cell, datasets.load("digits", Path("none")), None)
+    model, split = build_model(cell, datasets.load("digits", Path("none")).description, None)
     engine = build_engine(cell, model, split, Layout(), execution)
     assert isinstance(engine, PlainEngine)
     return engine
@@ -62,7 +62,7 @@ def _bits(state: Any) -> Any:  # noqa: ANN401  (a state's parts)
 def test_micro_batches_of_any_size_make_up_the_batch(make_cell: MakeCell, size: int) -> None:
     cell = _cell(make_cell)
     whole = _engine(cell)
-    model, split = build_model(cell, datasets.load("digits", Path("none")), None)
+    model, split = build_model(cell, datasets.load("digits", Path("none")).description, None)
     execution = Execution(micro_batch_size=size)
     parts = PlainEngine(
         model,

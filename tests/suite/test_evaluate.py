@@ -1,15 +1,21 @@
 """Accuracy counts every sample once; the health of latents is what it says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from suite.data.augmentation import IMAGENET
+from suite.data.loader import Loader
 from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Latent
-from suite.training.evaluation import Health, top1
+from suite.errors import DataError
+from suite.recipe.cell import Data
+from suite.run.failures import DivergedError
+from suite.training.evaluation import Evaluation, Health, evaluate
 
 
 class _Echo(PlainEngine):
@@ -22,15 +28,68 @@ class _Echo(PlainEngine):
         return images
 
 
-def test_top1_is_the_share_of_right_answers_whatever_the_batches() -> None:
+class _Logits:
+    """A reader whose images are logits."""
+
+    name = "memory"
+
+    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+        self.logits, self.labels = logits, labels
+
+
+class _Parrot(Loader):
+    """A loader of logits, as they are, in batches of three."""
+
+    def __init__(self, logits: Tensor, labels: Tensor, layout: Layout) -> None:
+        super().__init__(_Logits(logits, labels), Data(), 1, IMAGENET, 3 * layout.world_size, 0, layout)  # type: ignore[arg-type]
+
+    def _finished(self, batches: Sequence[Tensor], *_others: object) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            yield self.reader.logits[batch], self.reader.labels[batch]  # type: ignore[attr-defined]
+
+
+def _alone(logits: Tensor, labels: Tensor, size: int | None = None) -> Evaluation:
+    return evaluate(_Echo(), _Parrot(logits, labels, Layout()), Layout(), size)
+
+
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_an_evaluation_is_of_all_samples_whatever_the_batches(size: int | None) -> None:
     logits, labels = torch.eye(10), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 0, 0])
-    batches = list(zip(torch.split(logits, 3), torch.split(labels, 3), strict=True))
-    assert top1(_Echo(), batches, Layout()) == 0.7
+    found = _alone(logits, labels, size)
+    assert (found.top1, found.top5) == (0.7, None)
+    assert found.right.tolist() == [True] * 7 + [False] * 3
+    assert found.loss == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert list(found.metrics("test", "_hard")) == ["test/top1_hard", "test/loss_hard"]
+
+
+def test_of_more_than_ten_classes_the_first_five_count_too() -> None:
+    logits = torch.arange(11.0).repeat(4, 1)
+    found = _alone(logits, torch.tensor([10, 6, 5, 0]))
+    assert (found.top1, found.top5) == (0.25, 0.5)
+    assert "val/top5" in found.metrics("val")
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 6, 7])
+def test_processes_make_equally_many_passes_and_count_no_sample_twice(num: int) -> None:
+    logits, labels = torch.eye(10)[:num], torch.zeros(num, dtype=torch.int64)
+    passes = []
+    for rank in range(3):
+        layout = Layout(rank, 3)
+        passes.append([len(y) for _, y in _Parrot(logits, labels, layout).evaluation(1)])
+    assert passes[0] == passes[1] == passes[2] == [1] * -(-num // 3)
 
 
 def test_accuracy_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no samples"):
-        top1(_Echo(), [], Layout())
+    with pytest.raises(DataError, match="no samples"):
+        _alone(torch.empty(0, 10), torch.empty(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_a_sign_would_hide_are_told(bad: float) -> None:
+    health = Health(_latents(torch.tensor([0.5, -0.5]), "bc"))
+    health.latents = _latents(torch.tensor([0.5, bad]), "bc")
+    with pytest.raises(DivergedError, match="1 of the 2 latents of weight are NaN or infinite"):
+        health.measure()
 
 
 def _latents(values: Tensor, quantizer: str, mu: float = 1.0) -> Callable[[], Iterator[Latent]]:

@@ -98,10 +98,10 @@ def test_a_network_read_back_gives_the_same_logits_to_the_bit(run: RunDir, tmp_p
     result = run.result() or {}
     assert weights_digest(loaded.state_dict()) == trainer.weights_digest() == result["weights_sha256"]
     assert not loaded.training
-    comparison = compare(trainer, loaded)
+    comparison = compare(trainer, loaded, NOWHERE)
     assert (comparison.num_images, comparison.num_equal) == (359, 359)
     assert comparison.top1 == result["top1_hard"]
-    images, _ = next(trainer.loaders.test.evaluation())
+    images, _ = next(Trainer(run.cell(), Layout(), NOWHERE, None).loaders.test.evaluation())
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert _bits(loaded(images)) == _bits(trainer.engine.model(images)), "in float32"
@@ -123,7 +123,7 @@ def test_a_changed_weight_shows_in_the_comparison(resnet: RunDir, tmp_path: Path
     loaded = load_packed(tmp_path / "packed.safetensors")
     with torch.no_grad():
         loaded.get_parameter("fc.bias")[3] += 1
-    assert compare(trainer, loaded).num_equal == 0
+    assert compare(trainer, loaded, NOWHERE).num_equal == 0
 
 
 @pytest.mark.slow
@@ -335,12 +335,30 @@ def test_the_command_checks_what_it_wrote(copied: RunDir) -> None:
     assert "32.00" in answer.stdout
 
 
-def test_the_command_exits_1_where_the_file_has_another_accuracy(copied: RunDir) -> None:
-    _edit_result(copied, top1_hard=0.999)
+def test_the_command_exits_1_where_the_file_gives_other_logits(copied: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(path: Path) -> nn.Module:
+        loaded = load_packed(path)
+        with torch.no_grad():
+            loaded.get_parameter("fc.bias")[3] += 1
+        return loaded
+
+    monkeypatch.setattr(command, "load_packed", changed)
     answer = _command(copied.path, "--check")
     assert answer.exit_code == 1
-    assert "99.90% in result.json" in answer.stdout
+    assert "the same bits on 0 of 359 test images" in answer.stdout
     assert "the file is not the tested network" in answer.stdout
+
+
+def test_an_accuracy_measured_on_another_device_is_shown_and_not_judged(copied: RunDir) -> None:
+    _edit_result(copied, top1_hard=0.999)
+    answer = _command(copied.path, "--check")
+    assert answer.exit_code == 0
+    assert "99.90% in result.json" in answer.stdout
+
+
+def test_a_network_is_exported_without_its_data(copied: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suite.data.datasets.load", None)
+    assert _command(copied.path).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -369,5 +387,5 @@ def test_a_long_comparison_shows_how_far_it_is(
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich: a terminal
     monkeypatch.setenv("TERM", "xterm")
     trainer = Trainer(resnet.cell(), Layout(), NOWHERE, None)
-    compare(trainer, trainer.engine.model)
+    compare(trainer, trainer.engine.model, NOWHERE)
     assert "comparing logits" in capsys.readouterr().err

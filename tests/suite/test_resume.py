@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from interrupted import CELLS, NOWHERE, cell_of, differences, numbers, place_of
+from torch import Tensor
 
 from suite.engines.process_group import Layout
 from suite.recipe.cell import Cell
@@ -35,8 +36,8 @@ def test_on_two_processes_neither_and_a_nan_on_one_stops_both_at_its_step(tmp_pa
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert sorted(answer.stdout.splitlines()) == [
-        "process 0: the loss is not finite at step 1 (epoch 1) on process 1",
-        "process 1: the loss is nan at step 1 (epoch 1) on process 1",
+        "process 0: the loss is not finite at step 1 (epoch 1)",
+        "process 1: the loss is nan at step 1 (epoch 1)",
     ]
 
 
@@ -63,7 +64,7 @@ def _written_after(run: RunDir, cell: Cell, **options: float) -> list[tuple[int,
     checkpoints = saving.Checkpoints(run, run.claim(), trainer, every["every_steps"], every["every_minutes"])  # type: ignore[arg-type]
     written: list[tuple[int, int]] = []
 
-    def on_step(number: int, _loss: float) -> None:
+    def on_step(number: int, _loss: Tensor) -> None:
         checkpoints.step(number)
         newest = checkpoint.newest_first(run.checkpoints)
         if newest and (at := (trainer.epoch, trainer.step)) == place_of(newest[0]):
@@ -113,7 +114,7 @@ def test_an_epoch_that_ends_where_a_checkpoint_is_due_is_saved_at_any_cost(
     every_second = saving.Checkpoints(run, run.claim(), Trainer(run.cell(), Layout(), NOWHERE, None), 2, 10.0)
     trainer, places = every_second.trainer, set()
 
-    def on_step(number: int, _loss: float) -> None:
+    def on_step(number: int, _loss: Tensor) -> None:
         every_second.step(number)
 
     for _ in range(2):

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from quantizers import QUANTIZERS
 from suite.engines.process_group import Layout
-from suite.engines.protocol import Engine
 from suite.recipe.cell import Cell, Execution
 from suite.run import journal
 from suite.run.directory import RunDir
 from suite.run.failures import DivergedError
 from suite.train import Options, first_steps, main, open_run, train
-from suite.training.evaluation import top1
+from suite.training.evaluation import Evaluation, evaluate
 from suite.training.trainer import Trainer
 
 NOWHERE = Path("no-data-needed")
@@ -96,20 +94,20 @@ def test_hard_accuracy_is_measured_on_weights_that_are_plus_or_minus_one(
     binary = [trainer.engine.model.get_parameter(name) for name in trainer.split.binary]
     were_binary: list[bool] = []
 
-    def spy(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], layout: Layout) -> float:
+    def spy(*arguments: Any) -> Evaluation:  # noqa: ANN401  (evaluate's)
         were_binary.append(all(bool((weight.abs() == 1).all()) for weight in binary))
-        return top1(engine, batches, layout)
+        return evaluate(*arguments)
 
-    monkeypatch.setattr("suite.training.trainer.top1", spy)
+    monkeypatch.setattr("suite.training.trainer.evaluate", spy)
     trainer.train_epoch(lambda _step, _loss: None)
-    results = trainer.test()
+    soft, hard = trainer.test()
     assert bool(binary) == (quantizer != "fp")
     assert were_binary[0], "validation"
     assert were_binary[2], "hard test"
     if quantizer in {"bnn++", "pc"}:
         assert not were_binary[1], "F(w*) is soft at mu = 0.5: the soft accuracy is another number"
     if quantizer == "fp":
-        assert results["test/top1_hard"] == results["test/top1_soft"]
+        assert torch.equal(hard.right, soft.right)
 
 
 def test_validation_changes_no_bit_of_training(make_cell: Callable[..., Cell]) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from suite.engines.process_group import Layout
-from suite.engines.protocol import EngineError
+from suite.engines.process_group import EngineError, Layout
 from suite.recipe.cell import Execution, Training
 from suite.recipe.grid_file import laid_over
 
