@@ -112,11 +112,11 @@ def _takes_numbers(annotation: object) -> bool:
 
 
 def _only_with(key: str, value: Any, default: Any, info: ValidationInfo, needed: str) -> Any:  # noqa: ANN401  (any key's)
-    """The value of a key that only counts beside `key: needed`, there by default `default`; elsewhere None.
+    """The value, or `default`, of a field that is only used with `key: needed`; None with any other value of `key`.
 
-    So what changes nothing is in no id: a cell that it is given for is refused, and the default is left out.
+    A field that changes nothing is thus refused where it is given, and its default is in no cell's id.
     """
-    found = info.data.get(key, needed)  # where it is wrong itself, that is told
+    found = info.data.get(key, needed)  # an invalid one is reported itself
     if found != needed and value is not None:
         raise ValueError(
             f"changes nothing: only with {key}: {needed}, here it is {found}; "
@@ -249,7 +249,7 @@ class Training(Frozen):
     def _warmup_that_ends(cls, value: float, info: ValidationInfo) -> float:
         epochs = info.data.get("epochs")
         if epochs is not None and value >= epochs:
-            raise ValueError(f"{value:g} of {epochs} epochs leave none at the full learning_rate; take fewer")
+            raise ValueError(f"{value:g} of {epochs} epochs: learning_rate is never reached; take fewer")
         return value
 
     @field_validator("decay_epochs")
@@ -261,7 +261,7 @@ class Training(Frozen):
         if not steps:
             raise ValueError("schedule: step needs them, for instance [30, 60]")
         if any(later <= earlier for earlier, later in pairwise(steps)):
-            raise ValueError(f"{list(steps)} have to rise")
+            raise ValueError(f"{list(steps)} must increase")
         if (epochs := info.data.get("epochs", steps[-1] + 1)) <= steps[-1]:
             raise ValueError(f"{steps[-1]} is never reached: the last of {epochs} epochs is {epochs - 1}")
         return steps
@@ -397,8 +397,8 @@ def require_mu(quantizer: str, quantization: Quantization) -> None:
         )
 
 
-def require_fitting(data: Data, dataset: str, models_: tuple[str, ...]) -> None:
-    """SettingError where a key of `data` cannot be had, or changes nothing, with the data set or one of the models."""
+def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
+    """SettingError where a key of `data` is impossible, or changes nothing, with the data set or one of the models."""
     import models
     from suite.data.datasets import is_small
 
@@ -409,8 +409,8 @@ def require_fitting(data: Data, dataset: str, models_: tuple[str, ...]) -> None:
                 raise SettingError(key, f"is for image files; {own}")
         if data.crop == "random_resized":
             raise SettingError("crop", f"random_resized is for image files; {own}")
-    fixed = [name for name in models_ if data.progressive_resizing is not None and not models.takes_any_size(name)]
-    if fixed:
+    resized = names if data.progressive_resizing is not None else ()
+    if fixed := [name for name in resized if not models.takes_any_size(name)]:
         raise SettingError("progressive_resizing", f"{fixed[0]} takes images of one size only")
 
 

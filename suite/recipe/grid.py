@@ -48,15 +48,17 @@ class Block(Frozen):
     @field_validator("models", "quantizers", "seeds")
     @classmethod
     def _each_once(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        seen: set[str | int] = set()
         for index, value in enumerate(values):
-            if value in values[:index]:
+            if value in seen:
                 raise SettingError(f"{index}", f"{value} is given twice")
+            seen.add(value)
         return values
 
     @field_validator("data")
     @classmethod
     def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
-        if {"dataset", "models"} <= info.data.keys():  # what is wrong there is told there
+        if {"dataset", "models"} <= info.data.keys():  # if invalid, they are reported themselves
             require_fitting(data, info.data["dataset"], info.data["models"])
         return data
 

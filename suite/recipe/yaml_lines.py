@@ -88,16 +88,16 @@ def _compose(text: str) -> "Node | None":
 
     reader = YAML(typ="safe", pure=True)
     reader.max_depth = _MAX_DEPTH
-    reader.composer.warn_double_anchors = False  # YAML allows them: an alias is the last one's
+    reader.composer.warn_double_anchors = False  # YAML allows them; an alias means the last one
     try:
         node: Node | None = reader.compose(text)
     except ReaderError as error:
         character = chr(error.character)
         line = text[: text.index(character)].count("\n") + 1
-        raise _YAMLError(line, (), f"not YAML: the character {character!r} is not text") from error
+        raise _YAMLError(line, (), f"not YAML: the character {character!r} is not allowed") from error
     except MarkedYAMLError as error:
         raise _YAMLError(*_described(error)) from error
-    except (ValueError, OverflowError) as error:  # chr()'s, whose place ruamel does not tell
+    except (ValueError, OverflowError) as error:  # raised by chr(), without a position
         line = text[: text.find("\\U")].count("\n") + 1
         raise _YAMLError(line, (), "not YAML: an escape \\U... is no character's") from error
     return node
@@ -118,7 +118,7 @@ class _Values:
     def __init__(self, text: str, *, as_text: bool) -> None:
         self.lines: dict[Location, int] = {}
         self._text, self._as_text = text, as_text
-        self._open: list[Node] = []  # around the current one: an alias to one of them would never end
+        self._open: list[Node] = []  # around the current node; an alias to one of these is a loop
 
     def of(self, node: "Node", here: Location) -> Any:  # noqa: ANN401  (any YAML value)
         """The value at `here`."""
@@ -170,7 +170,7 @@ class _Values:
             return str(key.value)
         written = self._text[key.start_mark.index : key.end_mark.index]
         raise _YAMLError(
-            key.start_mark.line + 1, here, f"{written}: a key has to be text; quote braces and brackets that are"
+            key.start_mark.line + 1, here, f"{written}: a key has to be text; text with braces or brackets needs quotes"
         )
 
     def _merged(self, value: "Node", here: Location, line: int) -> "list[Node]":
@@ -206,13 +206,13 @@ class _Values:
 
     def _enter(self, node: "Node", here: Location) -> None:
         if any(node is each for each in self._open):
-            raise self._fault(node, here, f"*{node.anchor} stands inside of what it stands for")
-        if len(self._open) == _MAX_DEPTH:  # through aliases: what is written out was not let through
+            raise self._fault(node, here, f"the alias *{node.anchor} is inside its own anchor")
+        if len(self._open) == _MAX_DEPTH:  # through aliases; ruamel checks what is written out
             raise self._fault(node, here, _TOO_DEEP)
         self._open.append(node)
 
     def _fault(self, node: "Node", here: Location, reason: str) -> _YAMLError:
-        """At the line of the nearest key, as the node of an alias stands elsewhere; at its own where there is none."""
+        """Reported at the nearest key's line: the node behind an alias has the line of its anchor."""
         keys = (here[:length] for length in range(len(here), 0, -1) if isinstance(here[length - 1], str))
         line = next((self.lines[key] for key in keys if key in self.lines), node.start_mark.line + 1)
         return _YAMLError(line, here, reason)

@@ -55,8 +55,8 @@ def test_without_slurm_and_without_local_one_line_says_so(tmp_path: Path) -> Non
     ("text", "fault"),
     [
         (b"dataset: !include x.yaml\n", ":1: dataset: the tag !include means nothing here; leave it out"),
-        (b"blocks: &b [*b]\n", ":1: blocks: *b stands inside of what it stands for"),
-        (b"name: {{grid}}\n", ":1: name: {grid}: a key has to be text; quote braces and brackets that are"),
+        (b"blocks: &b [*b]\n", ":1: blocks: the alias *b is inside its own anchor"),
+        (b"name: {{grid}}\n", ":1: name: {grid}: a key has to be text; text with braces or brackets needs quotes"),
         (b"name: mine\ndescription: \xe9\n", ":2: not UTF-8 text (invalid continuation byte at byte 24)"),
     ],
 )

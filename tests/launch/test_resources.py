@@ -122,7 +122,10 @@ def test_a_profile_that_is_no_mapping_is_refused(clusters: Path) -> None:
     [
         ("partition: !env X\n", ":1: partition: the tag !env means nothing here; leave it out"),
         ("cells:\n  a: {nodes: 1, nodes: 2}\n", ":2: cells.a.nodes: given twice, first in line 2"),
-        ("partition: {{queue}}\n", ":1: partition: {queue}: a key has to be text; quote braces and brackets that are"),
+        (
+            "partition: {{queue}}\n",
+            ":1: partition: {queue}: a key has to be text; text with braces or brackets needs quotes",
+        ),
         ("nodes: yes\n", ":1: nodes: input should be a valid integer, unable to parse string as an integer, got 'yes'"),
     ],
 )

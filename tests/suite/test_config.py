@@ -73,7 +73,7 @@ def test_a_cell_says_nothing_of_what_it_does_not_use(make_cell: Callable[..., Ce
     assert set(make_cell().training.model_dump(include=unused).values()) == {None}
     used = make_cell(**SGD, **STEP).training.model_dump(include=unused)
     assert used == {"momentum": 0.9, "nesterov": False, "decay_epochs": (1,), "decay_rate": 0.1}
-    assert make_cell(data__crop="none", data__crop_padding=None).data.crop_padding is None
+    assert make_cell(data__crop="none").data.crop_padding is None
 
 
 def test_a_recorded_cell_is_read_as_it_was_written(make_cell: Callable[..., Cell]) -> None:
