@@ -387,7 +387,7 @@ def reads_mu(quantizer: str) -> bool:
 
 
 def require_mu(quantizer: str, quantization: Quantization) -> None:
-    """ValueError where the quantizer reads mu and is given none."""
+    """SettingError where the quantizer reads mu and is given none."""
     import quantizers
 
     usual_mu = quantizers.get(quantizer).usual_mu
