@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from analysis.cells import require_known
 from analysis.equivalence import Equivalence, equivalence
 from analysis.equivalence import Published as Mean
 from analysis.errors import UserError
 from suite.errors import UserError as FileError
-from suite.recipe.yaml_lines import Faults, read
+from suite.recipe.cell import Frozen
+from suite.recipe.faults import Faults
+from suite.recipe.yaml_lines import read
 
 FOLDER = Path(__file__).parent / "published"
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -24,11 +26,7 @@ Key = tuple[str, str, str, str, str]
 """Data set, model, quantizer, task, init."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Number(_Frozen):
+class Number(Frozen):
     """A published top-1 test accuracy. Accuracy and sd in %, margin in percentage points."""
 
     dataset: str
@@ -56,7 +54,7 @@ class Number(_Frozen):
         return (self.dataset, self.model, self.quantizer, self.task, self.init)
 
 
-class Publication(_Frozen):
+class Publication(Frozen):
     """Where the numbers of one file are from."""
 
     title: str

@@ -23,7 +23,8 @@ from launch.plan import matches
 from launch.slurm import Partition
 from suite.errors import UserError
 from suite.recipe.cell import Cell
-from suite.recipe.yaml_lines import Faults, read, unknown
+from suite.recipe.faults import Faults, unknown
+from suite.recipe.yaml_lines import read
 
 DEFAULT_MINUTES = 24 * 60
 
@@ -238,9 +239,12 @@ def _checked_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ProfileError(f"{path}: no such profile")
-        return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:  # a folder on the way may not be entered
+            raise ProfileError(f"{path}: {error.strerror}") from error
+        raise ProfileError(f"{path}: no such profile")
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "proxbench" / "clusters"
     names = sorted(each.stem for each in folder.glob("*.yaml"))
     if name in names:

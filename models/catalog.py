@@ -51,6 +51,12 @@ def input_size(name: str) -> int:
     return int(_timm().get_pretrained_cfg(name).input_size[-1])
 
 
+def takes_any_size(name: str) -> bool:
+    """Whether one network of that name takes images of several sizes; vision transformers are made for one."""
+    found = _timm().get_pretrained_cfg(name)
+    return not (found and found.fixed_input_size)
+
+
 def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
     """Module names of the first layer(s) and the classifier head(s), from the metadata timm leaves on the model.
 

@@ -29,6 +29,8 @@ from pydantic import ValidationError
 
 from suite.errors import UserError
 from suite.recipe.cell import AS_IS, Cell, Execution
+from suite.recipe.faults import first_fault
+from suite.recipe.yaml_lines import read_value
 from suite.run.atomic import clean, write_json
 from suite.run.attempt import Attempt, BusyError, SupersededError
 from suite.run.directory import RunDir
@@ -250,14 +252,19 @@ def open_run(cell_path: Path) -> RunDir:
         CellError: the file is missing or not a cell.
     """
     try:
-        cell = Cell.model_validate(yaml.safe_load(cell_path.read_text(encoding="utf-8")))
+        raw = yaml.safe_load(cell_path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CellError(f"{cell_path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, or of brackets in brackets
+        raise CellError(f"{cell_path}: not YAML") from error
     except OSError as error:
         raise CellError(f"{cell_path}: {error.strerror}") from error
+    if not isinstance(raw, dict):
+        raise CellError(f"{cell_path}: not a cell: a mapping with the keys {', '.join(Cell.model_fields)}")
+    try:
+        cell = Cell.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CellError(f"{cell_path}: not a cell: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except yaml.YAMLError as error:
-        raise CellError(f"{cell_path}: not YAML") from error
+        raise CellError(f"{cell_path}: not a cell: {first_fault(error)}") from error
     place = cell_path.absolute().parent  # a link to a directory elsewhere is the run's place all the same
     return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
 
@@ -269,12 +276,11 @@ def read_execution(text: str) -> Execution:
         ExecutionError: it is none.
     """
     try:
-        return Execution.model_validate(yaml.safe_load(text) or {})
+        return Execution.model_validate(read_value(text) or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ExecutionError(f"--execution: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except yaml.YAMLError as error:
-        raise ExecutionError(f"--execution: not YAML: {text}") from error
+        raise ExecutionError(f"--execution: {first_fault(error)}") from error
+    except ValueError as error:
+        raise ExecutionError(f"--execution {text}: {error}") from error
 
 
 def main(

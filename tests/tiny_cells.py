@@ -17,6 +17,8 @@ def tiny_cell(**changes: object) -> Cell:
     for key, value in changes.items():
         section, _, inner = key.partition("__")
         (raw[section] if inner else raw)[inner or section] = value
+    if raw["data"].get("crop") != "padded":
+        raw["data"].pop("crop_padding", None)
     return Cell.model_validate(raw)
 
 

@@ -115,7 +115,7 @@ def unchanged(num_samples: int, centre_ratio: float) -> Draws:
 
 def padding(settings: Data) -> int:
     """Zeros around each training image, in pixels."""
-    return settings.crop_padding if settings.crop == "padded" else 0
+    return settings.crop_padding or 0
 
 
 def side(progressive: ProgressiveResizing | None, final: int, epoch: int) -> int:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -14,8 +15,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
+
+from suite.errors import SettingError
 
 if TYPE_CHECKING:
     from quantizers.sharpness import Shape
@@ -79,10 +83,46 @@ DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
 
-class Frozen(BaseModel):
-    """Immutable and strict about names: a misspelt key is an error, not a default."""
+_NO = ("false", "no", "off")
+_YES = ("true", "yes", "on")
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Frozen(BaseModel):
+    """Immutable and strict: a misspelt key is an error, not a default; numbers are finite, and a boolean is none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  (not yet checked)
+        field = cls.model_fields[str(info.field_name)]
+        for each in value if isinstance(value, list | tuple) else (value,):
+            word = str(each).lower() if isinstance(each, bool | str) else ""
+            if word in _NO + _YES and _takes_numbers(field.annotation):
+                hint = ", leave it out" if word in _NO and not field.is_required() else ""
+                raise ValueError(f"{word} is no number{hint}")
+        return value
+
+
+def _takes_numbers(annotation: object) -> bool:
+    """Whether the type is a number's, one of some numbers, or a list's of numbers, and no boolean's."""
+    parts = get_args(annotation)
+    is_number = annotation in (int, float) or isinstance(annotation, int)  # a Literal's parts are its values
+    return is_number or (bool not in parts and any(_takes_numbers(part) for part in parts))
+
+
+def _only_with(key: str, value: Any, default: Any, info: ValidationInfo, needed: str) -> Any:  # noqa: ANN401  (any key's)
+    """The value, or `default`, of a field that is only used with `key: needed`; None with any other value of `key`.
+
+    A field that changes nothing is thus refused where it is given, and its default is in no cell's id.
+    """
+    found = info.data.get(key, needed)  # an invalid one is reported itself
+    if found != needed and value is not None:
+        raise ValueError(
+            f"changes nothing: only with {key}: {needed}, here it is {found}; "
+            f"leave it out, or unset it with {info.field_name}: null"
+        )
+    return default if found == needed and value is None else value
 
 
 class ProgressiveResizing(Frozen):
@@ -95,7 +135,7 @@ class ProgressiveResizing(Frozen):
     @model_validator(mode="after")
     def _forwards(self) -> "ProgressiveResizing":
         if self.from_epoch >= self.to_epoch:
-            raise ValueError(f"from_epoch {self.from_epoch} has to be before to_epoch {self.to_epoch}")
+            raise SettingError("from_epoch", f"{self.from_epoch} has to be before to_epoch {self.to_epoch}")
         return self
 
 
@@ -108,7 +148,9 @@ class Data(Frozen):
     crop: Literal["none", "padded", "random_resized"] = Field(
         "none", description="training crop: padded = zero-pad, then a random window; random_resized = as for ImageNet"
     )
-    crop_padding: NonNegativeInt = Field(4, description="zero padding of crop: padded, on each side")
+    crop_padding: PositiveInt | None = Field(
+        None, validate_default=True, description="zero padding on each side, for crop: padded only; default: 4"
+    )
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
     validation_fraction: Fraction = Field(
         0.1,
@@ -116,29 +158,40 @@ class Data(Frozen):
     )
     evaluation_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="side of evaluation's centre crop over the image's shorter side; default: 0.875 (224 / 256) for "
-        "crop: random_resized, else 1",
+        validate_default=True,
+        description="side of evaluation's centre crop over the image's shorter side, for image files only; "
+        "default: 0.875 (224 / 256) for crop: random_resized, else 1",
     )
     progressive_resizing: ProgressiveResizing | None = Field(
         None, description="smaller images in early epochs; for crop: random_resized"
     )
 
+    @field_validator("crop_padding")
+    @classmethod
+    def _padding_of_padded_crops(cls, value: int | None, info: ValidationInfo) -> int | None:
+        padding: int | None = _only_with("crop", value, 4, info, "padded")
+        return padding
+
+    @field_validator("evaluation_ratio")
+    @classmethod
+    def _one_ratio_for_one_crop(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("crop") == "random_resized":
+            return 224 / 256 if value is None else value
+        return None if value == 1 else value  # the whole image, which is also what a data set in memory has
+
     @model_validator(mode="after")
     def _resizing_where_sizes_vary(self) -> "Data":
         if self.progressive_resizing is not None:
             if self.crop != "random_resized" or self.image_size is None:
-                raise ValueError("progressive_resizing: needs crop: random_resized and an image_size to rise to")
-            if self.progressive_resizing.start > self.image_size:
-                start = self.progressive_resizing.start
-                raise ValueError(f"progressive_resizing.start {start} is above image_size {self.image_size}")
+                raise SettingError("progressive_resizing", "needs crop: random_resized and an image_size to rise to")
+            if (start := self.progressive_resizing.start) >= self.image_size:
+                raise SettingError("progressive_resizing.start", f"{start} is not below image_size {self.image_size}")
         return self
 
     @property
     def centre_ratio(self) -> float:
-        """`evaluation_ratio`, or its default."""
-        if self.evaluation_ratio is not None:
-            return self.evaluation_ratio
-        return 224 / 256 if self.crop == "random_resized" else 1.0
+        """`evaluation_ratio`, or 1 where it is None."""
+        return 1.0 if self.evaluation_ratio is None else self.evaluation_ratio
 
 
 class Training(Frozen):
@@ -148,13 +201,17 @@ class Training(Frozen):
     batch_size: PositiveInt = Field(description="images per optimizer step, over all processes")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = Field(description="peak, after warm-up")
-    momentum: Fraction = Field(0.9, description="sgd only")
-    nesterov: bool = False
+    momentum: Fraction | None = Field(None, validate_default=True, description="for sgd only; default: 0.9")
+    nesterov: bool | None = Field(None, validate_default=True, description="for sgd only; default: false")
     weight_decay: NonNegativeFloat = Field(0.0, description="on weights and latents; norms, biases and gains have none")
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     warmup_epochs: NonNegativeFloat = Field(0.0, description="linear rise of the learning rate from 0")
-    decay_epochs: tuple[PositiveInt, ...] = Field((), description="schedule: step multiplies by decay_rate at each")
-    decay_rate: PositiveFloat = 0.1
+    decay_epochs: tuple[PositiveInt, ...] | None = Field(
+        None, validate_default=True, description="for schedule: step only, which multiplies by decay_rate at each"
+    )
+    decay_rate: PositiveFloat | None = Field(
+        None, validate_default=True, description="for schedule: step only; default: 0.1"
+    )
     label_smoothing: Fraction = 0.0
     mixup: NonNegativeFloat = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by")
     cutmix: NonNegativeFloat = Field(
@@ -165,11 +222,55 @@ class Training(Frozen):
         "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
     )
     clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of what the base optimizer sees")
-    ema_decay: Fraction | None = Field(None, description="average of the latents that is evaluated instead of the last")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="average of the latents that is evaluated instead of the last"
+    )
     reestimate_norm: bool = Field(
         default=False,
         description="after hardening, gather batch-norm statistics anew on training data, for every method",
     )
+
+    @field_validator("momentum")
+    @classmethod
+    def _momentum_of_sgd(cls, value: float | None, info: ValidationInfo) -> float | None:
+        momentum: float | None = _only_with("optimizer", value, 0.9, info, "sgd")
+        return momentum
+
+    @field_validator("nesterov")
+    @classmethod
+    def _nesterov_of_momentum(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        nesterov: bool | None = _only_with("optimizer", value, False, info, "sgd")
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("true needs a momentum above 0")
+        return nesterov
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warmup_that_ends(cls, value: float, info: ValidationInfo) -> float:
+        epochs = info.data.get("epochs")
+        if epochs is not None and value >= epochs:
+            raise ValueError(f"{value:g} of {epochs} epochs: learning_rate is never reached; take fewer")
+        return value
+
+    @field_validator("decay_epochs")
+    @classmethod
+    def _decay_of_steps(cls, value: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        steps: tuple[int, ...] | None = _only_with("schedule", value, (), info, "step")
+        if info.data.get("schedule") != "step" or steps is None:
+            return steps
+        if not steps:
+            raise ValueError("schedule: step needs them, for instance [30, 60]")
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError(f"{list(steps)} must increase")
+        if (epochs := info.data.get("epochs", steps[-1] + 1)) <= steps[-1]:
+            raise ValueError(f"{steps[-1]} is never reached: the last of {epochs} epochs is {epochs - 1}")
+        return steps
+
+    @field_validator("decay_rate")
+    @classmethod
+    def _rate_of_steps(cls, value: float | None, info: ValidationInfo) -> float | None:
+        rate: float | None = _only_with("schedule", value, 0.1, info, "step")
+        return rate
 
 
 class Execution(Frozen):
@@ -220,9 +321,9 @@ class Execution(Frozen):
         for key in others:
             if getattr(self, key):
                 engine = "deepspeed" if self.engine == "plain" else "plain"
-                raise ValueError(f"{key}: only with engine: {engine}, here it is {self.engine}")
+                raise SettingError(key, f"only with engine: {engine}, here it is {self.engine}")
         if self.offload and not self.zero_stage:
-            raise ValueError("offload: zero_stage 0 has nothing to offload; take 1, 2 or 3")
+            raise SettingError("offload", "zero_stage 0 has nothing to offload; take 1, 2 or 3")
         return self
 
 
@@ -263,6 +364,8 @@ class Inputs(Frozen):
             raise ValueError(f"{self.quantizer} leaves inputs real, which is task: bw; for task: bwa take bnn, say")
         if row.usual_mu is not None and self.sharpness is None:
             raise ValueError(f"{self.quantizer} needs its mu, for instance sharpness: {_written(row.usual_mu)}")
+        if row.usual_mu is None and self.sharpness is not None:
+            raise SettingError("sharpness", f"changes nothing: {self.quantizer} reads no mu; leave it out")
         return self
 
 
@@ -271,7 +374,7 @@ class Quantization(Frozen):
 
     update: Literal["pc++", "pq", "rpc"] = "pc++"
     sharpness: dict[QuantizerName, Sharpness] = Field(
-        default_factory=dict, description="mu of each quantizer that reads it; bc, bnn and fp ignore it"
+        default_factory=dict, description="mu of each quantizer that reads it; bc, bnn and fp do not"
     )
     clip_latents: bool = Field(
         default=False, description="clip w* to [-1, 1] after each step, as BinaryConnect and BinaryNet do"
@@ -284,15 +387,39 @@ class Quantization(Frozen):
     inputs: Inputs | None = Field(None, description="for task: bwa only; default: bnn, sign with B = 1 on [-1, 1]")
 
 
+def reads_mu(quantizer: str) -> bool:
+    """Whether the quantizer of that name has a sharpness."""
+    import quantizers
+
+    return quantizers.get(quantizer).uses_mu
+
+
 def require_mu(quantizer: str, quantization: Quantization) -> None:
-    """ValueError where the quantizer reads mu and is given none."""
+    """SettingError where the quantizer reads mu and is given none."""
     import quantizers
 
     usual_mu = quantizers.get(quantizer).usual_mu
     if usual_mu is not None and quantizer not in quantization.sharpness:
-        raise ValueError(
-            f"quantization.sharpness: {quantizer} needs its mu, for instance {quantizer}: {_written(usual_mu)}"
+        raise SettingError(
+            "quantization.sharpness", f"{quantizer} needs its mu, for instance {quantizer}: {_written(usual_mu)}"
         )
+
+
+def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
+    """SettingError where a key of `data` is impossible, or changes nothing, with the data set or one of the models."""
+    import models
+    from suite.data.datasets import is_small
+
+    if is_small(dataset):
+        own = f"{dataset} is held in memory and stays at its own size"
+        for key in ("image_size", "evaluation_ratio"):
+            if getattr(data, key) is not None and data.crop != "random_resized":
+                raise SettingError(key, f"is for image files; {own}")
+        if data.crop == "random_resized":
+            raise SettingError("crop", f"random_resized is for image files; {own}")
+    resized = names if data.progressive_resizing is not None else ()
+    if fixed := [name for name in resized if not models.takes_any_size(name)]:
+        raise SettingError("progressive_resizing", f"{fixed[0]} takes images of one size only")
 
 
 def _written(shape: "Shape") -> str:
@@ -321,6 +448,13 @@ class Cell(Frozen):
     training: Training
     quantization: Quantization
 
+    @field_validator("data")
+    @classmethod
+    def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
+        if info.context != RECORDED and {"dataset", "model"} <= info.data.keys():
+            require_fitting(data, info.data["dataset"], (info.data["model"],))
+        return data
+
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Cell":
         if info.context != RECORDED:
@@ -330,9 +464,9 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _inputs_where_the_task_has_them(self) -> "Cell":
         if self.quantizer == "fp" and self.task == "bwa":
-            raise ValueError("task: a full-precision cell has no binary inputs; its task is bw")
+            raise SettingError("task", "a full-precision cell has no binary inputs; its task is bw")
         if (self.task == "bwa") != (self.quantization.inputs is not None):
-            raise ValueError("quantization.inputs: a cell has them if its task is bwa, and only then")
+            raise SettingError("quantization.inputs", "a cell has them if its task is bwa, and only then")
         return self
 
     @property

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from functools import cached_property
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
+from suite.errors import SettingError
 from suite.recipe.cell import (
     Cell,
     Data,
@@ -18,6 +19,8 @@ from suite.recipe.cell import (
     QuantizerName,
     Task,
     Training,
+    reads_mu,
+    require_fitting,
     require_mu,
 )
 
@@ -42,10 +45,32 @@ class Block(Frozen):
     quantization: Quantization = Quantization()
     execution: Execution = Execution()
 
+    @field_validator("models", "quantizers", "seeds")
+    @classmethod
+    def _each_once(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        seen: set[str | int] = set()
+        for index, value in enumerate(values):
+            if value in seen:
+                raise SettingError(f"{index}", f"{value} is given twice")
+            seen.add(value)
+        return values
+
+    @field_validator("data")
+    @classmethod
+    def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
+        if {"dataset", "models"} <= info.data.keys():  # if invalid, they are reported themselves
+            require_fitting(data, info.data["dataset"], info.data["models"])
+        return data
+
     @model_validator(mode="after")
     def _mu_where_needed(self) -> "Block":
         for name in self.quantizers:
             require_mu(name, self.quantization)
+        for name in self.quantization.sharpness:
+            if not reads_mu(name):
+                raise SettingError(
+                    f"quantization.sharpness.{name}", f"changes nothing: {name} reads no mu; leave it out"
+                )
         return self
 
     def cells(self) -> list[Cell]:

@@ -2,10 +2,10 @@
 
     load_grid("digits")                              a bundled grid
     load_grid("my.yaml", ["training.epochs=2"])      a file, with overrides
-    python -m suite.recipe.grid_file                         rewrites grids/grid.schema.json, for editors
+    python -m suite.recipe.grid_file                 rewrites grids/grid.schema.json, for editors
 
 A file holds name, description, one block's keys and, optionally, `blocks`: a list of partial blocks, each laid over
-those keys. Without `blocks` the file is the one block.
+those keys. Without `blocks` the file is the one block. `null` unsets an optional key that a block is laid over.
 """
 
 import json
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from suite.errors import UserError
 from suite.recipe.bundled import BUNDLED, bundled_names
 from suite.recipe.cell import Execution
+from suite.recipe.faults import Faults, Location, first_fault, unknown
 from suite.recipe.grid import Block, Grid
-from suite.recipe.yaml_lines import Faults, Location, read, unknown
+from suite.recipe.yaml_lines import read, read_value
 
 SCHEMA = BUNDLED / "grid.schema.json"
 _KEYS_OF_A_FILE = ("name", "description", "blocks")
@@ -75,8 +75,11 @@ def _find(name_or_path: str) -> Path:
     if name_or_path in bundled_names():
         return BUNDLED / f"{name_or_path}.yaml"
     path = Path(name_or_path)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a folder on the way may not be entered
+        raise GridError(f"{path}: {error.strerror}") from error
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise GridError(f"{path}: no such grid file; the bundled grids are {', '.join(bundled_names())}")
     raise GridError(f"{unknown('grid', name_or_path, bundled_names())}; or give the path of a YAML file")
@@ -89,9 +92,9 @@ def _parse_override(text: str) -> tuple[Location, Any]:
     if key.split(".")[0] in _KEYS_OF_A_FILE:
         raise GridError(f"--set {text}: only a block's keys can be overridden: {', '.join(Block.model_fields)}")
     try:
-        return tuple(key.split(".")), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise GridError(f"--set {text}: the value is not YAML") from error
+        return tuple(key.split(".")), read_value(value)
+    except ValueError as error:
+        raise GridError(f"--set {text}: {error}") from error
 
 
 def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
@@ -109,8 +112,7 @@ def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
     try:
         return Execution.model_validate(raw["execution"])
     except ValidationError as error:
-        first = error.errors()[0]
-        raise GridError(f"--set execution.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise GridError(f"--set execution.{first_fault(error)}") from error
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["name"],
         "properties": {**head, **block["properties"], "blocks": {"type": "array", "items": partial}},
+        "patternProperties": {"^x-": {"description": "ignored: a place for anchors"}},
         "$defs": {**definitions, **optional},
     }
 

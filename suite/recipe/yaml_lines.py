@@ -1,159 +1,218 @@
-"""YAML files that people write: every key has its line, and every fault is told at once, with its line.
+"""YAML 1.2 that people write, and the line of every key in it.
 
-raw, lines = read(path, "a profile", Profile.model_fields, ProfileError)
-faults = Faults(path, lines)
-faults.add_all(validation_error, Profile, ())
+    raw, lines = read(path, "a profile", Profile.model_fields, ProfileError)
+
+Values are what YAML 1.2's core schema says, so `no` is text, 010 is ten and 1:30 is no number; a key is always text.
+Anchors, aliases and merge keys work, and top-level keys that start with `x-` are a place for anchors: they are ignored.
 """
 
-import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
-
-import yaml
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from suite.errors import UserError
+from suite.recipe.faults import Location, dotted
 
-Location = tuple[str | int, ...]
+if TYPE_CHECKING:  # ruamel.yaml costs a tenth of a second, which --help must not
+    from ruamel.yaml import MappingNode, Node
 
-
-class Faults(dict[str, None]):
-    """`file:line: key: what`, each once, in the order found: a fault of the shared keys is every block's."""
-
-    def __init__(
-        self,
-        path: Path,
-        lines: dict[Location, int],
-        overridden: Collection[Location] = (),
-        extra_keys: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.path, self.lines, self.overridden = path, lines, overridden
-        self.extra_keys = extra_keys  # of the file, beside those of the model it is checked against
-
-    def add(self, line: str) -> None:
-        """One line, as it stands."""
-        self[line] = None
-
-    def add_all(self, error: ValidationError, model: type[BaseModel], block: Location) -> None:
-        """The faults that pydantic found in the part of the file at `block`, as the user has to mend them."""
-        for fault in self._root_causes(error.errors(), model):
-            location: Location = tuple(part for part in fault["loc"] if part != "[key]")
-            key = f"{_key(location)}: " if location else ""  # a fault of the whole block names its key itself
-            self.add(f"{self.place(location, block)}: {key}{self._what(fault, location, model)}")
-
-    def place(self, location: Location, block: Location = ()) -> str:
-        """File and line of the key, or of the nearest one around it that the file has; `--set` for an override."""
-        if location and any(location[: len(key)] == key[: len(location)] for key in self.overridden):
-            return "--set"
-        for prefix in (block, ()):
-            for length in range(len(location), 0, -1):
-                if (line := self.lines.get((*prefix, *location[:length]))) is not None:
-                    return f"{self.path}:{line}"
-        return f"{self.path}:1"
-
-    def _root_causes(self, faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
-        """Without what only follows from another fault: one typo, one line.
-
-        A misspelt key is also a missing one, and a list whose one entry is wrong also too short.
-        """
-        misspelt = {
-            (*fault["loc"][:-1], near)
-            for fault in faults
-            if fault["type"] == "extra_forbidden"
-            for near in difflib.get_close_matches(str(fault["loc"][-1]), self._fields(model, fault["loc"][:-1]), n=1)
-        }
-        lists = {fault["loc"][:-1] for fault in faults}
-        return [
-            fault
-            for fault in faults
-            if not (fault["type"] == "missing" and fault["loc"] in misspelt)
-            and not (fault["type"] == "too_short" and fault["loc"] in lists)
-            and fault["loc"] != ("blocks",)  # no block is left where each has faults of its own
-        ]
-
-    def _what(self, fault: Any, location: Location, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
-        kind = fault["type"]
-        if kind == "extra_forbidden":
-            return unknown("key", str(location[-1]), self._fields(model, location[:-1]))
-        if kind == "missing":
-            return "is required"
-        if kind == "literal_error":
-            return unknown(
-                "value", str(fault["input"]), [choice.strip("'") for choice in _expected(fault["ctx"]["expected"])]
-            )
-        if kind == "value_error":
-            return str(fault["ctx"]["error"])
-        message = fault["msg"][0].lower() + fault["msg"][1:]
-        return f"{message}, got {fault['input']!r}"
-
-    def _fields(self, model: type[BaseModel], location: Location) -> list[str]:
-        for part in location:
-            annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-            types = (annotation, *get_args(annotation))  # Data, or Inputs | None with Inputs and None
-            sections = [each for each in types if isinstance(each, type) and issubclass(each, BaseModel)]
-            if len(sections) != 1:
-                return sorted(model.model_fields)
-            (model,) = sections
-        return [*model.model_fields, *([] if location else self.extra_keys)]
-
-
-def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
-    """The message for a value that is not among the choices."""
-    from quantizers.catalog import unknown  # late: it costs the import of torch
-
-    return unknown(kind, value, choices)
-
-
-def _key(location: Location) -> str:
-    return ".".join(str(part) for part in location if isinstance(part, str))
-
-
-def _expected(text: str) -> list[str]:
-    return text.replace(" or ", ", ").split(", ")
+_MAX_DEPTH = 50
+"""Levels of nesting. A grid has five; Python's own stack ends at some hundreds."""
+_TOO_DEEP = f"nested more than {_MAX_DEPTH} levels deep"
+_CORE = "tag:yaml.org,2002:"
+_TAGS = {
+    f"{_CORE}{name}" for name in ("str", "null", "bool", "int", "float", "map", "seq", "merge", "value", "timestamp")
+}
 
 
 def read(
     path: Path, what: str, keys: Iterable[str], fault: type[UserError], *, as_text: bool = False
 ) -> tuple[dict[str, Any], dict[Location, int]]:
-    """The file's mapping, and the line of every key in it.
+    """The file's mapping without its `x-` keys, and the line of every key in it.
 
     Args:
         path: the file.
         what: it is: "a grid".
         keys: it may have, for the message.
         fault: the error to raise.
-        as_text: whether every value is the text that stands there. YAML's 12:00:00 is the number 43200, its no False.
+        as_text: whether every value is the text that stands there: 0123 is "0123", null "null".
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.CSafeLoader)
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise fault(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise fault(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise fault(f"{path}:{line}: not YAML: {error.problem}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise fault(f"{path}:1: {what} is a mapping with the keys {', '.join(keys)}")
-    lines: dict[Location, int] = {}
-    _collect_lines(node, (), lines, path, fault)
-    loader = yaml.CBaseLoader if as_text else yaml.CSafeLoader
-    return yaml.load(text, Loader=loader), lines  # noqa: S506  (a base loader makes text, lists and mappings only)
+        line = error.object[: error.start].count(b"\n") + 1
+        raise fault(f"{path}:{line}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    try:
+        values = _Values(text, as_text=as_text)
+        raw = values.mapping(_compose_mapping(text, what, keys), ())
+    except _YAMLError as error:
+        key = f"{dotted(error.location)}: " if error.location else ""
+        raise fault(f"{path}:{error.line}: {key}{error}") from error
+    return {key: value for key, value in raw.items() if not key.startswith("x-")}, values.lines
 
 
-def _collect_lines(
-    node: yaml.Node, location: Location, lines: dict[Location, int], path: Path, fault: type[UserError]
-) -> None:
-    if isinstance(node, yaml.MappingNode):
+def read_value(text: str) -> Any:  # noqa: ANN401  (any YAML value)
+    """The value of a `KEY=VALUE`, read as in a file; None for no text.
+
+    Raises:
+        ValueError: the text is not YAML; one line.
+    """
+    node = _compose(text)
+    return None if node is None else _Values(text, as_text=False).of(node, ())
+
+
+class _YAMLError(ValueError):
+    """What is wrong with a text as YAML, and the line and the key where it is."""
+
+    def __init__(self, line: int, location: Location, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.line, self.location = line, location
+
+
+def _compose_mapping(text: str, what: str, keys: Iterable[str]) -> "MappingNode":
+    from ruamel.yaml import MappingNode
+
+    node = _compose(text)
+    if not isinstance(node, MappingNode):
+        raise _YAMLError(1, (), f"{what} is a mapping with the keys {', '.join(keys)}")
+    return node
+
+
+def _compose(text: str) -> "Node | None":
+    """The text's only document as nodes; None where it has none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    reader = YAML(typ="safe", pure=True)
+    reader.max_depth = _MAX_DEPTH
+    reader.composer.warn_double_anchors = False  # YAML allows them; an alias means the last one
+    try:
+        node: Node | None = reader.compose(text)
+    except ReaderError as error:
+        character = chr(error.character)
+        line = text[: text.index(character)].count("\n") + 1
+        raise _YAMLError(line, (), f"not YAML: the character {character!r} is not allowed") from error
+    except MarkedYAMLError as error:
+        raise _YAMLError(*_described(error)) from error
+    except (ValueError, OverflowError) as error:  # raised by chr(), without a position
+        line = text[: text.find("\\U")].count("\n") + 1
+        raise _YAMLError(line, (), "not YAML: an escape \\U... is no character's") from error
+    return node
+
+
+def _described(error: Any) -> tuple[int, Location, str]:  # noqa: ANN401  (ruamel's MarkedYAMLError, untyped)
+    mark, start = error.problem_mark, error.context_mark
+    line = mark.line + 1 if mark else 1
+    if "maximum depth" in str(error.problem):
+        return line, (), _TOO_DEEP
+    begun = f" ({error.context} that starts in line {start.line + 1})" if start and start.line + 1 != line else ""
+    return line, (), f"not YAML: {str(error.problem).removeprefix('but ')}{begun}"
+
+
+class _Values:
+    """Python values of nodes; `lines` has the line of each key and list entry that was met."""
+
+    def __init__(self, text: str, *, as_text: bool) -> None:
+        self.lines: dict[Location, int] = {}
+        self._text, self._as_text = text, as_text
+        self._open: list[Node] = []  # around the current node; an alias to one of these is a loop
+
+    def of(self, node: "Node", here: Location) -> Any:  # noqa: ANN401  (any YAML value)
+        """The value at `here`."""
+        from ruamel.yaml import MappingNode, ScalarNode
+
+        self._require_plain(node, here)
+        if isinstance(node, ScalarNode):
+            return node.value if self._as_text else self._scalar(node, here)
+        if isinstance(node, MappingNode):
+            return self.mapping(node, here)
+        self._enter(node, here)
+        entries = []
+        for index, entry in enumerate(node.value):
+            self.lines[(*here, index)] = entry.start_mark.line + 1
+            entries.append(self.of(entry, (*here, index)))
+        self._open.pop()
+        return entries
+
+    def mapping(self, node: "Node", here: Location) -> dict[str, Any]:
+        """The mapping at `here`, over what its merge key `<<` has."""
+        self._require_plain(node, here)
+        self._enter(node, here)
+        own: dict[str, Any] = {}
+        merged: list[Node] = []
+        lines: dict[str, int] = {}
         for key, value in node.value:
-            here = (*location, key.value)
             line = key.start_mark.line + 1
-            if here in lines:
-                raise fault(f"{path}:{line}: {_key(here)}: given twice, first in line {lines[here]}")
-            lines[here] = line
-            _collect_lines(value, here, lines, path, fault)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*location, index)] = value.start_mark.line + 1
-            _collect_lines(value, (*location, index), lines, path, fault)
+            name = self._name(key, here)
+            if name in lines:
+                raise _YAMLError(line, (*here, name), f"given twice, first in line {lines[name]}")
+            lines[name] = line
+            if key.tag == f"{_CORE}merge":
+                merged += self._merged(value, (*here, name), line)
+        inherited: dict[str, Any] = {}
+        for source in reversed(merged):  # the first of several wins, and any key of the mapping's own over all
+            inherited |= self.mapping(source, here)
+        for key, value in node.value:
+            if key.tag != f"{_CORE}merge":
+                self.lines[(*here, key.value)] = lines[key.value]
+                own[key.value] = self.of(value, (*here, key.value))
+        self._open.pop()
+        return inherited | own
+
+    def _name(self, key: "Node", here: Location) -> str:
+        from ruamel.yaml import ScalarNode
+
+        self._require_plain(key, here)
+        if isinstance(key, ScalarNode):
+            return str(key.value)
+        written = self._text[key.start_mark.index : key.end_mark.index]
+        raise _YAMLError(
+            key.start_mark.line + 1, here, f"{written}: a key has to be text; text with braces or brackets needs quotes"
+        )
+
+    def _merged(self, value: "Node", here: Location, line: int) -> "list[Node]":
+        from ruamel.yaml import MappingNode, SequenceNode
+
+        nodes = value.value if isinstance(value, SequenceNode) else [value]
+        if not all(isinstance(each, MappingNode) for each in nodes):
+            raise _YAMLError(line, here, "merges a mapping, or a list of mappings")
+        return list(nodes)
+
+    def _scalar(self, node: "Node", here: Location) -> str | int | float | bool | None:
+        kind, text = str(node.tag).removeprefix(_CORE), str(node.value)
+        if kind == "null":
+            return None
+        if kind == "bool" and text.lower() in {"true", "false"}:
+            return text.lower() == "true"
+        if kind == "timestamp":
+            raise self._fault(node, here, f"{text} is a date, which no key takes; quote it if it is text")
+        if kind not in {"int", "float"}:
+            return text
+        digits = text.replace("_", "").lower()
+        try:
+            if kind == "float":
+                return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+            return int(digits, 0 if digits.lstrip("+-")[:2] in {"0x", "0o", "0b"} else 10)
+        except ValueError as error:
+            raise self._fault(node, here, f"{text} is no number") from error
+
+    def _require_plain(self, node: "Node", here: Location) -> None:
+        if node.tag not in _TAGS:
+            tag = str(node.tag).replace(_CORE, "!!")
+            raise self._fault(node, here, f"the tag {tag} means nothing here; leave it out")
+
+    def _enter(self, node: "Node", here: Location) -> None:
+        if any(node is each for each in self._open):
+            raise self._fault(node, here, f"the alias *{node.anchor} is inside its own anchor")
+        if len(self._open) == _MAX_DEPTH:  # through aliases; ruamel checks what is written out
+            raise self._fault(node, here, _TOO_DEEP)
+        self._open.append(node)
+
+    def _fault(self, node: "Node", here: Location, reason: str) -> _YAMLError:
+        """Reported at the nearest key's line: the node behind an alias has the line of its anchor."""
+        keys = (here[:length] for length in range(len(here), 0, -1) if isinstance(here[length - 1], str))
+        line = next((self.lines[key] for key in keys if key in self.lines), node.start_mark.line + 1)
+        return _YAMLError(line, here, reason)

@@ -75,10 +75,6 @@ def _normalization(cell: Cell, train: Part) -> Normalization:
 
 def _reader(part: Part, cell: Cell, layout: Layout, execution: Execution) -> Reader:
     if isinstance(part, Pixels):
-        if cell.data.crop == "random_resized" or cell.data.image_size is not None:
-            raise DataError(
-                f"{cell.dataset} stays at its own size: data.image_size and crop: random_resized are for image files"
-            )
         return MemoryReader(part, layout.device)
     num_workers = execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
     if isinstance(part, Files):
@@ -180,7 +176,8 @@ def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim
         mu = {} if sharpness is None else {"mu": sharpness.start}
         groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer, **mu})
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, training.learning_rate, training.momentum, nesterov=training.nesterov)
+        momentum, nesterov = training.momentum or 0.0, bool(training.nesterov)
+        return torch.optim.SGD(groups, training.learning_rate, momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, training.learning_rate)
 
 
@@ -227,10 +224,9 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
     if training.schedule == "cosine":
         num_steps = max(training.epochs * steps_per_epoch - warmup_steps, 1)
         return CosineLRScheduler(optimizer, t_initial=num_steps, warmup_prefix=True, **settings)
-    decay_epochs = training.decay_epochs if training.schedule == "step" else ()
     # timm decays at t + 1 >= decay_t; ours is the first step of the named epoch.
-    decay_steps = [epoch * steps_per_epoch + 1 for epoch in decay_epochs]
-    return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate, **settings)
+    decay_steps = [epoch * steps_per_epoch + 1 for epoch in training.decay_epochs or ()]
+    return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate or 1.0, **settings)
 
 
 def build_criterion(training: Training) -> nn.Module:

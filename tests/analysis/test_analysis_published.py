@@ -60,6 +60,9 @@ def test_every_bundled_file_names_its_source_and_margins(name: str) -> None:
         ("verified_in: the paper\n", "", "verified_in: is required, for some numbers are said to be verified"),
         ("quantizer: bc", "quantizer: fp", "numbers: two for digits/resnet20/fp/bw/scratch"),
         ("title: A Paper", "title: [", "not YAML"),
+        ("title: A Paper", "title: !text A Paper", ":1: title: the tag !text means nothing here; leave it out"),
+        ("accuracy: 99.0", "accuracy: true", ":8: numbers.accuracy: true is no number"),
+        ("margin: 0.5, verified: true", "margin: .inf, verified: true", ":8: numbers.margin: input should be a finite"),
     ],
 )
 def test_a_fault_in_a_file_is_told_with_its_line(tmp_path: Path, old: str, new: str, fault: str) -> None:

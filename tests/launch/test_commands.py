@@ -51,6 +51,22 @@ def test_without_slurm_and_without_local_one_line_says_so(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"dataset: !include x.yaml\n", ":1: dataset: the tag !include means nothing here; leave it out"),
+        (b"blocks: &b [*b]\n", ":1: blocks: the alias *b is inside its own anchor"),
+        (b"name: {{grid}}\n", ":1: name: {grid}: a key has to be text; text with braces or brackets needs quotes"),
+        (b"name: mine\ndescription: \xe9\n", ":2: not UTF-8 text (invalid continuation byte at byte 24)"),
+    ],
+)
+def test_a_file_that_is_no_grid_is_one_line_and_exits_2(tmp_path: Path, text: bytes, fault: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_bytes(text)
+    answer = launch("grid", path, "--local", "--root", tmp_path / "runs")
+    assert (answer.returncode, answer.stderr) == (2, f"{path}{fault}\n")
+
+
 def test_a_bad_grid_file_is_told_line_by_line_and_exits_2(write_grid: WriteGrid, tmp_path: Path) -> None:
     path = write_grid(quantizers=["bnnpp"], models=["resnet9"], seedz=[1])
     answer = launch("grid", path, "--local", "--root", tmp_path)

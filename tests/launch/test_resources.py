@@ -117,6 +117,32 @@ def test_a_profile_that_is_no_mapping_is_refused(clusters: Path) -> None:
     assert _refusal("lab")[0].startswith(f"{clusters / 'lab.yaml'}:1: a profile is a mapping with the keys partition, ")
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("partition: !env X\n", ":1: partition: the tag !env means nothing here; leave it out"),
+        ("cells:\n  a: {nodes: 1, nodes: 2}\n", ":2: cells.a.nodes: given twice, first in line 2"),
+        (
+            "partition: {{queue}}\n",
+            ":1: partition: {queue}: a key has to be text; text with braces or brackets needs quotes",
+        ),
+        ("nodes: yes\n", ":1: nodes: input should be a valid integer, unable to parse string as an integer, got 'yes'"),
+    ],
+)
+def test_a_profile_that_is_not_plain_yaml_is_one_line(clusters: Path, text: str, fault: str) -> None:
+    path = clusters / "lab.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert _refusal("lab") == [f"{path}{fault}"]
+
+
+def test_values_of_a_profile_are_the_text_that_stands_there(clusters: Path) -> None:
+    text = "x-short: &short {time: 12:00:00}\naccount: 0123\nqos: no\ncells:\n  resnet8: *short\n"
+    (clusters / "lab.yaml").write_text(text, encoding="utf-8")
+    profile = load_profile("lab")
+    assert (profile.given["account"], profile.given["qos"]) == ("0123", "no")
+    assert profile.cells["resnet8"]["time"] == 12 * 60
+
+
 def test_all_faults_of_flags_are_told_by_their_names() -> None:
     lines = _refusal(None, time="soon", mem="32Q", gpus_per_node=-1)
     assert [line.split(":")[0] for line in lines] == ["--gpus-per-node", "--mem", "--time"]

@@ -103,3 +103,18 @@ def test_ours_are_the_models_that_this_package_registers() -> None:
 @pytest.mark.parametrize("name", ["convnext_tiny_in22ft1k", "resnet18."])
 def test_names_that_timm_has_given_up_or_never_had_are_unknown(name: str) -> None:
     assert not models.is_known(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "any_size"),
+    [
+        ("resnet20", True),
+        ("resnet18.a1_in1k", True),
+        ("bireal_resnet18", True),
+        ("vit_mini_patch4_32", False),
+        ("deit_tiny_patch16_224", False),
+        ("vit_base_patch16_224.augreg_in21k", False),
+    ],
+)
+def test_convolutions_take_images_of_any_size_and_transformers_of_one(name: str, *, any_size: bool) -> None:
+    assert models.takes_any_size(name) == any_size

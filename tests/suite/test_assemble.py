@@ -94,11 +94,6 @@ def test_a_batch_that_does_not_divide_or_is_too_large_is_refused(make_cell: Make
         build_loaders(make_cell(training__batch_size=2000), source, Layout())
 
 
-def test_resizing_what_lies_in_memory_is_refused(make_cell: MakeCell) -> None:
-    with pytest.raises(DataError, match="digits stays at its own size"):
-        build_loaders(make_cell(data__image_size=16), load("digits", NOWHERE), Layout())
-
-
 def test_a_recipe_may_hold_nothing_out(make_cell: MakeCell) -> None:
     loaders = build_loaders(make_cell(data__validation_fraction=0.0), load("digits", NOWHERE), Layout())
     assert loaders.validation is None

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from tiny_cells import tiny_grid
 
 from quantizers import QUANTIZERS
-from suite.recipe.cell import Cell, Execution, Inputs, Sharpness
+from suite.recipe.cell import RECORDED, Cell, Execution, Inputs, Sharpness
 from suite.recipe.grid import Block, Grid
 from suite.training.build import _shape
 from suite.training.seeds import stream
 
 
 def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell]) -> None:
-    assert make_cell().id == "d6b4d5d73111"
+    assert make_cell().id == "187b9c03051a"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,52 @@ def test_id_changes_with_what_changes_the_result(make_cell: Callable[..., Cell],
     assert make_cell(**change).id != make_cell().id
 
 
+SGD = {"training__optimizer": "sgd"}
+STEP = {"training__schedule": "step", "training__decay_epochs": [1]}
+PHOTOGRAPHS = {
+    "dataset": "imagenet",
+    "data__image_size": 64,
+    "data__crop": "random_resized",
+    "data__crop_padding": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [
+        ({**SGD, "training__momentum": 0.9, "training__nesterov": False}, SGD),
+        ({**STEP, "training__decay_rate": 0.1}, STEP),
+        ({"data__crop_padding": 4}, {"data__crop_padding": None}),
+        ({**PHOTOGRAPHS, "data__evaluation_ratio": 0.875}, PHOTOGRAPHS),
+        ({"data__evaluation_ratio": 1.0}, {}),
+        ({"training__momentum": None, "training__decay_epochs": None}, {}),
+    ],
+)
+def test_a_default_that_is_written_out_is_the_same_cell(
+    make_cell: Callable[..., Cell], given: dict[str, object], left_out: dict[str, object]
+) -> None:
+    assert make_cell(**given).id == make_cell(**left_out).id
+    assert make_cell(**given).recipe_id == make_cell(**left_out).recipe_id
+
+
+def test_a_cell_says_nothing_of_what_it_does_not_use(make_cell: Callable[..., Cell]) -> None:
+    unused = {"momentum", "nesterov", "decay_epochs", "decay_rate"}
+    assert set(make_cell().training.model_dump(include=unused).values()) == {None}
+    used = make_cell(**SGD, **STEP).training.model_dump(include=unused)
+    assert used == {"momentum": 0.9, "nesterov": False, "decay_epochs": (1,), "decay_rate": 0.1}
+    assert make_cell(data__crop="none").data.crop_padding is None
+
+
+def test_a_recorded_cell_is_read_as_it_was_written(make_cell: Callable[..., Cell]) -> None:
+    for cell in (make_cell(), make_cell(**SGD, **STEP), make_cell(**PHOTOGRAPHS)):
+        assert Cell.model_validate(cell.model_dump(mode="json"), context=RECORDED) == cell
+
+
+def test_resizing_what_lies_in_memory_is_refused(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match="image_size: is for image files; digits is held in memory and stays at"):
+        make_cell(data__image_size=16)
+
+
 def test_id_does_not_depend_on_how_numbers_are_written(make_cell: Callable[..., Cell]) -> None:
     assert make_cell(training__learning_rate="3e-3").id == make_cell().id
 
@@ -47,8 +93,8 @@ def test_id_does_not_depend_on_how_numbers_are_written(make_cell: Callable[..., 
 def test_how_a_cell_runs_is_no_part_of_it(make_cell: Callable[..., Cell]) -> None:
     with pytest.raises(ValidationError, match=r"execution\n  Extra inputs are not permitted"):
         make_cell(execution={"micro_batch_size": 32})
-    raw = {key: value for key, value in tiny_grid().items() if key != "name"}
-    blocks = [Block.model_validate({**raw, "execution": how}) for how in ({}, {"micro_batch_size": 32})]
+    block = {key: value for key, value in tiny_grid().items() if key != "name"}
+    blocks = [Block.model_validate(block | {"execution": how}) for how in ({}, {"micro_batch_size": 32})]
     grids = [Grid(name="tiny", blocks=(block,)) for block in blocks]
     assert grids[0].cells() == grids[1].cells()
     assert set(grids[1].executions()) == {cell.id for cell in grids[1].cells()}

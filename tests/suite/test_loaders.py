@@ -35,7 +35,7 @@ def _loader(
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num, 1, 6, 6), dtype=torch.uint8, generator=generator)
     data = Pixels(images, torch.arange(num))
-    settings = Data(crop="padded", crop_padding=padding, horizontal_flip=flip)
+    settings = Data(crop="padded" if padding else "none", crop_padding=padding or None, horizontal_flip=flip)
     reader = MemoryReader(data, torch.device("cpu"))
     return Loader(reader, settings, 6, IDENTITY, batch_size, seed, Layout(rank, world_size))
 

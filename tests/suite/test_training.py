@@ -262,17 +262,47 @@ def test_a_cell_file_outside_a_run_directory_runs_in_one_of_its_own(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), ("model: [", "not YAML"), ("model: resnet8", "not a cell: dataset: Field required")],
+    [
+        (None, "No such file or directory"),
+        (b"model: [", "not YAML"),
+        (b"model: 2024-13-45", "not YAML"),
+        (b"model: !include x", "not YAML"),
+        (b"[" * 5000, "not YAML"),
+        (b"model: Z\xfcrich", "not UTF-8 text (invalid start byte at byte 8)"),
+        (b"", "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, data, "),
+        (
+            b"- resnet8",
+            "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, data, ",
+        ),
+        (b"model: resnet8", "not a cell: dataset: Field required"),
+    ],
 )
 def test_a_bad_cell_file_is_one_line_and_status_2(
-    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cell.yaml"
     if content is not None:
-        path.write_text(content, encoding="utf-8")
+        path.write_bytes(content)
     with pytest.raises(SystemExit) as stop:
         main(path)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert error.startswith(f"{path}: {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        ("{micro_batch_size: yes}", "--execution: micro_batch_size: yes is no number\n"),
+        ("{zero_stage: 2}", "--execution: zero_stage: only with engine: deepspeed, here it is plain\n"),
+        ("{compile: ", "--execution {compile: : not YAML: expected the node content, but found '<stream end>'\n"),
+    ],
+)
+def test_a_bad_execution_is_one_line_and_status_2(
+    make_run: Callable[..., RunDir], execution: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(make_run().cell_path, execution=execution)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == message

@@ -84,7 +84,7 @@ def test_a_grid_names_them_and_their_cells_are_identified_by_that_name() -> None
         ("users_mine:SOFT", "grid.yaml:6: quantizers: users_mine:SOFT is deployed as F(w*), not as sign(w*)"),
         (
             "users_mine:CURVED",
-            "grid.yaml:1: quantization.sharpness: users_mine:CURVED needs its mu, for instance users_mine:CURVED: {sha",
+            "grid.yaml:10: quantization.sharpness: users_mine:CURVED needs its mu, for instance users_mine:CURVED: {sh",
         ),
     ],
 )
