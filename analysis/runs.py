@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from analysis import cells
 from analysis.backgrounds import Background, CellKey
@@ -61,7 +62,7 @@ def load(tracking_uri: str, grid: str | None = None) -> Results:
 def _require_sqlite_file(tracking_uri: str) -> None:
     # MLflow would create an empty store and report no runs.
     if tracking_uri.startswith(_SQLITE):
-        path = Path(tracking_uri.removeprefix(_SQLITE))
+        path = Path(unquote(tracking_uri.removeprefix(_SQLITE)))
         if not path.is_file():
             raise UserError(f"{path}: no MLflow store there; `python -m launch sync` makes it from run directories")
 

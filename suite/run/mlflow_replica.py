@@ -9,10 +9,10 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from suite.recipe.cell import Cell
 from suite.run import journal
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
 """Tags: whose the run is, and which; what its files looked like when it was last brought up to date; ours to delete."""
+_SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 _MAX_PER_BATCH = 1000  # MLflow's own limit on metrics in a batch
@@ -34,8 +35,7 @@ _PATIENCE_SECONDS = 120.0
 def default_uri(root: Path) -> str:
     """The store of a ROOT: one sqlite file in it, whatever characters its path has."""
     path = str(root.resolve() / "mlflow.db")
-    quoted = quote(path)
-    return f"sqlite:///{path}" if quoted == path else f"sqlite:///file:{quoted}?uri=true"
+    return f"{_SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def how_to_browse(uri: str, experiment_id: str) -> str:
@@ -82,7 +82,12 @@ def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # a table is being drawn on this terminal
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=uri)
+    if uri.startswith(_SQLITE) and unquote(uri) != uri:
+        client.search_experiments(max_results=1)  # it makes a folder of the address as it is, and never uses it
+        with suppress(OSError):
+            Path(uri.removeprefix(_SQLITE)).parent.rmdir()
+    return client
 
 
 @contextmanager

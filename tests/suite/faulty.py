@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/suite/faulty.py CELL.yaml FAULT
 The processes meet the fault by themselves, where a test that watched them would have to be in time.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from suite.run import failures
 from suite.train import main
 from suite.training.trainer import Trainer
 
-STEPS = {"raise": 3, "stop": 23, "die": 33, "hang": 43}
+STEPS = {"raise": 3, "block": 3, "stop": 23, "die": 33, "hang": 43}
 _train_step = Trainer._train_step
 
 
@@ -58,7 +59,15 @@ def _raise(_trainer: Trainer, rank: int) -> None:
         raise ValueError("a label of 4711\nand a second line")
 
 
-FAULTS = {"stop": _stop, "die": _die, "hang": _hang, "raise": _raise}
+def _block(trainer: Trainer, rank: int) -> None:
+    if rank == 1:
+        _raise(trainer, rank)
+    mutex = ctypes.create_string_buffer(64)  # of zeros, which is an open one
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # the second time for ever, and no signal interrupts it
+
+
+FAULTS = {"block": _block, "stop": _stop, "die": _die, "hang": _hang, "raise": _raise}
 
 
 def _with_a_fault(self: Trainer, images: Tensor, labels: Tensor) -> Tensor:

@@ -332,6 +332,23 @@ def test_an_exception_in_another_process_than_the_first_is_the_runs_reason(make_
 
 
 @pytest.mark.slow
+def test_a_process_deaf_in_native_code_ends_within_half_a_minute_of_anothers_failure(
+    make_run: Callable[..., RunDir],
+) -> None:
+    run = make_run(training__batch_size=64)
+    with _launched(run, "block") as process:
+        assert process.wait() == 1
+        ended = time.time()
+    attempt = run.newest()
+    assert attempt is not None
+    spoken = failures.faults(attempt.path)
+    assert [(fault.rank, fault.kind) for fault in spoken] == [(0, "lost"), (1, "own")]
+    assert spoken[0].reason == "waited for process 1, which had failed"
+    assert ended - spoken[1].time < 30
+    assert run.state().reason == "ValueError: a label of 4711 (process 1)"
+
+
+@pytest.mark.slow
 def test_trainings_killed_at_random_moments_end_with_the_same_bits() -> None:
     # Five here, without torchrun's start-up; `python benchmarks/kills.py` does a hundred with it.
     root = Path(__file__).parents[2]

@@ -9,9 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantizers import QUANTIZERS
 from suite.engines.process_group import Layout
@@ -108,6 +111,67 @@ def test_hard_accuracy_is_measured_on_weights_that_are_plus_or_minus_one(
         assert not were_binary[1], "F(w*) is soft at mu = 0.5: the soft accuracy is another number"
     if quantizer == "fp":
         assert torch.equal(hard.right, soft.right)
+
+
+class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that wait for what a device has computed."""
+
+    num = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}
+        self.num += operation.name().partition(".")[0] in waits
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training__clip_grad_norm": 1.0, "training__ema_decay": 0.9, "training__label_smoothing": 0.1},
+        {"training__mixup": 0.2},
+        {"quantizer": "fp", "quantization": {}},
+        {"model": "bireal_resnet8", "task": "bwa", "quantization__inputs": {"quantizer": "bnn"}},
+    ],
+)
+def test_a_step_waits_for_no_device(make_cell: Callable[..., Cell], changes: dict[str, object]) -> None:
+    cell = make_cell(**{"training__optimizer": "sgd", **changes})
+    trainer = Trainer(cell, Layout(), NOWHERE, None, Execution(fused=False))
+    batches = trainer.loaders.train.epoch(0)
+    trainer._train_step(*next(batches))
+    images, labels = next(batches)
+    with _Waits() as waits:  # type: ignore[no-untyped-call]
+        trainer._train_step(images, labels)
+    assert waits.num == 0
+    with _Waits() as waits:  # type: ignore[no-untyped-call]
+        trainer._look_back(1, torch.zeros(()))
+        trainer._look_back(2, torch.zeros(()))
+    assert waits.num == 1, "of the step before"
+
+
+@pytest.mark.parametrize("quantizer", ["bc", "bnn++"])
+def test_a_latent_that_is_nan_fails_the_run_within_the_epoch(make_cell: Callable[..., Cell], quantizer: str) -> None:
+    cell = make_cell(quantizer=quantizer, quantization__sharpness=_constant(quantizer, 0.5))
+    trainer = _trainer(cell)
+
+    def poison(number: int, _loss: Tensor) -> None:
+        if number == trainer.steps_per_epoch - 1:
+            next(trainer.engine.latents()).w_star[0, 0, 0, 0] = float("nan")
+
+    with pytest.raises(DivergedError, match=r"latents of .* are NaN or infinite"):
+        trainer.train_epoch(poison)
+
+
+def test_the_test_sets_images_are_told_one_by_one(make_run: Callable[..., RunDir]) -> None:
+    run = make_run(training__epochs=1)
+    train(run, NOWHERE)
+    result = _result(run)
+    with np.load(run.predictions_path, allow_pickle=False) as predictions:
+        for kind in ("hard", "soft"):
+            assert predictions[kind].shape == (359,)
+            assert predictions[kind].mean() == pytest.approx(result[f"top1_{kind}"])
+            assert result[f"loss_{kind}"] > 0
+    assert {"val/loss", "val/top1"} <= set(journal.read_metrics(run.journal)[1])
 
 
 def test_validation_changes_no_bit_of_training(make_cell: Callable[..., Cell]) -> None:
