@@ -10,7 +10,7 @@ timm costs three seconds to import: the catalogue's functions import it when the
 """
 
 from models.binarize import POLICIES, Split, binarize, full_precision, kept_by
-from models.catalog import create, full_precision_layers, input_size, is_known, names, suggest
+from models.catalog import create, full_precision_layers, has_fixed_size, input_size, is_known, names, suggest
 from models.inputs import InputQuantization, harden_inputs, set_input_mu, soften_inputs
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "full_precision",
     "full_precision_layers",
     "harden_inputs",
+    "has_fixed_size",
     "input_size",
     "is_known",
     "kept_by",

@@ -51,6 +51,11 @@ def input_size(name: str) -> int:
     return int(_timm().get_pretrained_cfg(name).input_size[-1])
 
 
+def has_fixed_size(name: str) -> bool:
+    """Whether the network takes images of the one size that it was made for, as a vision transformer does."""
+    return bool(_timm().get_pretrained_cfg(name).fixed_input_size)
+
+
 def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
     """Module names of the first layer(s) and the classifier head(s), from the metadata timm leaves on the model.
 

@@ -1,6 +1,6 @@
 """From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever the images lie.
 
-Readers (memory, folder, ffcv) only turn sample numbers into pixels.
+Readers (memory, torch, ffcv) only turn sample numbers into pixels.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -83,7 +83,8 @@ class Loader:
         num_samples = len(self.reader.labels)
         mine = torch.arange(self.layout.rank, num_samples, self.layout.world_size)
         batches = torch.split(mine, max(self.batch_size // self.layout.world_size, 1))
-        yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), self.size, 0)
+        size = self.settings.test_size or self.size
+        yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), size, 0)
 
     def _finished(
         self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ class Layout:
             for value in values:
                 distributed.broadcast(value, 0)
 
-    def tell(self, text: str) -> str:
-        """The main process's text."""
+    def tell(self, value: T) -> T:
+        """The main process's value, which is pickled."""
         if self.world_size == 1:
-            return text
-        texts = [text]
-        distributed.broadcast_object_list(texts, 0)
-        return texts[0]
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, 0)
+        return values[0]
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from quantizers.sharpness import Shape
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Task = Literal["bw", "bwa"]
 Init = Literal["scratch", "finetune", "pretrained"]
+Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 RECORDED = "recorded"
@@ -109,12 +111,29 @@ class Data(Frozen):
         "none", description="training crop: padded = zero-pad, then a random window; random_resized = as for ImageNet"
     )
     crop_padding: NonNegativeInt = Field(4, description="zero padding of crop: padded, on each side")
+    crop_scale: tuple[Share, Share] | None = Field(
+        None, description="range of a random_resized window's share of the image's area; default: [0.08, 1]"
+    )
+    interpolation: Interpolation | None = Field(
+        None,
+        description="how image files are resized: bilinear and bicubic are antialiased; area is the mean of what a "
+        "pixel covers, as FFCV has it. Default: the published weights' with init: pretrained, else bilinear",
+    )
+    mean: tuple[Share, ...] | None = Field(
+        None,
+        description="of each channel, for pixels in [0, 1]; with std. Default: the published weights' with init: "
+        "pretrained, else the training set's own for small data sets and ImageNet's for others",
+    )
+    std: tuple[PositiveFloat, ...] | None = Field(None, description="standard deviation of each channel; with mean")
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
     validation_fraction: Fraction = Field(
         0.1,
         description="share of the training set held out; the same for all seeds. 0: the data set's own, if it has one",
     )
-    evaluation_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    test_size: PositiveInt | None = Field(
+        None, description="side of the images that are evaluated, where it differs from image_size"
+    )
+    evaluation_ratio: Share | None = Field(
         None,
         description="side of evaluation's centre crop over the image's shorter side; default: 0.875 (224 / 256) for "
         "crop: random_resized, else 1",
@@ -132,6 +151,28 @@ class Data(Frozen):
                 start = self.progressive_resizing.start
                 raise ValueError(f"progressive_resizing.start {start} is above image_size {self.image_size}")
         return self
+
+    @model_validator(mode="after")
+    def _scale_of_random_windows_only(self) -> "Data":
+        if self.crop_scale is not None:
+            if self.crop != "random_resized":
+                raise ValueError(f"crop_scale: only with crop: random_resized, here it is {self.crop}")
+            if self.crop_scale[0] > self.crop_scale[1]:
+                raise ValueError(f"crop_scale: {list(self.crop_scale)} is no range from small to large")
+        return self
+
+    @model_validator(mode="after")
+    def _mean_and_std_together(self) -> "Data":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std: one without the other; give both, or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std: {len(self.mean)} and {len(self.std)} channels")
+        return self
+
+    @property
+    def area_shares(self) -> tuple[float, float]:
+        """`crop_scale`, or its default."""
+        return self.crop_scale or (0.08, 1.0)
 
     @property
     def centre_ratio(self) -> float:
@@ -325,6 +366,32 @@ class Cell(Frozen):
             raise ValueError("task: a full-precision cell has no binary inputs; its task is bw")
         if (self.task == "bwa") != (self.quantization.inputs is not None):
             raise ValueError("quantization.inputs: a cell has them if its task is bwa, and only then")
+        return self
+
+    @model_validator(mode="after")
+    def _resizing_of_image_files_only(self, info: ValidationInfo) -> "Cell":
+        if info.context == RECORDED:
+            return self
+        from suite.data import datasets
+
+        if datasets.is_small(self.dataset):
+            for key in ("image_size", "test_size", "interpolation", "evaluation_ratio"):
+                if getattr(self.data, key) is not None:
+                    raise ValueError(f"data.{key}: for image files; {self.dataset} stays at its own size")
+            if self.data.crop == "random_resized":
+                raise ValueError(f"data.crop: random_resized is for image files; {self.dataset} stays at its own size")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_that_the_model_takes(self, info: ValidationInfo) -> "Cell":
+        if info.context == RECORDED:
+            return self
+        import models
+
+        for key in ("test_size", "progressive_resizing"):
+            other = getattr(self.data, key) not in {None, self.data.image_size}
+            if other and models.has_fixed_size(self.model):
+                raise ValueError(f"data.{key}: {self.model} takes images of one size only")
         return self
 
     @property

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import models
-from suite.data import datasets
 from suite.data.loader import Loader
 from suite.engines.process_group import Layout
 from suite.recipe.cell import AS_IS, Cell, Execution
@@ -26,6 +25,7 @@ from suite.training.build import (
     build_lr_schedule,
     build_model,
     build_sharpness,
+    load_source,
     pretrained_weights,
 )
 from suite.training.ema import MovingAverage
@@ -75,13 +75,13 @@ class Trainer:
         execution: Execution = AS_IS,
     ) -> None:
         self.cell, self.layout, self._execution = cell, layout, execution
-        source = datasets.load(cell.dataset, data_dir, execution.loader)
+        source = load_source(cell, layout, data_dir, execution)
         self.data_checksum, self.classes = source.checksum, source.classes
         self.weights_checksum: str | None = None
         self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout, execution)
         if cell.init == "pretrained":
-            parent_weights, self.weights_checksum = pretrained_weights(cell, source, data_dir)
+            parent_weights, self.weights_checksum = pretrained_weights(cell, source, layout, data_dir)
         model, self.split = build_model(cell, source, parent_weights)
         self.num_parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
         self.engine = build_engine(cell, model, self.split, layout, execution)
