@@ -12,7 +12,7 @@ from analysis.backgrounds import Background, CellKey, facts_of
 from analysis.cells import Results
 from analysis.errors import UserError
 from suite.recipe.cell import Cell
-from suite.run import journal
+from suite.run.atomic import DamagedFileError
 from suite.run.directory import RunDir, planned_cells, run_dirs
 from suite.run.mlflow_replica import recipe
 
@@ -64,8 +64,8 @@ def _background(run: RunDir, cell: Cell) -> Background:
     params = {key: str(value) for key, value in recipe(cell)}
     with _reading(run.attempts):
         state, facts = run.state(), facts_of(run.provenance())
-    records = journal.read(run.journal)[0] if state.state == "done" else []
-    times = (records[0].time, state.heartbeat) if records else None
+    first = run.first() if state.state == "done" else None
+    times = None if first is None else (float(first.facts["made"]), state.heartbeat)
     return Background(params, facts, state.reason, times)
 
 
@@ -109,9 +109,11 @@ def _row(run: RunDir, cell: Cell, grid: str) -> dict[str, object]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What is wrong with the file becomes one line that names it."""
+    """What is wrong with the file, or another one that is named, becomes one line."""
     try:
         yield
+    except DamagedFileError as error:
+        raise UserError(str(error)) from error
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         what = str(error).splitlines()[0]
         raise UserError(

@@ -89,7 +89,7 @@ def torchvision(name: str, folder: Path, setting: Setting) -> Way:
 
 
 def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> Way:
-    """suite.data's loader: FFCV for a data file, worker processes and Pillow for image files."""
+    """suite.data's loader: FFCV for a data file, worker processes for image files."""
     import torch
 
     from suite.data.augmentation import IMAGENET, draw
@@ -106,10 +106,10 @@ def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> W
 
         reader = FFCVReader(repeated, setting.batch_size, setting.num_workers, cpu)
     else:
-        from suite.data.readers.image_folder import FolderReader
+        from suite.data.readers.image_folder import FolderReader, Workers
 
         assert isinstance(repeated, Files)  # noqa: S101
-        reader = FolderReader(repeated, setting.num_workers, cpu)
+        reader = FolderReader(repeated, Workers(setting.num_workers, cpu), cpu)
     loader = Loader(reader, settings, SIZE, IMAGENET, setting.batch_size, 0, Layout())
 
     def to_bytes(epoch: int) -> Iterator["Tensor"]:
@@ -230,7 +230,7 @@ def compare(stock: Stock, setting: Setting, repeats: int, console: Console) -> N
     from suite.data.source import Files
 
     jpegs, files = stock.jpegs(RESOLUTION), stock.files()
-    as_files = Files(tuple(jpegs / path.parent.name / path.name for path in files), torch.zeros(len(files)).long())
+    as_files = Files(tuple(str(jpegs / path.parent.name / path.name) for path in files), torch.zeros(len(files)).long())
     originals, stored = torchvision("original files", stock.source, setting), torchvision("400 px", jpegs, setting)
     pillow = ours("ours, torch loader, 400 px", as_files, setting)
     pairs: list[tuple[str, Way, Way]] = []
@@ -247,7 +247,7 @@ def compare(stock: Stock, setting: Setting, repeats: int, console: Console) -> N
     ratios.add_row("ours, FFCV, JPEG / torchvision, original files", ratio(fast, originals), "2.5")
     for what, one, other in pairs:
         ratios.add_row(f"ours / ffcv-imagenet's settings, {what}", ratio(one, other), "1.0")
-    ratios.add_row("ours, torch loader / torchvision, same JPEGs", ratio(pillow, stored), "")
+    ratios.add_row("ours, torch loader / torchvision, same JPEGs", ratio(pillow, stored), "1.0")
     rates = Table("way", "images/s", "range")
     for way in ways:
         rates.add_row(way.name, f"{statistics.median(way.rates):.0f}", f"{min(way.rates):.0f} to {max(way.rates):.0f}")

@@ -14,10 +14,10 @@ class LaunchError(UserError):
 
 
 def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_dir: Path, console: Console) -> None:
-    """Looks at each data set, at the names of published weights, and at each model that is to have binary inputs.
+    """Looks at data sets and their splits, names of published weights, and models that are to have binary inputs.
 
     Raises:
-        DataError: a data set is missing.
+        DataError: a data set is missing, or too small for a recipe's batch or validation share.
         PretrainedError: there are no weights of that name.
         LaunchError: the inputs of a model's layers have no sign.
     """
@@ -27,6 +27,11 @@ def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_d
     for dataset, loader in {(cell.dataset, executions[cell.id].loader) for cell in cells}:
         with console.status(f"looking at {dataset}"):
             sources[dataset] = load(dataset, data_dir, loader)
+    recipes = {(cell.dataset, cell.data.validation_fraction, cell.training.batch_size): cell for cell in cells}
+    for cell in recipes.values():
+        from suite.training.build import split_training_set
+
+        split_training_set(cell, sources[cell.dataset])
     for model in {cell.model for cell in cells if cell.init == "pretrained"}:
         from suite.training.pretrained import require_named
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from suite.recipe.cell import Data, ProgressiveResizing
 from suite.training.seeds import stream
 
-AREA, ASPECT, NUM_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-"""Of a random window: its share of the area, and width over height. Szegedy et al. 2015, as torchvision has it."""
+ASPECT, NUM_TRIES = (3 / 4, 4 / 3), 10
+"""Of a random window: width over height, and tries. Szegedy et al. 2015, as torchvision has it."""
 NUM_UNIFORMS = 2 * NUM_TRIES + 2
 RESIZING_STEP = 32
 """Sides of progressive resizing are multiples of it, in pixels, as in ffcv-imagenet: networks halve them five times."""
@@ -55,16 +55,21 @@ class Centre:
 
 @dataclass(frozen=True)
 class RandomResized:
-    """Windows of random area and aspect, from uniform numbers in [0, 1), float32 [N, NUM_UNIFORMS]."""
+    """Windows of random area and aspect, from uniform numbers in [0, 1), float32 [N, NUM_UNIFORMS].
 
-    uniforms: Tensor
+    `area_shares` are the least and the largest share of the image's area.
+    """
+
+    uniforms: NDArray[np.float32]
+    area_shares: tuple[float, float] = (0.08, 1.0)
 
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
         """The first of NUM_TRIES windows that lies in the image; where none does, the largest of a permitted aspect."""
-        uniforms = self.uniforms.numpy()[samples].astype(np.float64)
-        area = (heights * widths)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * uniforms[:, :-2:2])
+        uniforms = self.uniforms[samples].astype(np.float64)
+        least, largest = self.area_shares
+        area = (heights * widths)[:, None] * (least + (largest - least) * uniforms[:, :-2:2])
         low, high = np.log(ASPECT)
         aspect = np.exp(low + (high - low) * uniforms[:, 1:-2:2])
         tried_h, tried_w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
@@ -82,7 +87,7 @@ class RandomResized:
 
     def subset(self, samples: Tensor) -> "RandomResized":
         """The rows of `samples`."""
-        return RandomResized(self.uniforms[samples])
+        return RandomResized(self.uniforms[samples.numpy()], self.area_shares)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def draw(settings: Data, num_samples: int, seed: int, epoch: int) -> Draws:
     flips = (torch.rand(num_samples, generator=generator) < 0.5) & settings.horizontal_flip  # noqa: PLR2004  (a coin)
     crops: Crops = Centre(1.0)
     if settings.crop == "random_resized":
-        crops = RandomResized(torch.rand((num_samples, NUM_UNIFORMS), generator=generator))
+        uniforms = torch.rand((num_samples, NUM_UNIFORMS), generator=generator).numpy()
+        crops = RandomResized(uniforms, settings.area_shares)
     elif settings.evaluation_ratio is not None:
         crops = Centre(settings.evaluation_ratio)
     return Draws(shifts, flips, crops)
@@ -158,6 +164,22 @@ def finish(images: Tensor, mirrored: Tensor, normalization: Normalization) -> Te
     if len(which):  # these only: to turn a row around is the slowest part
         images = images.index_copy(0, which, images[which].flip(-1))
     return normalization(images)
+
+
+def finish_each(images: Tensor, mirrored: Tensor, normalization: Normalization, finished: Tensor) -> None:
+    """`finish` into `finished` (float32 [B, C, H, W]), to the bit; on the CPU, image by image.
+
+    An image stays in the processor's cache from one operation to the next, and memory that is there already need not be
+    faulted in: five times as fast on batches of large images. Both are channels-last.
+    """
+    # Of one image's shape and layout, so that the operations run over memory from one end to the other.
+    mean, std = (
+        value.view(1, -1, 1, 1).expand(1, *images.shape[1:]).contiguous(memory_format=torch.channels_last)
+        for value in (normalization.mean, normalization.std)
+    )
+    for number, is_mirrored in enumerate(mirrored.tolist()):
+        image, result = images[number : number + 1], finished[number : number + 1]
+        result.copy_(image.flip(-1) if is_mirrored else image).div_(255).sub_(mean).div_(std)
 
 
 def shift(images: Tensor, num_pixels: int, shifts: Tensor) -> Tensor:

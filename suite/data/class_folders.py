@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from suite.errors import DataError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SPLITS = {"imagenet": ("train", "val")}
 _USUAL_SPLITS = ("train", "test")
+TINY_ANNOTATIONS = "val_annotations.txt"
+"""Names and classes of the validation images, in Tiny-ImageNet's folder val."""
 
 
 class Entry(NamedTuple):
@@ -55,6 +58,8 @@ def list_source(dataset: str, source: Path, *, partial: bool = False) -> list[Sp
         DataError: a folder is missing, or unreadable, or the classes are not what they should be.
     """
     try:
+        if (source / "val" / TINY_ANNOTATIONS).is_file():
+            raise DataError(f"{source}: Tiny-ImageNet as unpacked; to arrange it: {_arrange_tiny_imagenet(source)}")
         needed = SPLITS.get(dataset, _USUAL_SPLITS)
         for name in needed:
             if not (source / name).is_dir():
@@ -68,9 +73,23 @@ def list_source(dataset: str, source: Path, *, partial: bool = False) -> list[Sp
         classes = found["train"].classes
         if dataset == "imagenet":
             classes = _imagenet_classes(source, classes, partial=partial)
+        if len(classes) == 1:
+            raise DataError(f"{source / 'train'}: one class only, {classes[0]}: there is nothing to tell apart")
         return [_split(source / name, classes, folders) for name, folders in found.items()]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
+
+
+def _arrange_tiny_imagenet(source: Path) -> str:
+    """The shell command that makes train/CLASS/*.JPEG and test/CLASS/*.JPEG of it, the latter of the validation images.
+
+    The makers' own test images have no labels; they are put aside.
+    """
+    return (
+        f"cd {shlex.quote(str(source))} && for c in train/*; do mv $c/images/* $c/ && rmdir $c/images; done && "
+        f"mv test unlabelled && cut -f 1,2 val/{TINY_ANNOTATIONS} | "
+        "while read f c; do mkdir -p test/$c && mv val/images/$f test/$c/; done && mv val validation"
+    )
 
 
 def _missing(dataset: str, source: Path, name: str) -> str:

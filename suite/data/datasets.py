@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 
 from suite.data.beton import read_index
-from suite.data.class_folders import Split, list_source
+from suite.data.class_folders import list_source
+from suite.data.decoding import read_rgb
 from suite.data.in_memory import LOADERS
 from suite.data.manifest import Manifest, read_manifest
 from suite.data.source import Encoded, Files, Source
@@ -97,13 +98,11 @@ def _encoded(path: Path) -> tuple[Encoded, Manifest]:
 
 
 def _scan(name: str, place: Path) -> Source:
-    """A class folder; its checksum is of names and sizes."""
+    """A class folder; its checksum is of names and sizes. Of small data sets it has what the memory loader takes."""
     splits = list_source(name, place)
-    parts = [_files(split) for split in splits]
+    size = USUAL_SIZE
+    if is_small(name):
+        splits, size = splits[:2], read_rgb(Files.of(splits[0]).paths[0]).shape[1]
+    parts = [Files.of(split) for split in splits]
     checksum = hashlib.sha256(" ".join(split.sha256 for split in splits).encode()).hexdigest()
-    return Source(splits[0].classes, parts[0], parts[1], USUAL_SIZE, checksum, parts[2] if parts[2:] else None)
-
-
-def _files(split: Split) -> Files:
-    paths = tuple(split.folder / entry.name for entry in split.entries)
-    return Files(paths, torch.tensor([entry.label for entry in split.entries]))
+    return Source(splits[0].classes, parts[0], parts[1], size, checksum, parts[2] if parts[2:] else None)

@@ -6,7 +6,8 @@ A file whose pixels are not 8-bit RGB is converted, and said to be; one that can
 import io
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from suite.data.beton import MAX_SIDE, PAGE_BYTES, Sample
+from suite.data.class_folders import escaped
 from suite.data.resize import area_resize
 from suite.errors import DataError
 from suite.training.seeds import stream
@@ -77,19 +79,29 @@ class _BrokenError(Exception):
     """str() is the reason."""
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file's image, to be decoded inside.
+
+    Raises:
+        DataError: anything is raised inside, or the file cannot be opened; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # Pillow's decoders raise anything at all on files that are not whole
+        what = _first_line(str(error) or type(error).__name__)
+        raise DataError(f"{escaped(str(path))}: cannot be decoded ({what})") from error
+
+
+def read_rgb(path: str | Path) -> NDArray[np.uint8]:
     """The file's image as `prepare` would store it, raw and at its own size: [H, W, 3].
 
     Raises:
         DataError: it cannot be decoded; the message names the file.
     """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything at all on files that are not whole
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+    with opened(path) as image:
+        return to_rgb(image)
 
 
 def store_all(tasks: Sequence[Task], storage: Storage) -> list[Stored]:

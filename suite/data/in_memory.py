@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from suite.data.class_folders import Split, list_source
-from suite.data.decoding import read_rgb
-from suite.data.source import Pixels, Source, hold_out
+from suite.data.class_folders import list_source
+from suite.data.source import SPLIT_SEED, Files, Pixels, Source
 from suite.errors import DataError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -24,7 +23,8 @@ def _digits(_directory: Path) -> Source:
     table = torch.tensor(np.loadtxt(file, delimiter=",", dtype=np.uint8))
     # 17 grey levels, 0 to 16: times 15 spreads them over a byte.
     digits = Pixels(table[:, :-1].reshape(-1, 1, 8, 8) * 15, table[:, -1].long())
-    train, test = hold_out(len(table), 0.2)
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    test, train = order[:359].sort().values, order[359:].sort().values
     return _in_memory(tuple("0123456789"), digits.subset(train), digits.subset(test))
 
 
@@ -53,7 +53,7 @@ def _cifar(name: str) -> Callable[[Path], Source]:
 
         if (directory / name / "train").is_dir():
             train, test = (split for split in list_source(name, directory / name) if split.name != "val")
-            return _in_memory(train.classes, _decode(train), _decode(test))
+            return _in_memory(train.classes, Files.of(train).pixels(), Files.of(test).pixels())
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
         if not (directory / kind.base_folder).is_dir():
             _download(kind, directory, name, f"or class folders as {directory / name}/{{train,test}}/CLASS/*.jpg")
@@ -89,9 +89,3 @@ def _in_memory(classes: tuple[str, ...], train: Pixels, test: Pixels) -> Source:
         digest.update(part.images.contiguous().numpy().data)
         digest.update(part.labels.numpy().data)
     return Source(classes, train, test, train.images.shape[-1], digest.hexdigest())
-
-
-def _decode(split: Split) -> Pixels:
-    """Decodes files of one size."""
-    images = torch.from_numpy(np.stack([read_rgb(split.folder / entry.name) for entry in split.entries]))
-    return Pixels(images.permute(0, 3, 1, 2).contiguous(), torch.tensor([entry.label for entry in split.entries]))

@@ -1,6 +1,6 @@
 """From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever the images lie.
 
-Readers (memory, folder, ffcv) only turn sample numbers into pixels.
+Readers (memory, torch, ffcv) only turn sample numbers into pixels.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -84,12 +84,13 @@ class Loader:
         Shares are equally large: where samples run short, the last sample comes again at the end of a share.
         """
         num_samples = len(self.reader.labels)
-        mine = torch.arange(self.layout.rank, num_samples, self.layout.world_size)
+        mine = torch.arange(num_samples)[self.layout.rank :: self.layout.world_size]
         if len(mine) < -(-num_samples // self.layout.world_size):
             mine = torch.cat([mine, torch.tensor([num_samples - 1])])
         share = max(self.batch_size // self.layout.world_size, 1)
         batches = torch.split(mine, min(micro_batch_size or share, share))
-        yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), self.size, 0)
+        size = self.settings.test_size or self.size
+        yield from self._finished(batches, unchanged(num_samples, self.settings.centre_ratio), size, 0)
 
     def _finished(
         self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int

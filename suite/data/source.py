@@ -1,5 +1,6 @@
 """What a data set is once it is found: parts for training, validation and test; in memory, in files, in FFCV files."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from suite.data.beton import read_index
+from suite.data.class_folders import Split
+from suite.data.decoding import read_rgb
 from suite.errors import DataError
 from suite.training.seeds import stream
 
@@ -31,14 +34,34 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Files:
-    """paths: N image files, decoded when asked for; labels: int64 [N]."""
+    """paths: N image files, decoded when asked for, as text: a million of Path objects is 400 MB. labels: int64 [N]."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     labels: Tensor
+
+    @classmethod
+    def of(cls, split: Split) -> "Files":
+        """A split of class folders."""
+        paths = tuple(f"{split.folder}/{entry.name}" for entry in split.entries)
+        return cls(paths, torch.tensor([entry.label for entry in split.entries]))
 
     def subset(self, index: Tensor) -> "Files":
         """The files at `index` (int64 [M]), in that order."""
         return Files(tuple(self.paths[i] for i in index.tolist()), self.labels[index])
+
+    def pixels(self) -> Pixels:
+        """All of them at once, of images of one size.
+
+        Raises:
+            DataError: they are not, or one cannot be decoded.
+        """
+        images = [read_rgb(path) for path in self.paths]
+        for path, image in zip(self.paths, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = " and ".join(f"{width} x {height}" for height, width, _ in (images[0].shape, image.shape))
+                raise DataError(f"{path}: images of one size are expected, found {sizes} pixels")
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        return Pixels(stacked, self.labels)
 
 
 @dataclass(frozen=True)
@@ -108,8 +131,24 @@ class Source:
         return Description(self.classes, self.image_size, in_chans)
 
 
-def hold_out(num: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """(kept, held out): sorted int64 indices into `num` samples, a fixed random share, the same for all seeds."""
-    order = torch.randperm(num, generator=torch.Generator().manual_seed(SPLIT_SEED))
-    num_held_out = round(num * fraction)
-    return order[num_held_out:].sort().values, order[:num_held_out].sort().values
+def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """(kept, held out): sorted int64 indices into the samples that have `labels` (int64 [N]), the same for all seeds.
+
+    Stratified: round(N * fraction) samples are held out, of each class its share by largest remainder (of equal ones,
+    the lower label's first), and never all of a class.
+    """
+    counts = labels.bincount()
+    exact = counts.double() * fraction
+    num_held_out = torch.minimum(exact.long(), (counts - 1).clamp(min=0))
+    for _ in range(round(len(labels) * fraction) - int(num_held_out.sum())):
+        remainder = (exact - num_held_out).masked_fill(num_held_out >= counts - 1, -math.inf)
+        label = int(remainder.argmax())
+        if remainder[label] == -math.inf:
+            break
+        num_held_out[label] += 1
+    # The samples in random order, class by class; of each class the first ones are held out.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = order[labels[order].argsort(stable=True)]
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    is_held_out = place < num_held_out[labels[order]]
+    return order[~is_held_out].sort().values, order[is_held_out].sort().values

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -22,6 +22,7 @@ AGREEMENT_SECONDS = 1.0
 """Between two exchanges of the processes' wishes, roughly."""
 MAX_INTERVAL = 1000
 """Steps between two of them, at most."""
+T = TypeVar("T")
 
 
 class EngineError(UserError):
@@ -70,13 +71,13 @@ class Layout:
             for value in values:
                 distributed.broadcast(value, 0)
 
-    def tell(self, text: str) -> str:
-        """The main process's text."""
+    def tell(self, value: T) -> T:
+        """The main process's value, which is pickled."""
         if self.world_size == 1:
-            return text
-        texts = [text]
-        distributed.broadcast_object_list(texts, 0)
-        return texts[0]
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, 0)
+        return values[0]
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -1,18 +1,15 @@
 """Image files decoded and encoded by several processes, in order."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.connection import wait
 
 from suite.data.decoding import Storage, Stored, Task, store, store_all
 from suite.errors import DataError
+from suite.run.processes import obey_the_parent
 
 _PORTION_BYTES = 8 << 20
 
@@ -34,7 +31,7 @@ def store_in_order(
     portions = iter(lambda: list(islice(tasks, size)), [])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([store.__module__])
-    pool = ProcessPoolExecutor(min(num_workers, num_tasks), context, _obey_the_parent)
+    pool = ProcessPoolExecutor(min(num_workers, num_tasks), context, obey_the_parent)
     pending: deque[Future[list[Stored]]] = deque()
     try:
         for portion in islice(portions, 3 * num_workers):
@@ -49,17 +46,3 @@ def store_in_order(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _obey_the_parent() -> None:
-    """A worker leaves interrupts to its parent, and ends when that does, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def follow() -> None:
-            wait([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from quantizers.sharpness import Shape
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Task = Literal["bw", "bwa"]
 Init = Literal["scratch", "finetune", "pretrained"]
+Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 RECORDED = "recorded"
@@ -151,12 +153,29 @@ class Data(Frozen):
     crop_padding: PositiveInt | None = Field(
         None, validate_default=True, description="zero padding on each side, for crop: padded only; default: 4"
     )
+    crop_scale: tuple[Share, Share] | None = Field(
+        None, description="range of a random_resized window's share of the image's area; default: [0.08, 1]"
+    )
+    interpolation: Interpolation | None = Field(
+        None,
+        description="how image files are resized: bilinear and bicubic are antialiased; area is the mean of what a "
+        "pixel covers, as FFCV has it. Default: the published weights' with init: pretrained, else bilinear",
+    )
+    mean: tuple[Share, ...] | None = Field(
+        None,
+        description="of each channel, for pixels in [0, 1]; with std. Default: the published weights' with init: "
+        "pretrained, else the training set's own for small data sets and ImageNet's for others",
+    )
+    std: tuple[PositiveFloat, ...] | None = Field(None, description="standard deviation of each channel; with mean")
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
     validation_fraction: Fraction = Field(
         0.1,
         description="share of the training set held out; the same for all seeds. 0: the data set's own, if it has one",
     )
-    evaluation_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    test_size: PositiveInt | None = Field(
+        None, description="side of the images that are evaluated, where it differs from image_size"
+    )
+    evaluation_ratio: Share | None = Field(
         None,
         validate_default=True,
         description="side of evaluation's centre crop over the image's shorter side, for image files only; "
@@ -187,6 +206,28 @@ class Data(Frozen):
             if (start := self.progressive_resizing.start) >= self.image_size:
                 raise SettingError("progressive_resizing.start", f"{start} is not below image_size {self.image_size}")
         return self
+
+    @model_validator(mode="after")
+    def _scale_of_random_windows_only(self) -> "Data":
+        if self.crop_scale is not None:
+            if self.crop != "random_resized":
+                raise SettingError("crop_scale", f"only with crop: random_resized, here it is {self.crop}")
+            if self.crop_scale[0] > self.crop_scale[1]:
+                raise SettingError("crop_scale", f"{list(self.crop_scale)} is no range from small to large")
+        return self
+
+    @model_validator(mode="after")
+    def _mean_and_std_together(self) -> "Data":
+        if (self.mean is None) != (self.std is None):
+            raise SettingError("mean", "comes with std: give both, or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise SettingError("mean", f"has {len(self.mean)} channels, std {len(self.std)}")
+        return self
+
+    @property
+    def area_shares(self) -> tuple[float, float]:
+        """`crop_scale`, or its default."""
+        return self.crop_scale or (0.08, 1.0)
 
     @property
     def centre_ratio(self) -> float:
@@ -412,14 +453,15 @@ def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
 
     if is_small(dataset):
         own = f"{dataset} is held in memory and stays at its own size"
-        for key in ("image_size", "evaluation_ratio"):
+        for key in ("image_size", "test_size", "interpolation", "evaluation_ratio"):
             if getattr(data, key) is not None and data.crop != "random_resized":
                 raise SettingError(key, f"is for image files; {own}")
         if data.crop == "random_resized":
             raise SettingError("crop", f"random_resized is for image files; {own}")
-    resized = names if data.progressive_resizing is not None else ()
-    if fixed := [name for name in resized if not models.takes_any_size(name)]:
-        raise SettingError("progressive_resizing", f"{fixed[0]} takes images of one size only")
+    for key in ("test_size", "progressive_resizing"):
+        has_other_sizes = getattr(data, key) not in {None, data.image_size}
+        if has_other_sizes and (fixed := [name for name in names if not models.takes_any_size(name)]):
+            raise SettingError(key, f"{fixed[0]} takes images of one size only")
 
 
 def _written(shape: "Shape") -> str:

@@ -144,4 +144,21 @@ def _with_parent(cell: Cell, parents: list[Cell]) -> Cell:
         raise ValueError(
             f"{cell.name} starts from the one full-precision cell of its data set, model and seed; the grid has {found}"
         )
-    return cell.model_copy(update={"parent": parents[0].id})
+    parent = parents[0]
+    if parent.init == "pretrained":
+        _require_own_preprocessing(cell, parent)
+    return cell.model_copy(update={"parent": parent.id})
+
+
+def _require_own_preprocessing(cell: Cell, parent: Cell) -> None:
+    """ValueError where the cell's images would not be what its parent's were, by the defaults of published weights."""
+    from suite.data.datasets import is_small  # imports torch, which a grid without such cells must not wait for
+
+    keys = {"data.mean": cell.data.mean, "data.interpolation": cell.data.interpolation}
+    if is_small(cell.dataset):
+        del keys["data.interpolation"]
+    if unstated := [key for key, value in keys.items() if value is None]:
+        raise ValueError(
+            f"{cell.name} starts from {parent.name}, whose images are by default what its published weights saw: "
+            f"give both blocks {' and '.join(unstated)}"
+        )

@@ -9,9 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from suite.errors import UserError
+
 _TEMPORARY = ".tmp"
 _WITHOUT_FOLDER_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES))
 _WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
+
+
+class DamagedFileError(UserError):
+    """A file that only programs write holds something else."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: not what a run writes there: {what}; restore it, or delete the run directory")
 
 
 def write_bytes(path: Path, content: bytes | memoryview, check: Callable[[], None] = lambda: None) -> None:
@@ -45,6 +54,23 @@ def write_once(path: Path, content: bytes) -> bool:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON holds)
     """As write_bytes, indented for people."""
     write_bytes(path, as_json(value))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What write_json wrote; nothing where there is no file.
+
+    Raises:
+        DamagedFileError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DamagedFileError(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise DamagedFileError(path, f"a {type(found).__name__}")
+    return found
 
 
 def as_json(value: Any) -> bytes:  # noqa: ANN401  (anything JSON holds)

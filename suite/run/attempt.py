@@ -11,7 +11,6 @@ system lets one of them. A process that was paused so long that another took ove
 writes, and stops. No lock is needed, on any file system.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from suite.run.atomic import as_json, write_bytes, write_json, write_once
+from suite.run.atomic import DamagedFileError, as_json, read_json, write_bytes, write_json, write_once
 from suite.run.processes import Process
 
 if TYPE_CHECKING:
@@ -55,12 +54,20 @@ class Attempt:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What attempt.yaml holds; empty as long as it is not written."""
+        """What attempt.yaml holds; empty as long as it is not written.
+
+        Raises:
+            DamagedFileError: it holds something else.
+        """
         try:
             facts = yaml.load(self._facts_path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
         except FileNotFoundError:
             return {}
-        return facts if isinstance(facts, dict) else {}
+        except yaml.YAMLError as error:
+            raise DamagedFileError(self._facts_path, str(error).splitlines()[0]) from error
+        if not isinstance(facts, dict):
+            raise DamagedFileError(self._facts_path, f"a {type(facts).__name__}")
+        return facts
 
     @cached_property
     def token(self) -> str:
@@ -79,7 +86,7 @@ class Attempt:
 
     def provenance(self) -> dict[str, Any]:
         """Where its numbers came from; empty before training began."""
-        return _json(self.provenance_path) or {}
+        return read_json(self.provenance_path)
 
     def log(self, node: int = 0) -> Path:
         """The file that training on this node of its job prints to."""
@@ -93,7 +100,7 @@ class Attempt:
 
     def end(self) -> dict[str, Any] | None:
         """How it ended: state, cause, reason, failures, failed_at, time; None as long as nobody has said."""
-        return _json(self._end_path)
+        return read_json(self._end_path) or None
 
     def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of rundir's State)
         """Says how it ended, or corrects that; not after a later attempt has begun."""
@@ -215,11 +222,3 @@ def _who(attempt: Attempt) -> str:
         return f"attempt {attempt.number}, just begun"
     job = f", job {facts['job_id']}" if facts.get("job_id") else ""
     return f"attempt {attempt.number}: process {facts['pid']} on {facts['host']}{job}"
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found

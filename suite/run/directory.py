@@ -13,7 +13,6 @@
 Where a run stands is read off these files; nothing keeps a second account of it.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ import yaml
 
 from suite.recipe.cell import AS_IS, RECORDED, Cell, Execution
 from suite.run import attempt as attempts
-from suite.run.atomic import as_json, write_bytes, write_json, write_once
+from suite.run.atomic import as_json, read_json, write_bytes, write_json, write_once
 from suite.run.attempt import Attempt
 
 StateName = Literal["planned", "queued", "running", "preempted", "done", "failed", "cancelled"]
@@ -112,7 +111,7 @@ class RunDir:
         """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better."""
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
-        handover, again = _read(self._handover), _read(self._again)
+        handover, again = read_json(self._handover), read_json(self._again)
         beat = None if attempt is None else attempt.beat()
         last = _begun(attempt) if beat is None else beat.time
         ends = {} if attempt is None else self._end(attempt, forgiven=again.get("after", 0))
@@ -175,7 +174,7 @@ class RunDir:
 
     def result(self) -> dict[str, Any] | None:
         """The final numbers; None until the run is done."""
-        return _read(self.result_path) or None
+        return read_json(self.result_path) or None
 
     def provenance(self) -> dict[str, Any]:
         """Where the numbers came from, by its newest attempt that trained; empty before the first."""
@@ -187,7 +186,7 @@ def root_id(root: Path) -> str:
     path = root / "root.json"
     if not path.exists():
         write_once(path, as_json({"id": secrets.token_hex(8)}))
-    return str(_read(path)["id"])
+    return str(read_json(path)["id"])
 
 
 def _begun(attempt: Attempt | None) -> float:
@@ -200,14 +199,6 @@ def _look(path: Path) -> str:
     except FileNotFoundError:
         return "-"
     return f"{status.st_size}@{status.st_mtime_ns}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 @cache  # cell.yaml never changes, and a launcher asks for it twice a second
@@ -236,16 +227,16 @@ def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, E
 
 def read_plan(grid_dir: Path) -> list[str]:
     """Ids of the cells of the last launch, in order; empty before the first."""
-    return list(_read(grid_dir / "plan.json"))
+    return list(read_json(grid_dir / "plan.json"))
 
 
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:
     """The cells of the last launch by id, in order."""
-    plan = _read(grid_dir / "plan.json")
+    plan = read_json(grid_dir / "plan.json")
     return {cell_id: Cell.model_validate(each["cell"], context=RECORDED) for cell_id, each in plan.items()}
 
 
 def planned_executions(grid_dir: Path) -> dict[str, Execution]:
     """How the last launch has each of its cells run, by id."""
-    plan = _read(grid_dir / "plan.json")
+    plan = read_json(grid_dir / "plan.json")
     return {cell_id: Execution.model_validate(each["execution"]) for cell_id, each in plan.items()}

@@ -1,9 +1,13 @@
 """Which process somebody is, and whether that one still lives: a process id alone is soon another's."""
 
+import multiprocessing
 import os
 import platform
+import signal
+import threading
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 
 
@@ -47,3 +51,17 @@ def _start_of(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in {b"Z", b"X"} else fields[19].decode()
+
+
+def obey_the_parent() -> None:
+    """Called in a worker process: from now on it ignores Ctrl-C, and exits when its parent exits for any reason."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def follow() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()

@@ -5,8 +5,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from suite.run.atomic import as_json, write_bytes, write_once
 from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import RunDir
@@ -88,6 +86,8 @@ class Record:
         """predictions.npz, then result.json: its presence means done, so it comes after all else."""
         trainer = self.trainer
         num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
+        import numpy as np
+
         results = soft.metrics("test", "_soft") | hard.metrics("test", "_hard")
         self.journal.append(trainer.epoch, results)
         self.attempt.require_newest()

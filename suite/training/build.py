@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,22 @@ from torch import Tensor, nn
 import models
 from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
 from quantizers.sharpness import Shape
+from suite.data import datasets
 from suite.data.augmentation import IMAGENET, Normalization
 from suite.data.datasets import is_small
 from suite.data.loader import Loader, Reader
 from suite.data.readers.memory import MemoryReader
-from suite.data.source import Description, Encoded, Files, Part, Pixels, Source, hold_out
+from suite.data.source import Description, Files, Part, Pixels, Source, hold_out
 from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import EngineError, Layout
 from suite.engines.protocol import Engine
 from suite.errors import DataError
-from suite.recipe.cell import AS_IS, Cell, Execution, Sharpness, Training
+from suite.recipe.cell import AS_IS, Cell, Execution, Interpolation, Sharpness, Training
 from suite.training.mixup import mixes, require_even
 from suite.training.seeds import stream
+
+if TYPE_CHECKING:
+    from suite.data.readers.image_folder import Workers
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ class Loaders:
     num_train_images: int
 
 
+def load_source(cell: Cell, layout: Layout, data_dir: Path, execution: Execution = AS_IS) -> Source:
+    """The cell's data set. The main process looks first: it alone downloads, and lists class folders for all.
+
+    Raises:
+        DataError: as `datasets.load`; in the main process alone where that is what failed.
+    """
+    found = datasets.load(cell.dataset, data_dir, execution.loader) if layout.is_main else None
+    listed = layout.tell(found if found is not None and isinstance(found.train, Files) else None)
+    return found or listed or datasets.load(cell.dataset, data_dir, execution.loader)
+
+
 def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Execution = AS_IS) -> Loaders:
     """Loaders of the cell's data; order and augmentation come from the cell's seed.
 
@@ -44,59 +59,117 @@ def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Executi
 
     Raises:
         DataError: the batch does not divide over the processes, or into pairs to be mixed, or is larger than the
-            training set.
+            training set; nothing is held out where something should be; the recipe's channels are not the images'.
     """
     batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
     if batch_size % layout.world_size:
         raise DataError(f"training.batch_size {batch_size} does not divide over {layout.world_size} processes")
     require_even(cell.training, layout.world_size)
-    kept, held_out = hold_out(len(source.train.labels), fraction)
-    if batch_size > len(kept):
-        raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
+    kept, held_out = split_training_set(cell, source)
     train = source.train.subset(kept) if fraction else source.train  # all of it: no second copy of the images
     validation = source.train.subset(held_out) if fraction else source.validation
     size = cell.data.image_size or source.image_size
-    normalization = _normalization(cell, train)
+    normalization = _normalization(cell, train, source.description.in_chans)
+    make_reader = _readers(cell, layout, execution)
 
     def make(part: Part) -> Loader:
-        return Loader(
-            _reader(part, cell, layout, execution), cell.data, size, normalization, batch_size, cell.seed, layout
-        )
+        return Loader(make_reader(part), cell.data, size, normalization, batch_size, cell.seed, layout)
 
     return Loaders(make(train), None if validation is None else make(validation), make(source.test), len(kept))
 
 
-def _normalization(cell: Cell, train: Part) -> Normalization:
-    """Small data sets' own, of the training part; ImageNet's for the rest."""
-    if isinstance(train, Encoded) and is_small(cell.dataset):
+def split_training_set(cell: Cell, source: Source) -> tuple[Tensor, Tensor]:
+    """(training, validation): sorted int64 indices into the data set's training part.
+
+    Raises:
+        DataError: there are fewer training images than a batch has, or no validation image where there should be some.
+    """
+    batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
+    kept, held_out = hold_out(source.train.labels, fraction)
+    if fraction and not len(held_out):
+        raise DataError(
+            f"data.validation_fraction {fraction:g} holds out none of {cell.dataset}'s {len(kept)} images in "
+            f"{len(source.classes)} classes: take a larger one, or 0 to go without validation"
+        )
+    if batch_size > len(kept):
+        raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
+    return kept, held_out
+
+
+def _normalization(cell: Cell, train: Part, in_chans: int) -> Normalization:
+    """The recipe's; else the published weights', if it starts from them; else, of the training part, small data sets'
+    own, and ImageNet's for the rest.
+    """
+    if cell.data.mean is not None and cell.data.std is not None:
+        if len(cell.data.mean) != in_chans:
+            raise DataError(f"data.mean has {len(cell.data.mean)} channels, the images of {cell.dataset} {in_chans}")
+        return Normalization(torch.tensor(cell.data.mean), torch.tensor(cell.data.std))
+    if cell.init == "pretrained":
+        from suite.training.pretrained import preprocessing
+
+        published = preprocessing(cell.model)
+        if len(published.mean) == in_chans:
+            return Normalization(torch.tensor(published.mean), torch.tensor(published.std))
+    if not isinstance(train, Pixels) and is_small(cell.dataset):
         train = train.pixels()
     return Normalization.of(train.images) if isinstance(train, Pixels) else IMAGENET
 
 
-def _reader(part: Part, cell: Cell, layout: Layout, execution: Execution) -> Reader:
-    if isinstance(part, Pixels):
-        return MemoryReader(part, layout.device)
+def _interpolation(cell: Cell) -> Interpolation:
+    if cell.data.interpolation is None and cell.init == "pretrained":
+        from suite.training.pretrained import preprocessing
+
+        return preprocessing(cell.model).interpolation
+    return cell.data.interpolation or "bilinear"
+
+
+def _readers(cell: Cell, layout: Layout, execution: Execution) -> Callable[[Part], Reader]:
+    """Makes the reader of a part; those of image files share their workers."""
     num_workers = execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
-    if isinstance(part, Files):
-        from suite.data.readers.image_folder import FolderReader
+    interpolation, device = _interpolation(cell), layout.device
 
-        return FolderReader(part, num_workers, layout.device)
-    from suite.data.readers.ffcv import FFCVReader
+    @cache
+    def workers() -> "Workers":
+        from suite.data.readers.image_folder import Workers
 
-    return FFCVReader(part, cell.training.batch_size // layout.world_size, num_workers, layout.device)
+        return Workers(num_workers, device)
+
+    def make(part: Part) -> Reader:
+        if isinstance(part, Pixels):
+            return MemoryReader(part, device)
+        if isinstance(part, Files):
+            from suite.data.readers.image_folder import FolderReader
+
+            return FolderReader(part, workers(), device, interpolation)
+        from suite.data.readers.ffcv import FFCVReader
+
+        share = cell.training.batch_size // layout.world_size
+        return FFCVReader(part, share, num_workers, device, interpolation)
+
+    return make
 
 
-def pretrained_weights(cell: Cell, description: Description, data_dir: Path) -> tuple[dict[str, Tensor], str]:
+def pretrained_weights(
+    cell: Cell, description: Description, layout: Layout, data_dir: Path
+) -> tuple[dict[str, Tensor], str]:
     """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
+
+    Where they have to be downloaded, the main process does, before the others look.
 
     Raises:
         PretrainedError: they are neither in DATA/weights nor to be had.
     """
     from suite.training.pretrained import pretrained
 
-    torch.manual_seed(stream(cell.seed, "init"))
     size = cell.data.image_size or description.image_size
-    model, checksum = pretrained(cell.model, len(description.classes), size, description.in_chans, data_dir)
+
+    def load() -> tuple[nn.Module, str]:
+        torch.manual_seed(stream(cell.seed, "init"))
+        return pretrained(cell.model, len(description.classes), size, description.in_chans, data_dir)
+
+    found = load() if layout.is_main else None
+    layout.wait()
+    model, checksum = found or load()
     return model.state_dict(), checksum
 
 

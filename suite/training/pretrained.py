@@ -10,7 +10,7 @@ architecture, and which weights timm means by it changes with timm's version.
 import hashlib
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import models
 from models.catalog import metadata
 from suite.errors import UserError
+from suite.recipe.cell import Interpolation
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -48,6 +49,23 @@ def pretrained(name: str, num_classes: int, image_size: int, in_chans: int, data
         weights = {key: value for key, value in weights.items() if not key.startswith(heads)}
     model.load_state_dict(weights, strict=num_source_classes == num_classes)
     return model, _sha256(file)
+
+
+class Preprocessing(NamedTuple):
+    """What a network's published weights saw: mean and std of each channel, and how images were resized."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As timm's pretrained configuration has it; bilinear where that is neither bilinear nor bicubic."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    interpolation: Interpolation = "bicubic" if config.interpolation == "bicubic" else "bilinear"
+    return Preprocessing(tuple(config.mean), tuple(config.std), interpolation)
 
 
 def _local(name: str, data_dir: Path) -> Path | None:

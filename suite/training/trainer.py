@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import models
-from suite.data import datasets
 from suite.data.loader import Loader
 from suite.data.source import Description
 from suite.engines.process_group import Agreement, Layout
@@ -27,6 +26,7 @@ from suite.training.build import (
     build_lr_schedule,
     build_model,
     build_sharpness,
+    load_source,
     pretrained_weights,
 )
 from suite.training.ema import MovingAverage
@@ -175,13 +175,13 @@ class Trainer(Network):
         *,
         is_resumed: bool = False,
     ) -> None:
-        source = datasets.load(cell.dataset, data_dir, execution.loader)
+        source = load_source(cell, layout, data_dir, execution)
         self.data_checksum = source.checksum
         self.weights_checksum: str | None = None
         self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout, execution)
         if cell.init == "pretrained" and not is_resumed:
-            weights, self.weights_checksum = pretrained_weights(cell, source.description, data_dir)
+            weights, self.weights_checksum = pretrained_weights(cell, source.description, layout, data_dir)
         super().__init__(cell, source.description, layout, weights, execution)
         self.steps_per_epoch = len(self.loaders.train)
         self.num_steps = cell.training.epochs * self.steps_per_epoch

@@ -77,7 +77,9 @@ def test_runs_without_a_plan_are_all_read(make_run: Callable[..., RunDir], tmp_p
     assert folders.load(tmp_path, "alone").frame["top1_hard"].tolist() == [0.75]
 
 
-@pytest.mark.parametrize("name", ["state.json", "result.json", "provenance.json", "cell.yaml"])
+@pytest.mark.parametrize(
+    "name", ["attempts/0001/end.json", "result.json", "attempts/0001/provenance.json", "cell.yaml"]
+)
 @pytest.mark.parametrize("content", ["{", "[1, 2]", '"text"'])
 def test_a_torn_file_is_refused_in_one_line_that_names_it(
     make_run: Callable[..., RunDir], tmp_path: Path, name: str, content: str

@@ -282,9 +282,9 @@ def test_store_and_run_directories_tell_the_same_of_each_cell(root: Path) -> Non
 
 def test_a_torn_provenance_is_refused_in_one_line(root: Path) -> None:
     frame = folders.load(root, "tiny").frame
-    torn = Path(frame["run"].iloc[-1]) / "provenance.json"
+    torn = Path(frame["run"].iloc[-1]) / "attempts" / "0001" / "provenance.json"
     torn.write_text('{"packages": 3}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"provenance\.json: not what a run writes there"):
+    with pytest.raises(UserError, match=r"attempts: not what a run writes there"):
         folders.backgrounds(frame)
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 import torch
 
 from suite.data.augmentation import Centre
-from suite.data.readers.image_folder import FolderReader
+from suite.data.readers.image_folder import FolderReader, Workers
 from suite.data.source import Files
+
+CPU = torch.device("cpu")
 
 
 def main() -> None:
     """`python signalled.py FOLDER`: prints how many images came."""
     paths = sorted(Path(sys.argv[1]).iterdir())
-    reader = FolderReader(Files(tuple(paths), torch.zeros(len(paths), dtype=torch.int64)), 2, torch.device("cpu"))
+    reader = FolderReader(
+        Files(tuple(map(str, paths)), torch.zeros(len(paths), dtype=torch.int64)), Workers(2, CPU), CPU
+    )
     done = threading.Event()
     signalled = set()
 

@@ -2,15 +2,28 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
+from suite.data.augmentation import IMAGENET
 from suite.data.datasets import load
-from suite.engines.process_group import Layout
+from suite.data.readers.image_folder import FolderReader
+from suite.data.source import Files, Source
+from suite.engines.process_group import Layout, T
 from suite.errors import DataError
 from suite.recipe.cell import Cell
-from suite.training.build import build_base, build_criterion, build_loaders, build_lr_schedule, build_model, wrap
+from suite.training.build import (
+    build_base,
+    build_criterion,
+    build_loaders,
+    build_lr_schedule,
+    build_model,
+    load_source,
+    pretrained_weights,
+    wrap,
+)
 
 MakeCell = Callable[..., Cell]
 NOWHERE = Path("no-data-needed")
@@ -94,7 +107,100 @@ def test_a_batch_that_does_not_divide_or_is_too_large_is_refused(make_cell: Make
         build_loaders(make_cell(training__batch_size=2000), source, Layout())
 
 
+def test_a_validation_share_of_no_image_is_refused(make_cell: MakeCell) -> None:
+    cell = make_cell(data__validation_fraction=0.0003)  # of 1,438
+    with pytest.raises(DataError, match=r"0\.0003 holds out none of digits's 1438 images in 10 classes: take a larger"):
+        build_loaders(cell, load("digits", NOWHERE), Layout())
+
+
+def test_each_class_is_in_the_validation_part_as_often_as_in_the_training_part(make_cell: MakeCell) -> None:
+    loaders = build_loaders(make_cell(), load("digits", NOWHERE), Layout())
+    assert loaders.validation is not None
+    counts = loaders.train.reader.labels.bincount()
+    assert len(loaders.validation.reader.labels) == 144
+    assert ((loaders.validation.reader.labels.bincount() - counts / 9).abs() < 1).all()
+
+
+def test_the_recipes_mean_and_deviation_go_before_the_data_sets_own(make_cell: MakeCell) -> None:
+    source = load("digits", NOWHERE)
+    own = build_loaders(make_cell(), source, Layout()).train.normalization
+    given = build_loaders(make_cell(data={"mean": [0.5], "std": [0.25]}), source, Layout()).train.normalization
+    assert (given.mean.tolist(), given.std.tolist()) == ([0.5], [0.25])
+    assert own.mean.item() == pytest.approx(0.29, abs=0.03)
+    with pytest.raises(DataError, match=r"data\.mean has 3 channels, the images of digits 1$"):
+        build_loaders(make_cell(data={"mean": [0.5] * 3, "std": [0.5] * 3}), source, Layout())
+
+
+def test_published_weights_bring_what_their_images_were(make_cell: MakeCell) -> None:
+    name = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    part = Files(("a.jpg", "b.jpg"), torch.arange(2))
+    source = Source(("a", "b"), part, part, 224, "")
+    keys = {"dataset": "folder/photos", "model": name, "training__batch_size": 2}
+
+    def made(**changes: object) -> tuple[list[float], str]:
+        data = {"crop": "random_resized", "validation_fraction": 0.0, **changes}
+        reader = (
+            loader := build_loaders(make_cell(**keys, init="pretrained", data=data), source, Layout()).train
+        ).reader
+        assert isinstance(reader, FolderReader)
+        return loader.normalization.mean.tolist(), reader.interpolation
+
+    assert made() == ([0.5, 0.5, 0.5], "bicubic")
+    assert made(mean=[0.25] * 3, std=[0.5] * 3, interpolation="area") == ([0.25] * 3, "area")
+    scratch = build_loaders(make_cell(**keys, data={"validation_fraction": 0.0}), source, Layout()).train
+    assert torch.equal(scratch.normalization.mean, IMAGENET.mean)
+    assert isinstance(scratch.reader, FolderReader)
+    assert scratch.reader.interpolation == "bilinear"
+
+
 def test_a_recipe_may_hold_nothing_out(make_cell: MakeCell) -> None:
     loaders = build_loaders(make_cell(data__validation_fraction=0.0), load("digits", NOWHERE), Layout())
     assert loaders.validation is None
     assert loaders.num_train_images == 1438
+
+
+class Two(Layout):
+    """The second of two processes: what the first one tells is known, and who looks when is written down."""
+
+    told: Source | None = None
+    events: ClassVar[list[str]] = []
+
+    def tell(self, value: T) -> T:
+        del value
+        self.events.append("told")
+        return self.told  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        self.events.append("waited")
+
+
+@pytest.mark.parametrize("dataset", ["folder/lamps", "digits"])
+def test_the_main_process_looks_at_data_first_and_alone_lists_folders(
+    make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    files = Files(("a.jpg", "b.jpg"), torch.arange(2))
+    found = Source(("a", "b"), files, files, 224, "") if dataset == "folder/lamps" else load("digits", NOWHERE)
+    monkeypatch.setattr(Two, "told", found if dataset == "folder/lamps" else None)
+    monkeypatch.setattr(Two, "events", [])
+
+    def look(*_: object) -> Source:
+        Two.events.append("looked")
+        return found
+
+    monkeypatch.setattr("suite.data.datasets.load", look)
+    assert load_source(make_cell(dataset=dataset), Two(0, 2), NOWHERE) is found
+    assert load_source(make_cell(dataset=dataset), Two(1, 2), NOWHERE) is found
+    assert Two.events == ["looked", "told", "told", *([] if dataset == "folder/lamps" else ["looked"])]
+
+
+def test_the_main_process_downloads_weights_first(make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Two, "events", [])
+
+    def look(*_: object) -> tuple[torch.nn.Module, str]:
+        Two.events.append("looked")
+        return torch.nn.Linear(1, 1), "0123"
+
+    monkeypatch.setattr("suite.training.pretrained.pretrained", look)
+    for rank in range(2):
+        pretrained_weights(make_cell(init="pretrained"), load("digits", NOWHERE).description, Two(rank, 2), NOWHERE)
+    assert Two.events == ["looked", "waited", "waited", "looked"]

@@ -7,7 +7,6 @@ from needs import no_ffcv
 from PIL import Image
 
 from suite.data.augmentation import (
-    AREA,
     ASPECT,
     NUM_UNIFORMS,
     Centre,
@@ -22,7 +21,7 @@ NUM = 4000
 
 
 def _windows(height: int, width: int) -> np.ndarray:
-    uniforms = torch.rand((NUM, NUM_UNIFORMS), generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand((NUM, NUM_UNIFORMS), generator=torch.Generator().manual_seed(0)).numpy()
     return RandomResized(uniforms).boxes(np.arange(NUM), np.full(NUM, height), np.full(NUM, width))
 
 
@@ -45,7 +44,7 @@ def test_random_windows_have_torchvisions_distribution() -> None:
     ours = _windows(375, 500)
     torch.manual_seed(0)
     image = torch.empty(3, 375, 500)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(AREA), list(ASPECT)) for _ in range(NUM)])
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], list(ASPECT)) for _ in range(NUM)])
     for quantity, of_ours in _quantities(ours).items():
         assert ks_2samp(of_ours, _quantities(theirs)[quantity]).pvalue > 1e-3, quantity
 
@@ -53,6 +52,14 @@ def test_random_windows_have_torchvisions_distribution() -> None:
 def _quantities(boxes: np.ndarray) -> dict[str, np.ndarray]:
     top, left, height, width = boxes.T
     return {"top": top, "left": left, "area": height * width, "aspect": width / height}
+
+
+def test_random_windows_have_the_recipes_share_of_the_area() -> None:
+    settings = Data(crop="random_resized", crop_scale=(0.5, 0.6))
+    boxes = draw(settings, NUM, 0, 0).crops.boxes(np.arange(NUM), np.full(NUM, 400), np.full(NUM, 400))
+    shares = boxes[:, 2] * boxes[:, 3] / 400**2
+    assert shares.min() == pytest.approx(0.5, abs=0.01)
+    assert shares.max() == pytest.approx(0.6, abs=0.01)
 
 
 def test_an_image_too_long_for_any_try_keeps_the_largest_permitted_window() -> None:

@@ -16,7 +16,7 @@ from suite.training.seeds import stream
 
 
 def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell]) -> None:
-    assert make_cell().id == "187b9c03051a"
+    assert make_cell().id == "49a5d3a84091"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,15 @@ def test_a_finetune_cell_starts_from_the_full_precision_cell_of_its_seed(make_ce
     assert [cell.parent for cell in cells] == [None, None, parents[0], parents[1]]
 
 
+def test_a_finetune_cell_of_published_weights_says_how_images_are_normalised(make_cell: Callable[..., Cell]) -> None:
+    block = _block(make_cell(), init="pretrained", quantizers=["fp"])
+    child = _block(make_cell(), init="finetune", quantizers=["bc"])
+    with pytest.raises(ValueError, match=r"from digits/resnet8/fp/s0/pretrained, .* give both blocks data\.mean"):
+        Grid(name="g", blocks=(block, child)).cells()
+    stated = child.model_copy(update={"data": child.data.model_copy(update={"mean": (0.5,), "std": (0.5,)})})
+    assert Grid(name="g", blocks=(block, stated)).cells()[-1].parent == block.cells()[-1].id
+
+
 def test_a_finetune_cell_without_its_parent_is_refused(make_cell: Callable[..., Cell]) -> None:
     with pytest.raises(ValueError, match="the grid has none"):
         Grid(name="g", blocks=(_block(make_cell(), init="finetune", quantizers=["bc"]),)).cells()
@@ -258,3 +267,35 @@ def test_inputs_that_stay_real_are_refused() -> None:
 def test_an_unknown_policy_is_corrected(make_cell: Callable[..., Cell]) -> None:
     with pytest.raises(ValidationError, match=r"unknown full-precision policy 'ends\+shortcut'; did you mean"):
         make_cell(quantization__full_precision="ends+shortcut")
+
+
+VIT = {"dataset": "folder/photos", "model": "deit_tiny_patch16_224"}
+RISING = {"image_size": 224, "crop": "random_resized", "progressive_resizing": {"start": 128, "to_epoch": 2}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"data__image_size": 16},
+            "image_size: is for image files; digits is held in memory and stays at its own size",
+        ),
+        ({"data__test_size": 16}, "test_size: is for image files"),
+        ({"data__interpolation": "area"}, "interpolation: is for image files"),
+        ({"data__evaluation_ratio": 0.875}, "evaluation_ratio: is for image files"),
+        ({"data__crop": "random_resized"}, "crop: random_resized is for image files"),
+        ({"data__crop_scale": [0.2, 1.0]}, r"crop_scale: only with crop: random_resized, here it is padded"),
+        ({"data": {"crop": "random_resized", "crop_scale": [1.0, 0.2]}}, r"crop_scale: \[1\.0, 0\.2\] is no range"),
+        ({"data__mean": [0.5]}, "mean: comes with std: give both, or neither"),
+        ({"data": {"mean": [0.5], "std": [0.5, 0.5]}}, "mean: has 1 channels, std 2"),
+        ({"data": {"mean": [0.5], "std": [0.0]}}, "greater than 0"),
+        ({**VIT, "data": {"image_size": 224, "test_size": 256}}, "test_size: deit_tiny_patch16_224 takes"),
+        ({**VIT, "data": RISING}, "progressive_resizing: deit_tiny_patch16_224 takes images of one size only"),
+        ({"data__interpolation": "nearest"}, "'bilinear', 'bicubic' or 'area'"),
+    ],
+)
+def test_keys_of_data_that_do_not_apply_are_refused(
+    make_cell: Callable[..., Cell], keys: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_cell(**keys)

@@ -1,22 +1,30 @@
 """Every sample once an epoch, in an order and with an augmentation that depend on the seed and on nothing else."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resized_crop
 
-from suite.data.augmentation import IMAGENET, Normalization, shift
+from suite.data.augmentation import IMAGENET, Centre, Normalization, draw, finish, shift
 from suite.data.loader import Loader
-from suite.data.readers.image_folder import FolderReader
+from suite.data.readers.image_folder import FolderReader, Workers
 from suite.data.readers.memory import MemoryReader
 from suite.data.source import Files, Pixels
 from suite.engines.process_group import Layout
 from suite.errors import DataError
-from suite.recipe.cell import Data
+from suite.recipe.cell import Data, Interpolation
 
 IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 """Leaves the bytes as they are."""
@@ -96,14 +104,14 @@ def test_processes_share_each_global_batch_out_with_the_same_augmentation() -> N
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 7])
-def test_evaluation_counts_every_sample_once_without_padding(world_size: int) -> None:
+def test_evaluation_shows_every_sample_and_to_make_shares_equal_the_last_one_again(world_size: int) -> None:
     seen = [
         int(label)
         for rank in range(world_size)
         for _, labels in _loader(rank=rank, world_size=world_size, padding=2, flip=True).evaluation()
         for label in labels
     ]
-    assert sorted(seen) == list(range(60))
+    assert sorted(seen) == [*range(60), *[59] * (-60 % world_size)]
 
 
 def test_evaluation_shows_images_as_they_are() -> None:
@@ -148,7 +156,7 @@ def files(tmp_path: Path) -> Files:
     for index in range(10):
         image = torch.randint(0, 256, (20 + index, 24, 3), dtype=torch.uint8, generator=generator)
         Image.fromarray(image.numpy()).save(tmp_path / f"{index}.png")
-    return Files(tuple(tmp_path / f"{index}.png" for index in range(10)), torch.arange(10))
+    return Files(tuple(str(tmp_path / f"{index}.png") for index in range(10)), torch.arange(10))
 
 
 SETTINGS = Data(image_size=16, crop="random_resized", horizontal_flip=True)
@@ -158,7 +166,15 @@ ALONE = Layout()
 
 
 def _folder(files: Files, batch_size: int, layout: Layout = ALONE, num_workers: int = 0) -> Loader:
-    return Loader(FolderReader(files, num_workers, layout.device), SETTINGS, 16, IMAGENET, batch_size, 0, layout)
+    return Loader(
+        FolderReader(files, Workers(num_workers, layout.device), layout.device),
+        SETTINGS,
+        16,
+        IMAGENET,
+        batch_size,
+        0,
+        layout,
+    )
 
 
 def _epoch(loader: Loader, epoch: int) -> tuple[Tensor, list[int]]:
@@ -177,7 +193,7 @@ def test_folder_augmentation_does_not_depend_on_the_number_of_workers(files: Fil
 
 @pytest.mark.slow
 def test_workers_leave_signals_to_stop_to_the_process_that_can_save(files: Files) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("signalled.py")), str(files.paths[0].parent)]
+    command = [sys.executable, str(Path(__file__).with_name("signalled.py")), str(Path(files.paths[0]).parent)]
     assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split() == ["10", "2"]
 
 
@@ -192,10 +208,131 @@ def test_folder_images_differ_between_epochs_and_not_between_calls(files: Files)
 
 def test_folder_evaluation_covers_every_file_once_over_processes(files: Files) -> None:
     loaders = [_folder(files, 4, Layout(rank, 3)) for rank in range(3)]
-    assert sorted(int(i) for loader in loaders for _, labels in loader.evaluation() for i in labels) == list(range(10))
+    seen = sorted(int(i) for loader in loaders for _, labels in loader.evaluation() for i in labels)
+    assert seen == [*range(10), 9, 9]
 
 
-def test_a_file_that_cannot_be_decoded_is_named(files: Files) -> None:
-    files.paths[0].write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"0\.png: cannot be decoded"):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_folder_images_are_torchvisions_windows_to_the_bit(files: Files, interpolation: Interpolation) -> None:
+    reader = FolderReader(files, Workers(0, ALONE.device), ALONE.device, interpolation)
+    crops = draw(SETTINGS, 10, seed=0, epoch=0).crops
+    ((images, _),) = reader.read([torch.arange(10)], crops, 16)
+    for number, (path, image) in enumerate(zip(files.paths, images, strict=True)):
+        original = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+        extent = (np.array([length]) for length in original.shape[1:])
+        box = crops.boxes(np.array([number]), *extent)[0].tolist()
+        mode = InterpolationMode(interpolation)
+        assert torch.equal(image, resized_crop(original, *box, size=[16, 16], interpolation=mode, antialias=True))
+
+
+def test_area_shows_the_mean_of_what_a_pixel_covers(files: Files) -> None:
+    reader = FolderReader(files, Workers(0, ALONE.device), ALONE.device, "area")
+    ((images, _),) = reader.read([torch.tensor([4])], Centre(1.0), 8)  # 24 x 24
+    original = torch.from_numpy(np.array(Image.open(files.paths[4]))).float()
+    means = original.view(8, 3, 8, 3, 3).mean((1, 3)).permute(2, 0, 1)
+    assert ((images[0] - means).abs() <= 0.5).all()
+
+
+def test_folder_images_are_finished_to_the_bits_that_finish_gives(files: Files) -> None:
+    reader, batches = FolderReader(files, Workers(0, ALONE.device), ALONE.device), torch.split(torch.arange(10), 4)
+    mirrored, crops = torch.arange(10) % 3 == 0, draw(SETTINGS, 10, seed=0, epoch=0).crops
+    read, finished = reader.read(batches, crops, 16), reader.read_finished(batches, crops, 16, mirrored, IMAGENET)
+    kept = list(finished)  # none lies in a buffer that was used again
+    for batch, (images, labels), (found, found_labels) in zip(batches, read, kept, strict=True):
+        assert torch.equal(found, finish(images, mirrored[batch], IMAGENET))
+        assert torch.equal(found_labels, labels)
+
+
+def test_images_are_evaluated_at_their_own_size_where_the_recipe_says_so(files: Files) -> None:
+    settings = SETTINGS.model_copy(update={"test_size": 24})
+    reader = FolderReader(files, Workers(0, ALONE.device), ALONE.device)
+    loader = Loader(reader, settings, 16, IMAGENET, 5, 0, ALONE)
+    assert {images.shape[-1] for images, _ in loader.evaluation()} == {24}
+    assert {images.shape[-1] for images, _ in loader.epoch(0)} == {16}
+
+
+@pytest.mark.slow
+def test_one_pool_of_workers_serves_all_passes_also_after_one_that_was_left_half_way(files: Files) -> None:
+    workers = Workers(1, ALONE.device)
+    train, test = FolderReader(files, workers, ALONE.device), FolderReader(files, workers, ALONE.device)
+    batches, mine = torch.split(torch.arange(10), 1), set(multiprocessing.active_children())
+
+    def pids() -> set[int | None]:
+        return {process.pid for process in set(multiprocessing.active_children()) - mine}
+
+    first = train.read(batches, Centre(1.0), 16)
+    images, _ = next(first)
+    started = pids()
+    assert len(started) == 1
+    first.close()  # type: ignore[attr-defined]
+    again = [images for images, _ in test.read(batches, Centre(1.0), 16)]
+    assert (len(again), torch.equal(again[0], images)) == (10, True)
+    assert pids() == started
+    turns = zip(train.read(batches, Centre(1.0), 16), test.read(batches, Centre(1.0), 8), strict=True)
+    assert all(one.shape[-1] == 16 and other.shape[-1] == 8 for (one, _), (other, _) in turns)
+    del turns
+    workers.close()
+    assert not pids()
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent_however_that_ends(files: Files) -> None:
+    code = f"""
+import multiprocessing, os, torch
+from suite.data.augmentation import Centre
+from suite.data.readers.image_folder import FolderReader, Workers
+from suite.data.source import Files
+if __name__ == "__main__":
+    cpu = torch.device("cpu")
+    reader = FolderReader(Files({files.paths!r}, torch.zeros(10)), Workers(1, cpu), cpu)
+    next(reader.read(torch.arange(10).split(1), Centre(1.0), 8))
+    print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    program = Path(files.paths[0]).with_name("parent.py")
+    program.write_text(code, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, str(program)], env=environment, check=False, stdout=subprocess.PIPE)
+    assert result.returncode == -signal.SIGKILL
+    (pid,) = result.stdout.split()
+    deadline = time.monotonic() + 10
+    while (place := Path("/proc") / pid.decode()).exists() and "Z" not in (place / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "half": lambda content: content[: len(content) // 2],
+    "HTML": lambda _: b"<!DOCTYPE html><html></html>",
+    "empty": lambda _: b"",
+    "HEIC": lambda _: b"\0\0\0\x18ftypheic" + bytes(100),
+    "macOS": lambda _: b"\0\x05\x16\x07" + bytes(78),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_file_that_cannot_be_decoded_is_named(files: Files, how: str) -> None:
+    path = Path(files.paths[0])
+    path.write_bytes(BROKEN[how](path.read_bytes()))
+    with pytest.raises(DataError, match=r"0\.png: cannot be decoded \([^\n]+\)$"):
+        list(_folder(files, 5).evaluation())
+
+
+def test_a_link_to_nothing_is_named(files: Files) -> None:
+    path = Path(files.paths[0])
+    path.unlink()
+    path.symlink_to("nothing")
+    with pytest.raises(DataError, match=r"0\.png: cannot be decoded \(.*No such file"):
+        list(_folder(files, 5).evaluation())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemError("a\nb"), RecursionError("deep"), ValueError()])
+def test_a_file_is_named_whatever_its_decoder_raises(
+    files: Files, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "crop", fail)
+    with pytest.raises(DataError, match=r"0\.png: cannot be decoded \([^\n]+\)$"):
         list(_folder(files, 5).evaluation())

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_an_image_folder_lists_its_images_by_class(tmp_path: Path) -> None:
     assert isinstance(source.train, Files)
     assert source.classes == ("lily", "rose")
     assert source.train.labels.tolist() == [0, 0, 1, 1]
-    assert [path.parent.name for path in source.train.paths] == ["lily", "lily", "rose", "rose"]
+    assert [Path(path).parent.name for path in source.train.paths] == ["lily", "lily", "rose", "rose"]
 
 
 def test_different_classes_in_train_and_test_are_refused(tmp_path: Path) -> None:
@@ -120,7 +121,68 @@ def test_names_are_known_before_files_are_looked_for() -> None:
 
 
 def test_the_held_out_share_is_fixed_and_disjoint() -> None:
-    kept, held_out = hold_out(1000, 0.1)
+    labels = torch.arange(1000) % 7
+    kept, held_out = hold_out(labels, 0.1)
     assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(1000))
     assert len(held_out) == 100
-    assert torch.equal(hold_out(1000, 0.1)[1], held_out)
+    assert torch.equal(hold_out(labels, 0.1)[1], held_out)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 1 / 3, 0.9])
+def test_each_class_gives_its_share_to_validation_by_largest_remainder(fraction: float) -> None:
+    counts = torch.tensor([100, 37, 0, 15, 15, 220])
+    labels = torch.arange(6).repeat_interleave(counts)[torch.randperm(387, generator=torch.Generator().manual_seed(0))]
+    _, held_out = hold_out(labels, fraction)
+    assert len(held_out) == round(387 * fraction)
+    shares = labels[held_out].bincount(minlength=6)
+    assert ((shares - counts * fraction).abs() < 1).all()
+    assert shares[3] >= shares[4]  # of equal remainders the lower label's comes first
+
+
+def test_the_last_image_of_a_class_is_never_held_out() -> None:
+    labels = torch.tensor([0, 1, 1, 2, *[3] * 20])
+    kept, held_out = hold_out(labels, 0.9)
+    assert set(labels[kept].tolist()) == {0, 1, 2, 3}
+    assert labels[held_out].bincount(minlength=4).tolist() == [0, 1, 0, 19]  # 20 of the wanted 22
+    assert len(hold_out(torch.arange(10), 0.5)[1]) == 0
+
+
+def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        _folder(tmp_path / "flowers", part, ("rose",))
+    with pytest.raises(DataError, match=r"flowers/train: one class only, rose: there is nothing to tell apart$"):
+        load("folder/flowers", tmp_path)
+
+
+def test_tiny_imagenet_as_unpacked_is_refused_with_the_command_that_arranges_it(tmp_path: Path) -> None:
+    place = tmp_path / "tiny imagenet"
+    for name in ("n01", "n02"):
+        (place / "train" / name / "images").mkdir(parents=True)
+        (place / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG 0 0 1 1", encoding="utf-8")
+        for number in range(2):
+            Image.new("RGB", (64, 64)).save(place / "train" / name / "images" / f"{name}_{number}.JPEG")
+    for part in ("val", "test"):
+        (place / part / "images").mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 64)).save(place / part / "images" / f"{part}_{number}.JPEG")
+    lines = "".join(f"val_{number}.JPEG\t{name}\t0\t0\t9\t9\n" for number, name in enumerate(("n02", "n01", "n02")))
+    (place / "val" / "val_annotations.txt").write_text(lines, encoding="utf-8")
+    with pytest.raises(DataError, match="Tiny-ImageNet as unpacked; to arrange it: cd ") as refusal:
+        load("folder/tiny imagenet", tmp_path)
+    assert "\n" not in str(refusal.value)
+    subprocess.run(["sh", "-c", str(refusal.value).partition("to arrange it: ")[2]], check=True)
+    source = load("folder/tiny imagenet", tmp_path)
+    assert isinstance(source.test, Files)
+    assert (source.classes, source.train.labels.tolist()) == (("n01", "n02"), [0, 0, 1, 1])
+    assert [Path(path).name for path in source.test.paths] == ["val_1.JPEG", "val_0.JPEG", "val_2.JPEG"]
+    assert source.validation is None
+
+
+def test_images_of_several_sizes_are_no_small_data_set(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for part in ("train", "test"):
+            folder = tmp_path / "cifar10" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32 + number, 32)).save(folder / "0.png")
+    with pytest.raises(DataError, match=r"dog/0\.png: images of one size are expected, found 32 x 32 and 33 x 32"):
+        load("cifar10", tmp_path)

@@ -10,8 +10,6 @@ import io
 import queue
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -28,8 +26,10 @@ from torch import Tensor
 from suite.data.augmentation import Crops, Normalization, finish
 from suite.data.beton import Index, read_index
 from suite.data.readers import kernels
+from suite.data.readers.buffers import Buffers
 from suite.data.source import Encoded
 from suite.errors import DataError
+from suite.recipe.cell import Interpolation
 
 _torch_threads = torch.get_num_threads()
 import numba  # noqa: E402
@@ -64,11 +64,13 @@ torch.set_num_threads(_torch_threads)
 class Wish:
     """What a pass makes of samples: windows of size x size, as they are or, where `normalized` is given, finished.
 
-    `mirrored` is bool [N]. `normalized`, float32 [256, 3], is what becomes of each level.
+    `interpolation` is an index of kernels.INTERPOLATIONS. `mirrored` is bool [N]. `normalized`, float32 [256, 3], is
+    what becomes of each level.
     """
 
     crops: Crops
     size: int
+    interpolation: int
     mirrored: NDArray[np.bool_] | None = None
     normalized: NDArray[np.float32] | None = None
 
@@ -84,26 +86,8 @@ def normalized(normalization: Normalization) -> NDArray[np.float32]:
     return normalization(levels)[0, :, :, 0].T.contiguous().numpy()
 
 
-class Memory:
-    """Room for batches of a pass, used again once nobody has the batch any more: fresh memory would be paged in."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: type[np.uint8 | np.float32]) -> None:
-        self._shape, self._dtype = shape, dtype
-        self._free: deque[NDArray[Any]] = deque()
-
-    def take(self, num_samples: int) -> NDArray[Any]:
-        """[num_samples, ...], to be made a tensor: its memory is free when the array is gone, which tensors keep.
-
-        Slices of the array do not keep it: numpy has them refer to what the array is itself a slice of.
-        """
-        whole = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
-        batch = whole[:num_samples]
-        weakref.finalize(batch, self._free.append, whole).atexit = False
-        return batch
-
-
 class FFCVReader:
-    """Windows of an FFCV file's images, resized by area; those that have the size already stay exact.
+    """Windows of an FFCV file's images; those that have the size already stay exact.
 
     JPEGs are decoded with TurboJPEG's fast cosine transform, which is within a few levels of Pillow's.
 
@@ -112,12 +96,22 @@ class FFCVReader:
         batch_size: of every batch that `read` is asked for; the last may be smaller.
         num_workers: decoding threads.
         device: where batches go.
+        interpolation: how windows are resized. Of raw images they have the bits of the torch loader's windows, but for
+            area, which may differ by one level.
     """
 
     name = "ffcv"
 
-    def __init__(self, part: Encoded, batch_size: int, num_workers: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        part: Encoded,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
         self.labels, self._device = part.labels, device
+        self._interpolation = kernels.INTERPOLATIONS.index(interpolation)
         self._decoder = _Decoder(part, num_workers)
         self._loader = _Loader(part.path, batch_size, self._decoder)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -128,7 +122,7 @@ class FFCVReader:
         Raises:
             DataError: an image cannot be decoded, or none comes for STUCK_SECONDS.
         """
-        return self._read(batches, Wish(crops, size))
+        return self._read(batches, Wish(crops, size, self._interpolation))
 
     def read_finished(
         self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
@@ -138,7 +132,8 @@ class FFCVReader:
         `mirrored`: bool [N], of all samples of the part.
         """
         if self._stream is None:
-            return self._read(batches, Wish(crops, size, mirrored.numpy(), normalized(normalization)))
+            wish = Wish(crops, size, self._interpolation, mirrored.numpy(), normalized(normalization))
+            return self._read(batches, wish)
         read = zip(batches, self.read(batches, crops, size), strict=True)
         return ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
 
@@ -149,7 +144,7 @@ class FFCVReader:
             raise ValueError(f"every batch but the last has to have {self._loader.batch_size} samples")
         memory = None
         if self._stream is None:
-            memory = Memory((len(batches[0]), wish.size, wish.size, 3), wish.dtype)
+            memory = Buffers((len(batches[0]), wish.size, wish.size, 3), wish.dtype)
         self._decoder.pinned_size = wish.size if memory is None else 0
         decoding = _Decoding(self._loader, torch.cat(list(batches)).numpy(), (wish, memory))
         try:
@@ -180,6 +175,7 @@ def _decode(
     widths: NDArray[np.int64],
     is_jpeg: NDArray[np.bool_],
     boxes: NDArray[np.int32],
+    interpolation: int,
     mirrored: NDArray[np.bool_],
     doubtful: NDArray[np.bool_],
     normalized: NDArray[np.float32],
@@ -201,7 +197,14 @@ def _decode(
             doubtful[i] = _imdecode(image, scratch, height, width, height, width, 0, 0, 1, 1, False, False) != 0
             image = scratch[: 3 * heights[i] * widths[i]]
         kernels.render(
-            i, image.reshape((heights[i], 3 * widths[i])), boxes[i], mirrored[i], normalized, windows, finished
+            i,
+            image.reshape((heights[i], 3 * widths[i])),
+            boxes[i],
+            interpolation,
+            mirrored[i],
+            normalized,
+            windows,
+            finished,
         )
 
 
@@ -236,7 +239,7 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
         self,
         samples: NDArray[np.int64],
         pinned: NDArray[np.uint8],
-        wanted: tuple[Wish, Memory | None],
+        wanted: tuple[Wish, Buffers | None],
         storage: tuple[Any, ...],
     ) -> NDArray[Any]:
         """Images [B, size, size, 3] of the samples [B] of the part; in `pinned` unless there is other memory."""
@@ -246,12 +249,18 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
         boxes = wish.crops.boxes(samples, rows.heights, rows.widths)
         mirrored = np.zeros(len(samples), np.bool_) if wish.mirrored is None else wish.mirrored[samples]
         doubtful, content = np.zeros(len(samples), np.bool_), np.asarray(storage[0])
-        stored = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes, mirrored, doubtful)
+        stored = (rows.offsets, rows.num_bytes, rows.heights, rows.widths, rows.is_jpeg, boxes)
 
         def decode(begin: int) -> None:
             mine = slice(begin, begin + step)
             _decode_fast(
-                content, self._scratch(), *(array[mine] for array in stored), *self._targets(wish, images[mine])
+                content,
+                self._scratch(),
+                *(array[mine] for array in stored),
+                wish.interpolation,
+                mirrored[mine],
+                doubtful[mine],
+                *self._targets(wish, images[mine]),
             )
 
         step = -(-len(samples) // (TASKS_PER_THREAD * self._num_workers))
@@ -264,7 +273,12 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
             if image.shape[:2] != (rows.heights[i], rows.widths[i]):
                 raise DataError(f"{self.path}: sample {sample} is of another size than the file's index says")
             kernels.render(
-                0, image.reshape(len(image), -1), boxes[i], mirrored[i], *self._targets(wish, images[i : i + 1])
+                0,
+                image.reshape(len(image), -1),
+                boxes[i],
+                wish.interpolation,
+                mirrored[i],
+                *self._targets(wish, images[i : i + 1]),
             )
         return images
 
@@ -348,7 +362,7 @@ def _nothing_compiled() -> Iterator[None]:
 class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
     """FFCV's thread, which decodes a few batches ahead; `order` is int64 [n], sample numbers of the part."""
 
-    def __init__(self, loader: _Loader, order: NDArray[np.int64], wanted: tuple[Wish, Memory | None]) -> None:
+    def __init__(self, loader: _Loader, order: NDArray[np.int64], wanted: tuple[Wish, Buffers | None]) -> None:
         self._failure: BaseException | None = None
         self._num_taken = 0
         # What FFCV hands to the decoder of its first field, the image, along with sample numbers.

@@ -1,32 +1,47 @@
-"""Images decoded from files by worker processes: the way without FFCV, for what does not fit in memory."""
+"""Images decoded from files by worker processes: for what does not fit in memory, without FFCV."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from multiprocessing import popen_forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from suite.data.augmentation import Crops
-from suite.data.decoding import read_rgb
+from suite.data.augmentation import Crops, Normalization, finish, finish_each
+from suite.data.decoding import opened, to_rgb
+from suite.data.readers.buffers import Buffers
 from suite.data.resize import area_resize
 from suite.data.source import Files
 from suite.errors import DataError
+from suite.recipe.cell import Interpolation
 
 
 class FolderReader:
-    """RGB; decoded by Pillow, resized by area as FFCV does."""
+    """Windows of image files: decoded by Pillow; resized as uint8 by torch, antialiased, as torchvision does it.
+
+    FFCV's reader gives the same bytes where its file is raw, but for area, where they may differ by one level. A window
+    that has the size already stays exact.
+
+    Args:
+        part: the files.
+        workers: who decodes; readers may share them.
+        device: where batches go.
+        interpolation: how windows are resized.
+    """
 
     name = "torch"
 
-    def __init__(self, data: Files, num_workers: int, device: torch.device) -> None:
-        self.labels, self.num_workers, self.device = data.labels, num_workers, device
-        self._data = data
+    def __init__(
+        self, part: Files, workers: "Workers", device: torch.device, interpolation: Interpolation = "bilinear"
+    ) -> None:
+        self.labels, self.interpolation, self._device = part.labels, interpolation, device
+        self._paths, self._workers = part.paths, workers
 
     def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows of the images, decoded ahead. Without workers, as they are asked for.
@@ -34,63 +49,145 @@ class FolderReader:
         Raises:
             DataError: an image cannot be decoded; the message names the file.
         """
-        loader = DataLoader(
-            _Decoded(self._data, size),
-            batch_size=None,  # an item is a batch
-            sampler=_requests(batches, crops),
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context=_context() if self.num_workers else None,
-            worker_init_fn=_leave_signals_alone,
-        )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            images, labels = batch
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        decoded = self._workers.decode([self._request(batch, crops, size) for batch in batches])
+        for batch, images in zip(batches, decoded, strict=True):
+            yield images.to(self._device, non_blocking=True), self.labels[batch].to(self._device, non_blocking=True)
+
+    def read_finished(
+        self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`read`, then `augmentation.finish`, to the bit. `mirrored`: bool [N], of all samples of the part."""
+        read = zip(batches, self.read(batches, crops, size), strict=True)
+        if self._device.type != "cpu":
+            yield from ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
+            return
+        buffers = Buffers((max(map(len, batches), default=0), size, size, 3), np.float32)
+        for batch, (images, labels) in read:
+            finished = torch.from_numpy(buffers.take(len(batch))).permute(0, 3, 1, 2)
+            finish_each(images, mirrored[batch], normalization, finished)
+            yield finished, labels
+
+    def _request(self, batch: Tensor, crops: Crops, size: int) -> "_Request":
+        paths = tuple(self._paths[sample] for sample in batch.tolist())
+        return _Request(paths, crops.subset(batch), size, self.interpolation)
 
 
 class _Request(NamedTuple):
-    """What a worker is asked for: sample numbers, and the windows of those samples, counted from 0."""
+    """A batch to decode: everything that it depends on, so that workers have no state. Windows are counted from 0."""
 
-    samples: Tensor
+    paths: tuple[str, ...]
     crops: Crops
+    size: int
+    interpolation: Interpolation
 
 
-def _requests(batches: Sequence[Tensor], crops: Crops) -> Iterable[_Request]:
-    return (_Request(batch, crops.subset(batch)) for batch in batches)
+class Workers:
+    """Processes that decode batches. They start with the first pass, serve all passes of all readers, and end with this
+    object or this process, however that ends. 0: batches are decoded here.
+    """
+
+    def __init__(self, num_workers: int, device: torch.device) -> None:
+        self.num_workers, self._pin_memory = num_workers, device.type == "cuda"
+        self._idle: list[tuple[_Requests, DataLoader[Any]]] = []
+
+    def decode(self, requests: Sequence[_Request]) -> Iterator[Tensor]:
+        """uint8 images [B, 3, size, size] of each request, channels last, in order.
+
+        Raises:
+            DataError: an image cannot be decoded; the message names the file.
+        """
+        if not self.num_workers:
+            yield from map(_decoded, requests)
+            return
+        # A second pass while the first is under way gets processes of its own: a DataLoader has one pass at a time.
+        sampler, loader = self._idle.pop() if self._idle else self._started()
+        sampler.requests = requests
+        try:
+            for batch in loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+        finally:
+            sampler.requests = ()
+            self._idle.append((sampler, loader))
+
+    def close(self) -> None:
+        """Ends the processes. The next pass starts others."""
+        self._idle.clear()
+
+    def _started(self) -> "tuple[_Requests, DataLoader[Any]]":
+        sampler = _Requests()
+        loader = DataLoader(
+            _Decoded(),
+            batch_size=None,  # an item is a batch
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self._pin_memory,
+            multiprocessing_context=_context(),
+            worker_init_fn=_begin,
+            persistent_workers=True,
+        )
+        return sampler, loader
 
 
-class _Decoded(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """Batches by request, so that a worker needs no state to augment reproducibly.
+class _Requests(Sampler[_Request]):
+    """Those of the pass under way."""
+
+    def __init__(self) -> None:
+        self.requests: Sequence[_Request] = ()
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+class _Decoded(Dataset[Tensor | DataError]):
+    """Batches by request.
 
     An image that cannot be decoded is returned as the DataError: one that a worker raises arrives as "Caught DataError
     in DataLoader worker process 0", and the file's name somewhere in a traceback below.
     """
 
-    def __init__(self, data: Files, size: int) -> None:
-        self.data, self.size = data, size
-
-    def __getitem__(self, request: _Request) -> tuple[Tensor, Tensor] | DataError:
-        """(uint8 [B, 3, size, size], int64 [B])."""
+    def __getitem__(self, request: _Request) -> Tensor | DataError:
         try:
-            return self._batch(request)
+            return _decoded(request)
         except DataError as error:
-            return error
+            return DataError(str(error))  # without what it came from, which need not survive being sent
 
-    def _batch(self, request: _Request) -> tuple[Tensor, Tensor]:
-        images = np.empty((len(request.samples), self.size, self.size, 3), np.uint8)
-        for number, sample in enumerate(request.samples.tolist()):
-            image = read_rgb(self.data.paths[sample])
-            extent = [np.array([length]) for length in image.shape[:2]]
+
+def _decoded(request: _Request) -> Tensor:
+    images = torch.empty((len(request.paths), request.size, request.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for number, path in enumerate(request.paths):
+        with opened(path) as image:
+            extent = [np.array([length]) for length in (image.height, image.width)]
             top, left, height, width = request.crops.boxes(np.array([number]), *extent)[0].tolist()
-            images[number] = area_resize(image[top : top + height, left : left + width], self.size, self.size)
-        return torch.from_numpy(images).permute(0, 3, 1, 2), self.data.labels[request.samples]
+            if image.mode == "RGB":
+                window = np.array(image.crop((left, top, left + width, top + height)))
+            else:
+                window = to_rgb(image)[top : top + height, left : left + width]
+            images[number] = _resized(window, request.size, request.interpolation)
+    return images
 
 
-def _leave_signals_alone(_worker: int) -> None:
-    """Also where the server was started before, by someone who did not ask for it."""
-    import suite.data.readers.block_stop_signals  # noqa: F401  # to import it is to become so
+def _resized(window: NDArray[np.uint8], size: int, interpolation: Interpolation) -> Tensor:
+    """[h, w, 3] -> [3, size, size]."""
+    if interpolation == "area":
+        return torch.from_numpy(area_resize(window, size, size)).permute(2, 0, 1)
+    image = torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1)
+    if image.shape[1:] == (size, size):
+        return image
+    return torch.nn.functional.interpolate(image[None], (size, size), mode=interpolation, antialias=True)[0]
+
+
+def _begin(_worker: int) -> None:
+    from suite.run.processes import obey_the_parent
+
+    # Also where the server was started before, by someone who did not ask for it.
+    import suite.data.readers.block_stop_signals  # noqa: F401  # isort: skip  # importing it blocks them
+
+    obey_the_parent()
 
 
 class _Popen(popen_forkserver.Popen):

@@ -1,7 +1,7 @@
-"""Loops over pixels that numpy has no word for, compiled by numba, which comes with FFCV: once per process.
+"""Pixel loops that NumPy cannot vectorise, compiled by numba, which comes with FFCV: once per process.
 
-They hold no lock of Python's, so threads run them side by side. Sums are added in the order written, so they come out
-the same on every machine. Images are [H, 3 W] here, a row's pixels one after another.
+They release the GIL, so threads run them side by side. Sums are of integers: the same on every machine. Images are
+uint8 [H, 3 W] here, a row's pixels one after another.
 """
 
 from collections.abc import Callable
@@ -11,107 +11,135 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-HALF = np.float32(0.5)
-ONE, TWO, THREE, FOUR, FIVE = (np.uintp(number) for number in range(1, 6))
-
-Levels = NDArray[np.uint8] | NDArray[np.float32]
+INTERPOLATIONS = ("bilinear", "bicubic", "area")
+"""Their indices are what the kernels are given."""
+ONE, TWO, THREE = (np.uintp(number) for number in range(1, 4))
+DARKEST, BRIGHTEST = np.int32(0), np.int32(255)
+BLOCK = 16
+"""Rows that are transposed together: their pixels fill the cache lines that they are written to."""
 
 _compiled: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True, error_model="numpy")
 
 
 @_compiled
-def _coverage(num: int, num_new: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each new pixel: the first old one under it [num_new]; the shares of that one and of the next [num_new, K].
+def _filter(x: float, interpolation: int) -> float:
+    """The triangle, or Keys' cubic with a = -0.5, at distance x."""
+    x = abs(x)
+    if interpolation == 0:
+        return max(1.0 - x, 0.0)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return -0.5 * (((x - 5.0) * x + 8.0) * x - 4.0) if x < 2.0 else 0.0  # noqa: PLR2004
 
-    Shares of what lies beyond the last old pixel are 0.
+
+@_compiled
+def _shares(num: int, num_new: int, interpolation: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """Of each new pixel: the first old one that counts and how many do, both [num_new]; their shares [num_new, K].
+
+    Area's are what the new pixel covers. The others' filter is stretched where the image shrinks (antialiasing).
     """
-    scale, end_of_all = num / num_new, float(num)
-    first, shares = np.empty(num_new, np.int64), np.empty((num_new, -(-num // num_new) + 1), np.float32)
+    scale = num / num_new
+    support = max(scale, 1.0) * (2.0 if interpolation == 1 else 1.0)
+    first, count = np.empty(num_new, np.int64), np.empty(num_new, np.int64)
+    shares = np.zeros((num_new, 2 * int(np.ceil(support)) + 1))
     for new in range(num_new):
-        begin, end = new * scale, min((new + 1) * scale, end_of_all)
-        first[new] = int(begin)
+        if interpolation == 2:  # noqa: PLR2004
+            begin, end = new * scale, min((new + 1) * scale, float(num))
+            first[new] = int(begin)
+            count[new] = int(np.ceil(end)) - first[new]
+            for k in range(count[new]):
+                old = float(first[new] + k)
+                shares[new, k] = max(min(end, old + 1.0) - max(begin, old), 0.0)
+        else:
+            centre = scale * (new + 0.5)
+            first[new] = max(int(centre - support + 0.5), 0)
+            count[new] = min(int(centre + support + 0.5), num) - first[new]
+            for k in range(count[new]):
+                shares[new, k] = _filter((k + first[new] - centre + 0.5) * (1.0 / max(scale, 1.0)), interpolation)
+        total = 0.0
+        for k in range(count[new]):
+            total += shares[new, k]
+        for k in range(count[new]):
+            shares[new, k] /= total
+    return first, count, shares
+
+
+@_compiled
+def _in_16_bits(shares: NDArray[np.float64]) -> tuple[NDArray[np.int16], int]:
+    """(round(shares * 2**bits), bits): as many bits as the largest share leaves room for, 22 at most; as torch."""
+    largest, bits = shares.max(), 0
+    while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:  # noqa: PLR2004
+        bits += 1
+    rounded = np.empty(shares.shape, np.int16)
+    for new in range(shares.shape[0]):
         for k in range(shares.shape[1]):
-            old = float(first[new] + k)
-            shares[new, k] = max(min(end, old + 1.0) - max(begin, old), 0.0) / scale
-    return first, shares
+            share = shares[new, k] * (1 << bits)
+            rounded[new, k] = int(share - 0.5) if share < 0 else int(share + 0.5)
+    return rounded, bits
 
 
 @_compiled
-def _copy(levels: Levels, copied: Levels) -> None:
-    """[n] into [>= n]."""
-    for i in range(len(levels)):
-        copied[i] = levels[i]
+def _mix_rows(old: NDArray[np.uint8], new: NDArray[np.uint8], interpolation: int) -> None:
+    """Rows [h, n] into rows [H, n]."""
+    first, count, exact = _shares(len(old), len(new), interpolation)
+    shares, bits = _in_16_bits(exact)
+    num, half, shift = old.shape[1], np.int32(1 << (bits - 1)), np.int32(bits)
+    sums = np.empty(num, np.int32)
+    for y in range(len(new)):
+        mixed = new[y]
+        sums[:] = half
+        for k in range(count[y]):
+            row, share = old[first[y] + k], np.int32(shares[y, k])
+            for i in range(num):
+                sums[i] += share * np.int32(row[i])
+        for i in range(num):
+            mixed[i] = min(max(sums[i] >> shift, DARKEST), BRIGHTEST)
 
 
 @_compiled
-def _mix_rows(rows: Levels, first: int, shares: NDArray[np.float32], mixed: NDArray[np.float32]) -> None:
-    """Rows `first`, `first` + 1, ... of rows [h, n], each by its share [K], into mixed [n]."""
-    old, share = rows[first], shares[0]
-    for i in range(len(mixed)):
-        mixed[i] = share * np.float32(old[i])
-    for k in range(1, len(shares)):
-        old, share = rows[first + k], shares[k]
-        if share > 0:
-            for i in range(len(mixed)):
-                mixed[i] += share * np.float32(old[i])
+def _transpose(image: NDArray[np.uint8], transposed: NDArray[np.uint8]) -> None:
+    """[h, 3 w] into [w, 3 h], pixel by pixel."""
+    for begin in range(0, len(image), BLOCK):
+        for x in range(len(transposed)):
+            column, old = transposed[x], np.uintp(3 * x)
+            for y in range(begin, min(begin + BLOCK, len(image))):
+                row, new = image[y], np.uintp(3 * y)
+                column[new], column[new + ONE], column[new + TWO] = row[old], row[old + ONE], row[old + TWO]
 
 
 @_compiled
-def _mix_columns(
-    row: NDArray[np.float32], first: NDArray[np.int64], shares: NDArray[np.float32], mixed: NDArray[np.float32]
-) -> None:
-    """Of row [3 w], for each pixel of mixed [3 W]: pixel `first` [W] and the next, each by its share [W, K]."""
-    for x in range(len(first)):
-        old, new = np.uintp(3 * first[x]), np.uintp(3 * x)
-        a, b = shares[x, 0], shares[x, 1]
-        red = a * row[old] + b * row[old + THREE]
-        green = a * row[old + ONE] + b * row[old + FOUR]
-        blue = a * row[old + TWO] + b * row[old + FIVE]
-        old += THREE
-        for k in range(2, shares.shape[1]):
-            old, a = old + THREE, shares[x, k]
-            red, green, blue = red + a * row[old], green + a * row[old + ONE], blue + a * row[old + TWO]
-        mixed[new], mixed[new + ONE], mixed[new + TWO] = red, green, blue
+def _copy(image: NDArray[np.uint8], copied: NDArray[np.uint8]) -> None:
+    for y in range(len(image)):
+        row, new = image[y], copied[y]
+        for i in range(len(row)):
+            new[i] = row[i]
 
 
 @_compiled
-def _round(levels: NDArray[np.float32], rounded: NDArray[np.uint8]) -> None:
-    """[n] into [n]."""
-    for i in range(len(levels)):
-        rounded[i] = np.int32(levels[i] + HALF)
-
-
-@_compiled
-def resize(image: NDArray[np.uint8], box: NDArray[np.int32], resized: NDArray[np.uint8]) -> None:
+def resize(image: NDArray[np.uint8], box: NDArray[np.int32], interpolation: int, resized: NDArray[np.uint8]) -> None:
     """Window `box` [4] (top, left, height, width) of image [h, 3 w] into `resized` [H, 3 W].
 
-    Each new pixel is the mean of what it covers, as in `resampling.area_resize`, but for rounding where two levels are
-    equally near. Windows of that size stay exact.
+    Bilinear and bicubic are `torch.nn.functional.interpolate(..., antialias=True)` of the window as uint8, to the bit:
+    columns first, bytes in between. Area is within one level of `resize.area_resize`. Windows of that size stay exact.
     """
     top, left, height, width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
     new_height, new_width = len(resized), resized.shape[1] // 3
     old = image[top : top + height, 3 * left : 3 * (left + width)]
     if height == new_height and width == new_width:
-        for y in range(height):
-            _copy(old[y], resized[y])
+        _copy(old, resized)
         return
-    row, row_shares = _coverage(height, new_height)
-    column, column_shares = _coverage(width, new_width)
-    new, narrow = np.empty(3 * new_width, np.float32), np.zeros(3 * (width + column_shares.shape[1]), np.float32)
-    # Columns take longest to mix, so that is done where there are fewer rows.
-    if height > new_height:
-        for y in range(new_height):
-            _mix_rows(old, row[y], row_shares[y], narrow[: 3 * width])
-            _mix_columns(narrow, column, column_shares, new)
-            _round(new, resized[y])
+    # Rows are mixed many pixels at a time, columns one by one: to mix columns, turn the image and mix rows.
+    standing = np.empty((width, 3 * height), np.uint8)
+    _transpose(old, standing)
+    if width != new_width:
+        wide, standing = standing, np.empty((new_width, 3 * height), np.uint8)
+        _mix_rows(wide, standing, interpolation)
+    lying = np.empty((height, 3 * new_width), np.uint8)
+    _transpose(standing, lying)
+    if height == new_height:
+        _copy(lying, resized)
     else:
-        wide = np.empty((height, 3 * new_width), np.float32)
-        for y in range(height):
-            _copy(old[y], narrow)
-            _mix_columns(narrow, column, column_shares, wide[y])
-        for y in range(new_height):
-            _mix_rows(wide, row[y], row_shares[y], new)
-            _round(new, resized[y])
+        _mix_rows(lying, resized, interpolation)
 
 
 @_compiled
@@ -137,6 +165,7 @@ def render(
     i: int,
     image: NDArray[np.uint8],
     box: NDArray[np.int32],
+    interpolation: int,
     mirrored: bool,
     normalized: NDArray[np.float32],
     windows: NDArray[np.uint8],
@@ -147,6 +176,6 @@ def render(
     Then one window is enough, which stays in the processor's cache.
     """
     window = windows[i % len(windows)]
-    resize(image, box, window)
+    resize(image, box, interpolation, window)
     if len(finished) > 0:
         finish(window, mirrored, normalized, finished[i])
