@@ -350,6 +350,7 @@ class Trainer(Network):
         return {
             **self.execution.model_dump(mode="json"),
             "device": self.layout.device.type,
+            "tf32": self.layout.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
             "num_processes": self.layout.world_size,
             "num_threads": torch.get_num_threads(),
             "micro_batch_size": min(self.execution.micro_batch_size or share, share),
