@@ -8,7 +8,9 @@
 Two processes under torchrun train ResNet-8 on the digits and save a checkpoint after every step. The whole process tree
 is killed at a moment drawn evenly over a run's life: while torch is imported, in a step, while a checkpoint is written.
 Then the run is taken up again, until it is done; then comes the next run, until there were enough kills. Each run's
-weights, accuracies and journal are compared with the undisturbed one's. Exit status: 0 all equal, 1 not.
+weights, accuracies and journal are compared with the undisturbed one's, and it may have been done once only. Before
+half of the kills the next launch starts while the first still lives: it is refused, or waits in its imports until the
+first is dead and takes over. Exit status: 0 all equal, 1 not.
 
 With `--forked` the two processes are forked from one that has torch imported, without torchrun: a life is short, and
 nearly all kills hit training or its checkpoints. With `--at-writes` a kill waits until a checkpoint is being written.
@@ -27,6 +29,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -205,6 +208,7 @@ def main(
     processes: int = 2,
     forked: Annotated[bool, typer.Option(help="Without torchrun and its start-up.")] = False,
     at_writes: Annotated[bool, typer.Option("--at-writes", help="Kill while a checkpoint is written.")] = False,
+    followed: Annotated[float, typer.Option(min=0, max=1, help="Share of kills before which the next starts.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
     execution: Annotated[list[str], typer.Option("--set", help="A key of execution, engine=deepspeed say.")] = [],  # noqa: B006  (typer's)
     out: Annotated[Path | None, typer.Option(help="Where the runs are kept; default: a temporary folder.")] = None,
@@ -235,8 +239,9 @@ def main(
             number += 1
             run = RunDir.create(root / f"killed-{number:03d}" / cell.id, cell)
             num_before = moments.total()
-            life_seconds = _train_and_kill(run, start_of, chance, life_seconds, kills, moments, at_writes=at_writes)
-            equal = outcome(run) == outcome(undisturbed)
+            plan = Plan(chance, kills, followed, at_writes=at_writes)
+            life_seconds = _train_and_kill(run, start_of, plan, life_seconds, moments)
+            equal = outcome(run) == outcome(undisturbed) and num_ends(run) <= 1
             num_equal += equal
             print(
                 f"run {number}: {moments.total() - num_before} kills, {'equal' if equal else 'NOT EQUAL'}", flush=True
@@ -246,32 +251,58 @@ def main(
         raise SystemExit(num_equal != number)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How to kill: by what chance, how often in all, and before what share of kills the next launch starts."""
+
+    chance: random.Random
+    kills: int
+    followed: float
+    at_writes: bool
+
+
+def num_ends(run: RunDir) -> int:
+    """How many attempts say that they wrote the result."""
+    return sum((attempt.end() or {}).get("state") == "done" for attempt in run.all_attempts())
+
+
 def _train_and_kill(
-    run: RunDir,
-    start_of: Callable[[RunDir], Launch],
-    chance: random.Random,
-    life_seconds: float,
-    kills: int,
-    moments: Counter[str],
-    *,
-    at_writes: bool,
+    run: RunDir, start_of: Callable[[RunDir], Launch], plan: Plan, life_seconds: float, moments: Counter[str]
 ) -> float:
     """Trains to the end, with kills on the way until there were enough; the seconds of a life, as last seen."""
-    first = True
+    chance, first = plan.chance, True
+    follower: Launch | None = None
     while run.result() is None:
         stale, start = _unfinished(run), time.monotonic()
-        launch = start_of(run)
-        enough = moments.total() >= kills
-        ended = launch.wait(None if enough else chance.uniform(0, life_seconds))
-        while at_writes and not ended and not enough and not _unfinished(run) - stale:
+        launch, is_follower = follower or start_of(run), follower is not None
+        follower = None
+        enough = moments.total() >= plan.kills
+        ended = _wait(run, launch, None if enough else chance.uniform(0, life_seconds), is_follower=is_follower)
+        while plan.at_writes and not ended and not enough and not _unfinished(run) - stale:
             ended = launch.wait(0)
         if not ended:
+            if chance.random() < plan.followed:
+                follower = start_of(run)
+                _wait(run, launch, chance.uniform(0, life_seconds / 2), is_follower=False)
             launch.kill()
-            moments[moment(run, stale)] += 1
+            moments[f"{moment(run, stale)}{', followed' if follower else ''}"] += 1
         elif first:  # untouched: a machine that has others to serve is not always as fast
             life_seconds = time.monotonic() - start
         first = False
+    if follower is not None:
+        follower.kill()
     return life_seconds
+
+
+def _wait(run: RunDir, launch: Launch, seconds: float | None, *, is_follower: bool) -> bool:
+    """Whether the launch has ended within the time: of itself, or refused, which only a follower may be."""
+    try:
+        return launch.wait(seconds)
+    except RuntimeError:
+        if not is_follower or run.state().state == "failed":
+            raise
+        launch.kill()
+        return True
 
 
 if __name__ == "__main__":
