@@ -53,7 +53,7 @@ class Leader:
         """Starts training, unless there is no need or it is another's; other nodes are told. Whether it started."""
         if self._is_to_run(asked) and not asked:
             try:
-                self.attempt = self.run.claim(self.place.job_id)
+                self.attempt = self.run.claim(self.place.job_id, is_jobs=True)
             except BusyError as error:
                 print(error, flush=True)
                 self.is_mine = False
@@ -164,7 +164,7 @@ class Leader:
 
     def _others_still_write(self, seconds: float) -> bool:
         """Whether training's first process, which may be on another node, has yet to say how it ended."""
-        if self.job.num_nodes == 1 or self.run.state().state != "running":
+        if self.job.num_nodes == 1 or self.run.state(as_told=True).state != "running":
             return False
         return seconds < (SETTLE_SECONDS if self._is_begun() else UNBEGUN_SECONDS)
 
@@ -189,7 +189,7 @@ class Leader:
             checkpoint_before=self.checkpoint_before,
             checkpoint=newest_checkpoint(self.run),
         )
-        changes = after_attempt(self.run.state(), end)
+        changes = after_attempt(self.run.state(as_told=True), end)
         if changes or self.attempt.end() is None:
             self.attempt.finish(**changes)
 

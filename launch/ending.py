@@ -37,7 +37,9 @@ def after_attempt(now: State, end: End) -> dict[str, Any]:
     if now.state in {"done", "cancelled"}:
         return {}
     if end.exit_code == EXIT_BAD_INPUT and not end.is_begun:
-        return {"state": "failed", "cause": "error", "reason": end.last_line or "bad input: see its log"}
+        reason = end.last_line or "bad input: see its log"
+        counted = {"failures": now.failures, "failed_at": now.failed_at}
+        return {"state": "failed", "cause": "error", "reason": reason, **counted}
     # A cause: processes that lost another one wrote the verdict.
     is_orderly = now.state == "preempted" and now.cause is None
     stopped_by = end.asked_by or _stop_signal(end.exit_code)

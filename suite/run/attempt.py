@@ -102,6 +102,14 @@ class Attempt:
         """How it ended: state, cause, reason, failures, failed_at, time; None as long as nobody has said."""
         return read_json(self._end_path) or None
 
+    def is_judged(self) -> bool:
+        """Whether its end is the last word: where a job looks after it, that is the job's, which may try again."""
+        end = self.end()
+        if end is None:
+            return False
+        is_jobs = self.facts.get("is_jobs", False) and "failures" not in end
+        return end["state"] != "failed" or not is_jobs or self.pid() is None
+
     def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of rundir's State)
         """Says how it ended, or corrects that; not after a later attempt has begun."""
         self.require_newest()

@@ -107,8 +107,12 @@ class RunDir:
         attempt = self.newest()
         return attempt is not None and attempt.is_live()
 
-    def state(self) -> State:
-        """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better."""
+    def state(self, *, as_told: bool = False) -> State:
+        """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better.
+
+        An attempt that failed counts as running until the job that looks after it has judged whether to try again; with
+        `as_told`, it has failed.
+        """
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
         handover, again = read_json(self._handover), read_json(self._again)
@@ -132,7 +136,7 @@ class RunDir:
             return State(handover["state"], reason=handover["reason"], **facts)
         if attempt is None or again.get("after") == number:
             return State(**facts)
-        if "state" not in ends:
+        if "state" not in ends or not (as_told or attempt.is_judged()):
             return State("running", **facts)
         return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
 

@@ -218,6 +218,59 @@ def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_g
     assert launch("retry", "bc", "--local", "--root", root).stderr.startswith("nothing to retry")
 
 
+LITTLE_MEMORY = """
+import importlib.abc, importlib.util, sys
+
+class Patch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "suite.engines.ddp":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            import torch
+            forward = module.PlainEngine._forward
+
+            def ours(self, images, labels):
+                if len(images) > 64:
+                    raise torch.OutOfMemoryError("no room")
+                return forward(self, images, labels)
+
+            module.PlainEngine._forward = ours
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Patch())
+"""
+"""A sitecustomize: memory holds 64 images of a training step."""
+
+
+@pytest.mark.slow
+def test_the_advice_after_memory_ran_out_reaches_the_run_and_helps(
+    write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LITTLE_MEMORY, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    root = tmp_path / "runs"
+    assert launch("grid", write_grid(quantizers=["bc"]), "--local", "--root", root).returncode == 1
+    (run,) = _runs(root)
+    asked = []
+    while run.state().state == "failed":
+        assert run.state().cause == "oom"
+        program, _, advice = run.state().reason.rpartition("; ")[2].partition(": ")[2].partition(" -m launch ")
+        assert program == "python"
+        asked.append(advice.rpartition("=")[2])
+        launch(*advice.split(), "--local", "--root", root)
+    assert (asked, run.state().state) == (["128", "64"], "done")
+    sizes = [attempt.facts["execution"].get("micro_batch_size") for attempt in run.all_attempts()]
+    assert sizes[-1] == 64
+    assert len(sizes) == run.state().attempt >= 3
+
+
 @pytest.mark.slow
 def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_grid: WriteGrid, tmp_path: Path) -> None:
     root = tmp_path / "runs"
