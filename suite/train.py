@@ -1,11 +1,11 @@
-"""One run, from its cell to its result.
+"""Trains one cell and writes its result.
 
     torchrun --nproc-per-node 8 -m suite.train CELL.yaml       over eight processes
     python -m suite.train CELL.yaml                            in one
     python -m suite.train CELL.yaml --max-steps 20             the first steps only, recorded nowhere
 
-Where CELL.yaml lies in a run directory, the run happens there and goes on from its newest checkpoint; otherwise in
-runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
+If CELL.yaml is in a run directory, the run uses that directory and resumes from its newest checkpoint; otherwise it
+uses runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
 attempt's end.json says which, and why), 2 bad input, 3 another process has the run.
 """
 
@@ -58,16 +58,16 @@ class ExecutionError(UserError):
 
 
 class ResumeError(UserError):
-    """There is something to go on from, and that was not wanted."""
+    """The run has checkpoints, but --resume never was given."""
 
 
 class StopTrainingError(Exception):
-    """Enough steps were taken."""
+    """Raised to stop training after --max-steps."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is no part of the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
+    """Settings outside the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
 
     execution: Execution = AS_IS
     checkpoint_steps: int | None = None
@@ -76,13 +76,13 @@ class Options:
 
 
 def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: Options = Options()) -> None:
-    """Trains the run's cell to its end in this process (one rank of torchrun's, or alone); rank 0 keeps the record.
+    """Trains the run's cell to completion as one rank under torchrun or as a single process; rank 0 keeps the record.
 
     Args:
-        run: whose cell.
-        data_dir: where data sets lie.
-        attempt: this one, where rank 0 has claimed it; None: rank 0 claims it here, and the others are told.
-        options: how.
+        run: the run whose cell is trained.
+        data_dir: directory of the data sets.
+        attempt: the attempt, if rank 0 has claimed one; None: rank 0 claims it here and broadcasts its number.
+        options: settings outside the cell.
 
     Raises:
         BusyError: another attempt has the run.
@@ -101,7 +101,7 @@ def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: 
 
 
 def first_steps(run: RunDir, data_dir: Path, max_steps: int, execution: Execution = AS_IS) -> None:
-    """Trains the run's cell for so many steps, prints their losses, and writes nothing."""
+    """Trains the run's cell for `max_steps` steps, prints their losses, and writes nothing."""
     from suite.engines.process_group import joined
     from suite.training.trainer import Trainer
 
@@ -132,7 +132,7 @@ def _train(
     trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None)
     if state is not None:
         trainer.load_state_dict(state)
-        del state  # latents, moments and weights, twice otherwise
+        del state  # otherwise latents, moments and weights would be in memory twice
         if layout.is_main:
             log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
     _collect_from_here()
@@ -172,7 +172,7 @@ class _Fence:
         self._looked = time.monotonic()
 
     def check(self) -> None:
-        """SupersededError where one has."""
+        """SupersededError if a later attempt has begun."""
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
@@ -181,10 +181,10 @@ class _Fence:
 
 @contextmanager
 def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
-    """Inside, a signal to stop waits for the step under way, which all processes finish; names of those that came.
+    """In the block, stop signals take effect after the current step, on all processes; yields the signals' names.
 
-    After an exception, too: torchrun sends SIGTERM to those that are left, which still have to say why they end. So the
-    handler outlives the trainer, and must not refer to it.
+    Also after an exception: torchrun sends SIGTERM to the remaining processes, which must still write why they ended.
+    So the handler outlives the trainer, and must not refer to it.
     """
     names: list[str] = []
 
@@ -199,14 +199,14 @@ def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
 
 
 def _collect_from_here() -> None:
-    """Has garbage collected again, where this process has put it off, and never walks what start-up has made."""
+    """Enables garbage collection again if this process disabled it, excluding all objects created at start-up."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Execution) -> tuple[str, dict[str, Any] | None]:
-    """Name and content of the checkpoint to go on from, on every process; ("", None) where there is none."""
+    """Name and content of the checkpoint to resume from, on every process; ("", None) if there are no checkpoints."""
     import torch
 
     from suite.run import checkpoint
@@ -214,7 +214,7 @@ def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Executio
     # ZeRO spreads the state over the processes because no device holds it whole.
     device = torch.device("cpu") if execution.engine == "deepspeed" else layout.device
     found = checkpoint.load_newest(run.checkpoints, cell.id, device) if layout.is_main else None
-    # Of one process's choosing: where a file can be read by some only, the others would go on from another step.
+    # Rank 0 chooses for all: if some processes could not read a file, they would resume from a different step.
     name = layout.tell(found[0].name if found is not None else "")
     if not name:
         return "", None
@@ -300,12 +300,12 @@ def main(
     max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="auto: go on from the newest whole checkpoint; never: refuse to, where there is one."),
+        typer.Option(help="auto: resume from the newest intact checkpoint; never: fail if there is one."),
     ] = "auto",
     checkpoint_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save every so many steps, besides the ends of epochs.")
+        int | None, typer.Option(min=1, help="Save every N steps, in addition to the ends of epochs.")
     ] = None,
-    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save when the last time is so long ago.")] = 10.0,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save at least every N minutes.")] = 10.0,
     timeout_seconds: Annotated[
         float, typer.Option(min=1, help="How long a process waits for the others before the run fails as hung.")
     ] = 600.0,
@@ -313,7 +313,7 @@ def main(
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     is_main = _is_main()
-    for number in STOP_SIGNALS:  # first of all: until then they kill the process
+    for number in STOP_SIGNALS:  # first: until then these signals kill the process
         signal.signal(number, _stop)
     try:
         run = open_run(cell)

@@ -1,4 +1,4 @@
-"""A process's rank, world size and device, from torchrun's environment or alone."""
+"""A process's rank, world size and device, under torchrun or as a single process."""
 
 import gc
 import importlib
@@ -80,16 +80,16 @@ class Layout:
         return values[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes have arrived."""
         if self.world_size > 1:
             distributed.barrier()
 
 
 class Agreement:
-    """What all processes know of each other's wishes, exchanged about once AGREEMENT_SECONDS, behind the steps' back.
+    """Shares the processes' requests with each other about every AGREEMENT_SECONDS, in the background.
 
-    An exchange starts after a step and is read after the next one, so that nobody waits for it. After how many steps
-    the next one starts is part of it, and the same for all.
+    An exchange starts after a step and is read after the next one, so that no process waits for it. It also fixes, for
+    all processes, the number of steps until the next exchange.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -127,16 +127,16 @@ class Agreement:
 def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iterator[Layout]:
     """Joins torchrun's process group, if there is one, and leaves it at the end.
 
-    GPUs exchange tensors over NCCL; what is on the CPU goes over gloo. A process that waits for another one longer
-    than the timeout raises over gloo; over NCCL torch aborts it, unless `failures.Watch` has ended it before.
+    GPU tensors go over NCCL, CPU tensors over gloo. If a process waits for another one longer than the timeout, gloo
+    raises; with NCCL, torch aborts the process, unless `failures.Watch` has ended it before.
 
-    Afterwards none of gloo's threads is left: one that asks for the GIL while Python finalizes aborts the process, so
-    that a finished run would count as failed. For this the local variables of an exception's frames are dropped; they
-    hold the model, which holds the group. NCCL's group is not left after an exception: that would wait for processes
-    that are gone.
+    No gloo thread remains afterwards: one that asks for the GIL while Python finalizes would abort the process, and a
+    finished run would count as failed. To ensure this, the local variables of an exception's frames are dropped; they
+    refer to the model, which refers to the group. NCCL's group is not left after an exception: that would wait for
+    processes that no longer exist.
 
     Raises:
-        EngineError: the device that `execution` asks for, or that the job was given, is not there.
+        EngineError: the device that `execution` asks for, or that the job was given, does not exist.
     """
     device = _device(execution.device)
     if device.type == "cuda":
@@ -186,7 +186,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _gpus_given() -> str:
-    """What says that there are GPUs for this process; empty where nothing does, or the user has hidden them."""
+    """Evidence that this process was given GPUs; empty if there is none, or if the user has hidden them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return ""
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
@@ -210,19 +210,19 @@ def _determine(determinism: str) -> None:
 
 
 def _leave() -> None:
-    """Destroys the process group, once nothing else refers to it: its last reference joins gloo's threads.
+    """Destroys the process group once nothing else refers to it: dropping the last reference joins gloo's threads.
 
-    DDP's reducer is such a reference, and lives in a reference cycle. It must not be the last: it is freed with the GIL
-    held, which the thread to be joined may be waiting for.
+    DDP's reducer is such a reference, in a reference cycle. It must not be the last: it is freed with the GIL held,
+    and the thread to be joined may be waiting for the GIL.
     """
     gc.unfreeze()
     gc.collect()
     distributed.destroy_process_group()
-    gc.freeze()  # what is left stays: the interpreter's own last collection need not walk it again
+    gc.freeze()  # the survivors stay: the interpreter's final collection need not walk them again
 
 
 def _drop_locals(error: BaseException) -> None:
-    """Clears the frames that an exception, and those it came from, refer to; those still running are left alone."""
+    """Clears the frames that an exception and its causes refer to, except frames still running."""
     found: BaseException | None = error
     while found is not None:
         traceback.clear_frames(found.__traceback__)

@@ -1,4 +1,4 @@
-r"""What pydantic found wrong in a file that people wrote: every fault at once, each with its line and its key.
+r"""The faults that pydantic found in a hand-written file: all at once, each with its line and key.
 
 faults = Faults(path, lines)
 faults.add_all(validation_error, Profile, ())
@@ -30,14 +30,14 @@ class Faults(dict[str, None]):
     ) -> None:
         super().__init__()
         self.path, self.lines, self.overridden = path, lines, overridden
-        self.extra_keys = extra_keys  # of the file, beside those of the model it is checked against
+        self.extra_keys = extra_keys  # keys that the file may have in addition to the model's
 
     def add(self, line: str) -> None:
-        """One line, as it stands."""
+        """Adds one line verbatim."""
         self[line] = None
 
     def add_all(self, error: ValidationError, model: type[BaseModel], block: Location) -> None:
-        """The faults that pydantic found in the part of the file at `block`, as the user has to mend them."""
+        """Adds the faults that pydantic found in the part of the file at `block`, as the user must fix them."""
         for fault in self._root_causes(error.errors(), model):
             location: Location = tuple(part for part in fault["loc"] if part != "[key]")
             if isinstance(cause := _cause(fault), SettingError):
@@ -119,12 +119,12 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
 
 
 def _cause(fault: Any) -> object:  # noqa: ANN401  (pydantic's ErrorDetails)
-    """What a validator of ours raised; None for a fault that pydantic found."""
+    """The exception that one of our validators raised; None for a fault that pydantic found."""
     return fault.get("ctx", {}).get("error")
 
 
 def dotted(location: Location) -> str:
-    """The keys alone, `blocks.training.epochs`."""
+    """The keys without indices: `blocks.training.epochs`."""
     return ".".join(str(part) for part in location if isinstance(part, str))
 
 

@@ -1,4 +1,4 @@
-"""The run directory ROOT/<grid>/<cell id>/: the only truth about a run; tables and MLflow are made from it.
+"""The run directory ROOT/<grid>/<cell id>/: the source of truth about a run; tables and MLflow are made from it.
 
     cell.yaml        exactly what the id is the hash of
     attempts/0001/   each attempt: who made it, how it ran and ended, its log (see suite.run.attempt)
@@ -7,10 +7,10 @@
     predictions.npz  right or wrong for each test image, `hard` and `soft`: bool [N]
     result.json      the final numbers; its presence means done
     cancelled        its presence, without a result's, means cancelled; holds the reason
-    handover.json    the job that the run was given to, and after which attempt
-    again.json       up to which attempt failures are forgiven: somebody asked for a retry
+    handover.json    the job that the run was handed to, and after which attempt
+    again.json       a user asked for a retry: failures up to this attempt no longer count
 
-Where a run stands is read off these files; nothing keeps a second account of it.
+A run's state is derived from these files; it is stored nowhere else.
 """
 
 import secrets
@@ -67,7 +67,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, cell: Cell) -> "RunDir":
-        """The directory with its cell.yaml; leaves an existing one as it is."""
+        """Creates the directory with its cell.yaml, unless it exists."""
         run = cls(path)
         if not run.cell_path.exists():
             text = yaml.dump(cell.model_dump(mode="json"), Dumper=yaml.CSafeDumper, sort_keys=False)
@@ -159,15 +159,15 @@ class RunDir:
         )
 
     def take_back(self) -> None:
-        """No job is going to run it."""
+        """Withdraws the handover: no job is going to run it."""
         self._handover.unlink(missing_ok=True)
 
     def cancel(self, reason: str) -> None:
-        """The run is cancelled from here on, whatever its process still writes; who runs it is to look and stop it."""
+        """Marks the run cancelled, whatever its process still writes; stopping the process is the caller's job."""
         write_bytes(self._cancelled, reason.encode())
 
     def plan_again(self) -> None:
-        """A failed or cancelled run may start again, as if for the first time; its checkpoints stay."""
+        """Lets a failed or cancelled run start again, as if for the first time; its checkpoints are kept."""
         write_json(self._again, {"after": attempts.newest_number(self.attempts), "time": time.time()})
         self.take_back()
         self._cancelled.unlink(missing_ok=True)
@@ -182,7 +182,7 @@ class RunDir:
 
 
 def root_id(root: Path) -> str:
-    """Random name of a ROOT, which no other has; made when it is first asked for."""
+    """Unique random name of a ROOT, created on first use."""
     path = root / "root.json"
     if not path.exists():
         write_once(path, as_json({"id": secrets.token_hex(8)}))
@@ -208,12 +208,12 @@ def _read_cell(path: Path) -> Cell:
 
 
 def run_dirs(grid_dir: Path) -> list[RunDir]:
-    """Every run directory of a grid, by cell id: those of the last launch and those of earlier recipes."""
+    """All run directories of a grid, sorted by cell id, including cells that are no longer in the grid."""
     return [RunDir(path.parent) for path in sorted(grid_dir.glob("*/cell.yaml"))]
 
 
 def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, Execution] | None = None) -> None:
-    """Notes which cells the grid consists of as last launched, in order, and how each is to run, by its id."""
+    """Records the cells of the grid as last launched, in order, and each one's execution, by id."""
     usual, given = AS_IS, executions or {}
     plan = {
         cell.id: {
@@ -222,7 +222,7 @@ def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, E
         }
         for cell in cells
     }
-    write_json(grid_dir / "plan.json", plan)  # whole, so that one file tells of thousands
+    write_json(grid_dir / "plan.json", plan)  # complete, so that readers open one file, not thousands
 
 
 def read_plan(grid_dir: Path) -> list[str]:

@@ -1,11 +1,11 @@
-"""Why an attempt of several processes ended, told in its end.json whichever of them failed.
+"""Determines why an attempt of several processes ended, and writes it to end.json, whichever of them failed.
 
-    heartbeat-0001.json     where process 1 is: rewritten once a second at most, and every ten seconds at least
-    fault-0001.json         its last words
+    heartbeat-0001.json     progress of process 1: rewritten at most once a second, and at least every ten seconds
+    fault-0001.json         the exception that ended it
     stop.json               the signal by which the attempt's job was asked to stop
 
-All in the attempt's folder. A process that fails drags the others along: their exchanges break or time out. So each one
-that ends with an exception leaves its last words, and the lowest of those that did writes the verdict over all of them.
+All are in the attempt's folder. When a process fails, the others fail too: their exchanges break or time out. So each
+process that ends with an exception writes a fault file, and the lowest rank among them writes the verdict.
 """
 
 import json
@@ -51,7 +51,7 @@ class PreemptedError(BaseException):
 
 @dataclass(frozen=True)
 class Fault:
-    """Last words of a process. Its fault is its own, or an exchange with others broke (lost) or hung (timeout)."""
+    """The exception that ended a process: its own, or an exchange with others that broke (lost) or hung (timeout)."""
 
     rank: int
     time: float
@@ -61,7 +61,7 @@ class Fault:
 
     @classmethod
     def of(cls, error: Exception, rank: int, hint: str) -> "Fault":
-        """`hint` is appended where memory ran out."""
+        """`hint` is appended to the reason if memory ran out."""
         import torch
 
         cause: Cause = "error"
@@ -75,7 +75,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a process was at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
+    """A process's progress at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
 
     rank: int
     process: Process
@@ -238,17 +238,17 @@ def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:
     if fault.kind != "own":
         time.sleep(GRACE_SECONDS)
     spoken = faults(attempt.path)
-    # The first verdict stands: who wakes up from a hang finds the others gone, and would blame them.
+    # The first verdict is kept: a process that wakes up from a hang finds the others gone, and would blame them.
     if fault.rank == spoken[0].rank and attempt.end() is None:
         attempt.finish(**verdict(spoken, beats(attempt.path), layout.world_size, time.time()))
 
 
 def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now: float) -> dict[str, Any]:
-    """The end of the attempt that its processes' last words amount to.
+    """The attempt's end.json, derived from the faults that its processes wrote.
 
-    The first fault that a process has of its own is the run's. Where there is none, those that said nothing are at
-    fault: they hang, if somebody waited for them in vain, or died, which counts as their node's failure; a run that
-    lost a process may be taken up again.
+    The earliest fault of kind "own" is the run's. If there is none, the processes that wrote no fault caused the end:
+    they hang, if another process timed out waiting for them, or have died, which counts as a failure of their node; a
+    run that lost a process may be restarted.
     """
     own = [fault for fault in spoken if fault.kind == "own"]
     if own:

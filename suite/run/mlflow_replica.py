@@ -1,8 +1,8 @@
-"""MLflow, a replica of the run directories: `sync` is idempotent and incremental, and loses nothing if it never ran.
+"""MLflow, a replica of the run directories: `sync` is idempotent and incremental, and nothing is lost if it never runs.
 
 One experiment for each grid of a ROOT, one flat run for each cell (also for cells that have not run yet), metrics with
-step = epoch. A stored run belongs to (root id, cell, token of the journal): a folder that was deleted and trained anew
-is another run, and so is another user's of the same grid on the same server.
+step = epoch. A stored run is identified by (root id, cell, token of the journal): a folder that was deleted and
+retrained is another run, and so is another user's run of the same grid on the same server.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
-"""Tags: whose the run is, and which; what its files looked like when it was last brought up to date; ours to delete."""
+"""Tags: the run's ROOT; its token; the state of its files at the last sync; whether sync is to delete it."""
 _SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
@@ -33,13 +33,13 @@ _PATIENCE_SECONDS = 120.0
 
 
 def default_uri(root: Path) -> str:
-    """The store of a ROOT: one sqlite file in it, whatever characters its path has."""
+    """URI of a ROOT's store: one sqlite file in it; any characters in the path are allowed."""
     path = str(root.resolve() / "mlflow.db")
     return f"{_SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def how_to_browse(uri: str, experiment_id: str) -> str:
-    """Where a person finds the grid's runs: a link, after the command that serves it where nobody does yet."""
+    """Link to the grid's runs, preceded by the command that serves them if no server does."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return f"{uri.rstrip('/')}/{page}"
@@ -47,7 +47,7 @@ def how_to_browse(uri: str, experiment_id: str) -> str:
 
 
 def browse(grid_dir: Path, uri: str) -> str:
-    """As `how_to_browse` has it, of the grid's experiment; what there is to say of a store that is not reached."""
+    """`how_to_browse` for the grid's experiment, or a message if the store cannot be reached."""
     try:
         experiment = _experiment(_client(uri), grid_dir, root_id(grid_dir.parent))
     except Exception as error:  # noqa: BLE001  (whatever a store can raise)
@@ -84,7 +84,7 @@ def _client(uri: str) -> "MlflowClient":
 
     client = MlflowClient(tracking_uri=uri)
     if uri.startswith(_SQLITE) and unquote(uri) != uri:
-        client.search_experiments(max_results=1)  # it makes a folder of the address as it is, and never uses it
+        client.search_experiments(max_results=1)  # creates a folder at the still-quoted path, never used
         with suppress(OSError):
             Path(uri.removeprefix(_SQLITE)).parent.rmdir()
     return client
@@ -92,7 +92,7 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def _alone(grid_dir: Path) -> Iterator[None]:
-    """One after the other, as far as the file system has locks; `_Replica._create` sees to the rest."""
+    """One sync at a time, if the file system has locks; `_Replica._create` handles the rest."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         with locked(grid_dir / "mlflow.lock") as mine:
@@ -287,19 +287,19 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "git_commit": code.get("commit") or "",
         "data_checksum": provenance.get("data_checksum") or "",
         "device": provenance.get("device") or "",
-        # Ours to find, and the names that MLflow's own columns go by.
+        # The names that MLflow's own columns use.
         "mlflow.source.name": str(run.path),
         "mlflow.source.type": "JOB" if state.job_id else "LOCAL",
         "mlflow.source.git.commit": code.get("commit") or "",
         "attempts_differ_in": ", ".join(_differences(run)),
         **{f"execution.{key}": str(value) for key, value in (provenance.get("execution") or {}).items()},
-        # So that the store alone makes the tables, sizes included.
+        # So that the tables, sizes included, can be made from the store.
         **{key: str(result.get(key, "")) for key in _COUNTS},
     }
 
 
 def _differences(run: RunDir) -> list[str]:
-    """In what the run's attempts differ that its numbers may depend on: code, data, device."""
+    """Which of the things that numbers may depend on differ between the run's attempts: code, data, device."""
     found = [provenance for attempt in run.all_attempts() if (provenance := attempt.provenance())]
     return [
         name

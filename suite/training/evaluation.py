@@ -23,10 +23,10 @@ MASKED = 1e-3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a part of a data set says of a network; `right`, bool [N] on the CPU, in the order of the samples.
+    """A network's results on a part of a data set; `right`, bool [N] on the CPU, in the order of the samples.
 
-    `loss` is the mean cross-entropy with the labels as they are; `top5` the share of samples whose label is among the
-    five largest logits, None where there are ten classes or fewer.
+    `loss` is the mean cross-entropy with unsmoothed labels; `top5` is the fraction of samples whose label is among the
+    five largest logits, None for ten classes or fewer.
     """
 
     top1: float
@@ -115,9 +115,9 @@ class Health:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The signs that the next call compares with, by parameter, eight to a byte."""
+        """The signs that the next call compares against, by parameter, eight to a byte."""
         return {name: pack(torch.where(signs, 1, -1).to(torch.int8)) for name, signs in self._signs.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Compares with those of `state` next."""
+        """Makes the next call compare against the signs in `state`."""
         self._signs = {name: unpack(state[name], signs.shape, torch.int8) > 0 for name, signs in self._signs.items()}

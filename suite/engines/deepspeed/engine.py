@@ -4,7 +4,7 @@ ZeRO flattens each parameter group and gives every process a part of it, as floa
 Quantizers are scalar maps, so ProxConnect treats a shard as it would a parameter: it is made after ZeRO, takes w* from
 the shards and writes w into them, and ZeRO spreads that as it spreads any weights (docs/decisions/006).
 
-`settings` has the configuration, `shards` what is read of ZeRO beyond its documented interface.
+`settings` holds the configuration; `shards` reads ZeRO's undocumented internals.
 """
 
 import json
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 class DeepSpeedEngine:
     """The protocol over `deepspeed.initialize`, with ProxConnect as its optimizer.
 
-    Numerics are those of the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
-    processes and micro-batches. With gradient clipping the step is taken after DeepSpeed's own, for the norm is of
-    B . grad over all shards, which only then are there: one more gathering of the weights per step.
+    Same numerics as the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
+    processes and micro-batches. With gradient clipping we step after DeepSpeed's own step, because the norm of B . grad
+    needs all shards, which are complete only then; this gathers the weights once more per step.
     """
 
     def __init__(
@@ -206,9 +206,9 @@ class DeepSpeedEngine:
         spread(self._zero, self._stage)
 
     def _own_state(self, shard: Tensor, names: list[str], saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """A shard's part of the optimizer's state of the parameters that it has pieces of."""
+        """A shard's part of the optimizer state, for the parameters it holds pieces of."""
         here = [name for name in names if (piece := self._shards.pieces[name]) is not None and piece.shard is shard]
-        # Of a shard that is all padding, any parameter of the group tells what is not spread: the number of steps.
+        # A shard that is all padding takes its unsharded state (the step count) from any parameter of the group.
         example = next((name for name in here or names if name in saved), None)
         if example is None:
             return {}
@@ -251,13 +251,13 @@ class DeepSpeedEngine:
         try:
             yield
         finally:
-            # Looked up again: a state that is loaded brings groups of its own.
+            # Looked up again: loading a state replaces the groups.
             for group, parameters in zip(self._base.param_groups, before, strict=True):
                 group["params"] = parameters
 
 
 class _StandIn(Optimizer):
-    """Stands where DeepSpeed steps: has ProxConnect step, or keeps a copy of each shard's gradient for a later step."""
+    """The optimizer DeepSpeed steps: it steps ProxConnect, or copies each shard's gradient for a later step."""
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
@@ -265,7 +265,7 @@ class _StandIn(Optimizer):
         self.step_shards: Callable[[], Any] | None = None
         self._gradients: dict[Tensor, Tensor] = {}
 
-    # The base's own, so that what DeepSpeed lists in the groups is what ProxConnect finds there.
+    # The base's own groups, so that ProxConnect finds there what DeepSpeed puts there.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
