@@ -37,7 +37,7 @@ from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError
 from suite.run.saving import Checkpoints, Record
 
-if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
     from torch import Tensor
 
     from suite.engines.process_group import Layout
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be 
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a scheduler sends before it takes the machine back."""
+"""The signals that a scheduler sends before it takes the machine back."""
 log = logging.getLogger("suite.train")
 
 
@@ -58,7 +58,7 @@ class ExecutionError(UserError):
 
 
 class ResumeError(UserError):
-    """The run has checkpoints, but --resume never was given."""
+    """The run has checkpoints or a result, but --resume never was given."""
 
 
 class StopTrainingError(Exception):
@@ -165,7 +165,7 @@ def _train(
 
 
 class _Fence:
-    """Looks, once a second at most, whether a later attempt has begun."""
+    """Checks, at most once a second, whether a later attempt has begun."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -211,7 +211,7 @@ def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Executio
 
     from suite.run import checkpoint
 
-    # ZeRO spreads the state over the processes because no device holds it whole.
+    # ZeRO shards the state because no single device can hold all of it.
     device = torch.device("cpu") if execution.engine == "deepspeed" else layout.device
     found = checkpoint.load_newest(run.checkpoints, cell.id, device) if layout.is_main else None
     # Rank 0 chooses for all: if some processes could not read a file, they would resume from a different step.
@@ -240,13 +240,13 @@ def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
             f"{path}: of epoch {state['epoch']}, and the result that this cell starts from is of epoch {epochs}, whose "
             "checkpoint is damaged or gone: delete the parent's directory and train it again"
         )
-    # The network that was tested: of averages, where the parent keeps them.
+    # The network that was tested: the averages, if the parent keeps them.
     weights: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
     return weights
 
 
 def open_run(cell_path: Path) -> RunDir:
-    """The run directory of a cell file: where it lies, if that is named by the cell's id, else runs/adhoc/<id>/.
+    """The run directory of a cell file: the file's own folder if its name is the cell's id, else runs/adhoc/<id>/.
 
     Raises:
         CellError: the file is missing or not a cell.
@@ -255,7 +255,7 @@ def open_run(cell_path: Path) -> RunDir:
         raw = yaml.safe_load(cell_path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CellError(f"{cell_path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, or of brackets in brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # from an invalid date, or deeply nested brackets
         raise CellError(f"{cell_path}: not YAML") from error
     except OSError as error:
         raise CellError(f"{cell_path}: {error.strerror}") from error
@@ -265,7 +265,7 @@ def open_run(cell_path: Path) -> RunDir:
         cell = Cell.model_validate(raw)
     except ValidationError as error:
         raise CellError(f"{cell_path}: not a cell: {first_fault(error)}") from error
-    place = cell_path.absolute().parent  # a link to a directory elsewhere is the run's place all the same
+    place = cell_path.absolute().parent  # a link to another directory is not resolved
     return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
 
 
@@ -273,7 +273,7 @@ def read_execution(text: str) -> Execution:
     """An execution from YAML, `{micro_batch_size: 64, compile: true}`.
 
     Raises:
-        ExecutionError: it is none.
+        ExecutionError: the text is not an execution.
     """
     try:
         return Execution.model_validate(read_value(text) or {})
@@ -300,7 +300,7 @@ def main(
     max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="auto: resume from the newest intact checkpoint; never: fail if there is one."),
+        typer.Option(help="auto: resume from the newest intact checkpoint; never: fail if the run has any."),
     ] = "auto",
     checkpoint_steps: Annotated[
         int | None, typer.Option(min=1, help="Save every N steps, in addition to the ends of epochs.")
@@ -347,13 +347,13 @@ def _is_main() -> bool:
 
 
 def _require_fresh(run: RunDir) -> None:
-    """ResumeError where the run has learnt something. No flag throws that away: a folder is deleted by hand."""
+    """ResumeError if the run has checkpoints or a result. No flag discards those: delete the folder by hand."""
     if run.result_path.exists() or any(run.checkpoints.glob("*.pt")):
         raise ResumeError(f"--resume never: {run.path} has checkpoints or a result; delete it to train from the start")
 
 
 def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None, options: Options) -> None:
-    """However training ends, the attempt's end says so. `mine` is the attempt on rank 0, None on the others."""
+    """Records how training ended, however it ends. `mine` is the attempt on rank 0, None on the others."""
     from suite.run import failures
 
     try:
@@ -372,7 +372,7 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None,
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
-        # The processes have told why, unless they could not even find each other, or the disk is full.
+        # The processes have recorded why, unless they never found each other or the disk is full.
         if mine is not None and mine.end() is None:
             _finish(mine, "failed", f"{type(error).__name__}: {error}".splitlines()[0], cause="error")
         raise SystemExit(EXIT_FAILED) from error
@@ -388,16 +388,16 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _leave(status: int) -> None:
-    """Exits; without finalizing Python where threads of gloo's are left, which may abort that (see `joined`).
+    """Exits; skips Python's finalization if gloo threads remain, which may abort it (see `joined`).
 
-    DeepSpeed keeps its process groups, and so their threads, for as long as the process lives.
+    DeepSpeed keeps its process groups, and therefore their threads, until the process ends.
     """
     if _has_gloo_threads():
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    gc.freeze()  # the interpreter's last collection would walk all of torch's objects, for a second
+    gc.freeze()  # otherwise the interpreter's final collection walks all of torch's objects for a second
     raise SystemExit(status)
 
 
@@ -410,7 +410,7 @@ def _has_gloo_threads() -> bool:
 
 
 if __name__ == "__main__":
-    # Imports make a million objects that stay; to look for garbage among them takes a tenth of the start.
+    # Imports create a million permanent objects; looking for garbage among them takes a tenth of the start-up time.
     gc.disable()
     code = 0
     try:

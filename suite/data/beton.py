@@ -48,7 +48,7 @@ ROW = np.dtype(
         ("num_bytes", "<u8"),
     ]
 )
-"""What the file says of one sample."""
+"""The file's metadata of one sample."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class BetonWriter:
         os.fsync(self._file.fileno())
 
     def finish(self) -> Path:
-        """Completes the partial file, gives its path, and lets go of it; `publish` is what remains."""
+        """Completes and closes the partial file and returns its path; only `publish` remains to be called."""
         rows = self.rows
         header = np.array((VERSION, len(_FIELDS), self.page_bytes, len(rows), self._end), _HEADER)
         metadata, table = np.zeros(len(self._rows), _METADATA), np.zeros(len(rows), _ALLOCATION)
@@ -236,8 +236,8 @@ class BetonWriter:
         self.publish()
 
     def abandon(self) -> None:
-        """Lets go of the partial file and leaves it where it is."""
-        with suppress(OSError):  # a full disk refuses once more what is buffered
+        """Closes the partial file and leaves it in place."""
+        with suppress(OSError):  # on a full disk, flushing the buffer fails again
             self._file.close()
 
     def __enter__(self) -> "BetonWriter":  # noqa: PYI034  (Self is younger than Python 3.10)
@@ -257,5 +257,5 @@ def data_start(capacity: int, page_bytes: int) -> int:
 
 
 def partial(path: Path) -> Path:
-    """Where a file that is not finished lies."""
+    """Path of an unfinished file."""
     return path.with_name(f".{path.name}.partial")

@@ -94,12 +94,12 @@ class PlainEngine:
         return torch.autocast(self.layout.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def harden(self) -> None:
-        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        """Puts the deployed weights into the model, exactly +-1 where they are binary."""
         self.layout.broadcast(self.model.buffers())
         self.optimizer.harden()
 
     def soften(self) -> None:
-        """The model holds w again."""
+        """Restores w."""
         self.optimizer.soften()
 
     def latents(self) -> Iterator[Latent]:
@@ -110,7 +110,7 @@ class PlainEngine:
                     yield Latent(name, self.optimizer.latent(p), group["quantizer"], group["mu"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as `Engine.state_dict` has it; live tensors."""
+        """The state described in `Engine.state_dict`; live tensors."""
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         state = self.optimizer.state_dict()
         order = [name for names in self._names for name in names]
@@ -128,10 +128,10 @@ class PlainEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of any engine.
+        """Resumes from a state of any engine.
 
         Raises:
-            ValueError: it is a state of another recipe.
+            ValueError: the state is of another recipe.
         """
         saved = state["optimizer"]
         require_same_recipe(saved, self.optimizer, self._names)

@@ -19,9 +19,9 @@ from suite.errors import UserError
 from suite.recipe.cell import AS_IS, Execution
 
 AGREEMENT_SECONDS = 1.0
-"""Between two exchanges of the processes' wishes, roughly."""
+"""Approximate time between two exchanges of the processes' requests."""
 MAX_INTERVAL = 1000
-"""Steps between two of them, at most."""
+"""Maximum number of steps between two exchanges."""
 T = TypeVar("T")
 
 
@@ -100,7 +100,7 @@ class Agreement:
         self._under_way: tuple[Any, Tensor] | None = None
 
     def result(self) -> list[int] | None:
-        """The largest of each value over the processes, of an exchange that was started; None where none was."""
+        """The maximum of each value over the processes, from the exchange under way; None if there is none."""
         if self._under_way is None:
             return None
         (work, values), self._under_way = self._under_way, None
@@ -110,7 +110,7 @@ class Agreement:
         return found
 
     def start(self, *values: int) -> None:
-        """To be called after each step, by all processes: starts an exchange of the values where one is due."""
+        """Starts an exchange of the values if one is due. All processes call it after each step."""
         self._num_left -= 1
         if self._num_left > 0:
             return
@@ -167,7 +167,7 @@ def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iter
 
 
 def _device(wanted: str) -> torch.device:
-    """This process's, by its number on its node."""
+    """This process's device, chosen by its rank on the node."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu":
@@ -198,11 +198,11 @@ def _gpus_given() -> str:
 
 
 def _determine(determinism: str) -> None:
-    """Sets what torch may do to be fast. To be called before the first use of a GPU."""
+    """Sets which nondeterministic or TF32 kernels torch may use. Call it before the first use of a GPU."""
     is_strict = determinism == "strict"
     if is_strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in one order only with this
-    # No warnings only: attention would then take kernels that sum in any order.
+    # Not warn_only: attention would then use kernels that sum in any order.
     torch.use_deterministic_algorithms(is_strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not is_strict

@@ -37,12 +37,12 @@ app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_c
 
 
 def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
-    """Writes the network that the run's result.json is about to `out`; returns it, deployed.
+    """Writes the network measured in the run's result.json to `out`; returns it, deployed.
 
-    It needs no data, but where the recipe measures batch norms anew on them.
+    It needs data only if the recipe re-estimates batch-norm statistics.
 
     Raises:
-        ExportError: the run is not done or has nothing binary, or its network could not be made again to the bit.
+        ExportError: the run is not done or has nothing binary, or its network could not be rebuilt bit-exactly.
     """
     from suite.engines.process_group import joined
 

@@ -162,7 +162,7 @@ def _store_rest(job: Job, recorder: Recorder, num_workers: int) -> None:
 
 
 def _require_all_classes(job: Job, done: Done) -> None:
-    """Of each class that the source has something is left."""
+    """Checks that every class of the source still has a sample."""
     have = set(done.rows["label"].tolist())
     for label in sorted({entry.label for entry in job.split.entries} - have):
         raise DataError(f"{job.split.folder / job.split.classes[label]}: all images of this class are broken")
@@ -197,7 +197,7 @@ def _manifest(job: Job, done: Done, unnamed: Path) -> Manifest:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides which bytes come out."""
+    """Versions of the software that determines the output bytes."""
     return {
         "proxbench": version("proxbench"),
         "pillow": version("pillow"),

@@ -40,9 +40,9 @@ class Done:
 
 
 class Recorder:
-    """Stores one split's images after one another; everything up to the last `commit` survives whatever happens.
+    """Stores one split's images one after another; everything up to the last `commit` survives a crash.
 
-    Starts with what an earlier one did, as far as storage and source are still the same: `done` has it.
+    Starts from an earlier call's progress, in `done`, as far as storage and source are unchanged.
     """
 
     def __init__(self, beton: Path, split: Split, storage: Storage) -> None:

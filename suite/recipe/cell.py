@@ -32,9 +32,9 @@ Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 RECORDED = "recorded"
-"""Validation context for a cell that was checked when it was made: its names are believed, and torch is not imported.
+"""Validation context for a cell that was checked when it was created: names are not checked again.
 
-What knows the names imports torch and timm, which cost seconds that `launch status` and --help must not.
+Checking them imports torch and timm, which takes seconds that `launch status` and --help cannot afford.
 """
 
 
@@ -336,7 +336,7 @@ class Execution(Frozen):
     )
     determinism: Literal["strict", "fast"] = Field(
         "strict",
-        description="on GPUs. strict: a resumed run is bit-identical to an uninterrupted one, and float32 is without "
+        description="on GPUs. strict: a resumed run is bit-identical to an uninterrupted one, and float32 excludes "
         "TF32; fast: the fastest kernels, and TF32 in place of float32",
     )
     compile: bool = Field(default=False, description="plain only: torch.compile")

@@ -56,7 +56,7 @@ class Faults(dict[str, None]):
         return f"{self.path}:1"
 
     def _root_causes(self, faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
-        """Without what only follows from another fault: one typo, one line.
+        """Drops faults that only follow from another one: one typo, one line.
 
         A misspelt key is also a missing one, and a list whose one entry is wrong also too short.
         """
@@ -103,7 +103,7 @@ class Faults(dict[str, None]):
 
 
 def first_fault(error: ValidationError) -> str:
-    """`key: what` of the first fault, for what has no lines: a flag, or a file that a program wrote."""
+    """`key: what` of the first fault, for sources without lines: a flag, or a file that a program wrote."""
     fault: Any = error.errors()[0]
     location, reason = tuple(fault["loc"]), str(_cause(fault) or fault["msg"])
     if isinstance(cause := _cause(fault), SettingError):

@@ -17,7 +17,7 @@ _WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLI
 
 
 class DamagedFileError(UserError):
-    """A file that only programs write holds something else."""
+    """A file that only our programs write has unexpected content."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: not what a run writes there: {what}; restore it, or delete the run directory")
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file of write_json's; {} if it does not exist.
+    """Reads a file written by write_json; {} if it does not exist.
 
     Raises:
         DamagedFileError: it holds something else.
@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> bytes:  # noqa: ANN401  (anything JSON holds)
-    """What write_json writes."""
+    """The bytes that write_json writes."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -100,7 +100,7 @@ def _written(path: Path, content: bytes | memoryview) -> Iterator[Path]:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flushes the folder's entries, where its file system knows how: CIFS and several of FUSE's do not."""
+    """Flushes the folder's entries if its file system can: CIFS and several FUSE file systems cannot."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from suite.run.failures import Beat
 
 LEASE_SECONDS = 120.0
-"""How old the last sign of life of an attempt on another machine may be before a next one may begin."""
+"""Maximum age of the last heartbeat of an attempt on another machine; after that, a new attempt may begin."""
 End = Literal["done", "preempted", "failed"]
 
 
 class BusyError(Exception):
-    """Another attempt has the run, and lives."""
+    """Another attempt has the run and is alive."""
 
 
 class SupersededError(Exception):
-    """A later attempt has taken the run over; this one writes nothing any more."""
+    """A later attempt has taken over the run; this one writes nothing more."""
 
 
 class Attempt:
-    """One attempt at a run: its folder, whoever made it."""
+    """One attempt at a run: its folder, whichever process created it."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
@@ -71,12 +71,12 @@ class Attempt:
 
     @cached_property
     def token(self) -> str:
-        """Random name, which no other attempt of any run has."""
+        """Random name, unique among all attempts of all runs."""
         return str(self.facts["token"])
 
     @property
     def job_id(self) -> str:
-        """Of the job it is part of; empty without one."""
+        """Id of the job it is part of; empty without one."""
         return str(self.facts.get("job_id", ""))
 
     def note(self, **facts: Any) -> None:  # noqa: ANN401  (anything YAML holds)
@@ -85,7 +85,7 @@ class Attempt:
         write_bytes(self._facts_path, text.encode())
 
     def provenance(self) -> dict[str, Any]:
-        """Where its numbers came from; empty before training began."""
+        """Provenance of its numbers; empty before training began."""
         return read_json(self.provenance_path)
 
     def log(self, node: int = 0) -> Path:
@@ -209,7 +209,7 @@ def _lost(attempt: Attempt) -> dict[str, Any]:
 
 
 def _processes(facts: Mapping[str, Any], beat: "Beat | None") -> list[Process]:
-    """Who claimed it, and its process 0, which may be another and outlive that."""
+    """The process that claimed it, and process 0, which may be a different one and outlive it."""
     found = [] if beat is None else [beat.process]
     if "pid" in facts:
         found.append(Process(facts["host"], facts["machine"], facts["pid"], facts["start"]))

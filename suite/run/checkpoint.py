@@ -107,7 +107,7 @@ def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whole or not."""
+    """All checkpoints of a folder, intact or not."""
     return sorted(folder.glob("epoch-*.pt"), reverse=True)
 
 

@@ -34,9 +34,10 @@ Cause = Literal["error", "oom", "timeout", "nan", "node"]
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands. Times are unix seconds; `reason` is one line for people.
+    """A run's state. Times are unix seconds; `reason` is one line for human readers.
 
-    `failures` counts by cause what ended attempts since the run last got on; `failed_at` is its newest checkpoint then.
+    `failures` counts, by cause, failed attempts since the run last made progress; `failed_at` is its newest checkpoint
+    at that time.
     """
 
     state: StateName = "planned"
@@ -92,7 +93,7 @@ class RunDir:
         return [Attempt(self.attempts, number) for number in range(1, count + 1)]
 
     def appearance(self) -> str:
-        """What can be seen of the files without opening them; it changes when the run's state or numbers do."""
+        """Fingerprint of the files, without opening them; it changes when the run's state or numbers do."""
         attempt = self.newest()
         ends = [] if attempt is None else [attempt.path / "end.json", attempt.provenance_path]
         files = (self.journal, self.result_path, self._cancelled, self._handover, self._again, *ends)
@@ -108,7 +109,7 @@ class RunDir:
         return attempt is not None and attempt.is_live()
 
     def state(self) -> State:
-        """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better."""
+        """The run's state according to its files: a killed run still says running; `is_live` checks."""
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
         handover, again = read_json(self._handover), read_json(self._again)
@@ -137,7 +138,7 @@ class RunDir:
         return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
 
     def _end(self, attempt: Attempt, forgiven: int) -> dict[str, Any]:
-        """How the attempt ended, with the failures counted so far, which an orderly end leaves as they were."""
+        """How the attempt ended, with the failures counted so far, which an orderly end leaves unchanged."""
         end = dict(attempt.end() or {})
         for number in range(attempt.number, forgiven, -1):
             earlier = end if number == attempt.number else Attempt(self.attempts, number).end() or {}
@@ -146,7 +147,7 @@ class RunDir:
         return {key: value for key, value in end.items() if key not in {"failures", "failed_at"}}
 
     def hand_over(self, job_id: str, state: Literal["queued", "planned"] = "queued", reason: str = "") -> None:
-        """Notes that a job is going to run it, or why none is; true until the next attempt begins."""
+        """Records that a job is going to run it, or why none is; valid until the next attempt begins."""
         write_json(
             self._handover,
             {
@@ -177,7 +178,7 @@ class RunDir:
         return read_json(self.result_path) or None
 
     def provenance(self) -> dict[str, Any]:
-        """Where the numbers came from, by its newest attempt that trained; empty before the first."""
+        """Provenance of the numbers, from the newest attempt that trained; empty before the first."""
         return next(filter(None, (attempt.provenance() for attempt in reversed(self.all_attempts()))), {})
 
 
@@ -237,6 +238,6 @@ def planned_cells(grid_dir: Path) -> dict[str, Cell]:
 
 
 def planned_executions(grid_dir: Path) -> dict[str, Execution]:
-    """How the last launch has each of its cells run, by id."""
+    """The execution of each cell of the last launch, by id."""
     plan = read_json(grid_dir / "plan.json")
     return {cell_id: Execution.model_validate(each["execution"]) for cell_id, each in plan.items()}

@@ -24,15 +24,15 @@ from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import Cause
 from suite.run.processes import Process
 
-if TYPE_CHECKING:  # torch comes with it, and signals are to be heard at once
+if TYPE_CHECKING:  # it imports torch, and signals must be handled at once
     from suite.engines.process_group import Layout
 
 GRACE_SECONDS = 5.0
-"""How long a process that lost another waits for the others' last words."""
+"""How long a process that lost another waits for the others' fault files."""
 BEAT_SECONDS, QUIET_SECONDS = 1.0, 10.0
-"""Between two signs of life: at least, and at most."""
+"""Minimum and maximum time between two heartbeats."""
 PATIENCE_SECONDS = 15.0
-"""From when a process knows that another has failed until it is ended: to break off by itself, and to save nothing."""
+"""How long a process that knows of another's failure has to stop by itself, without saving, before it is ended."""
 EXIT_LOST = 1
 _BEAT_BYTES = 1024
 _STOP = "stop.json"
@@ -46,7 +46,7 @@ class DivergedError(Exception):
 
 
 class PreemptedError(BaseException):
-    """The process was asked to stop; the message is by what. No `except Exception` of a library's swallows it."""
+    """The process was asked to stop; the message names the signal. No library's `except Exception` swallows it."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Beat:
 
 
 class Heartbeat:
-    """A process's sign of life, written from a thread of its own, so that a long step is none the quieter.
+    """A process's heartbeat, written by a separate thread, so that it continues during a long step.
 
-    Nothing that happens to the file ends training.
+    A failure to write the file never ends training.
     """
 
     def __init__(self, folder: Path, rank: int, num_epochs: int) -> None:
@@ -108,7 +108,7 @@ class Heartbeat:
         self._where = step, epoch
 
     def close(self) -> None:
-        """Writes where it was last, and closes the file."""
+        """Writes the final progress and closes the file."""
         self._closed.set()
         self._thread.join()
         self._write()
@@ -130,12 +130,12 @@ class Heartbeat:
 
 
 def note_stop(folder: Path, signal_name: str) -> None:
-    """Notes that the attempt was asked to stop, for when all its processes are killed before they can say so."""
+    """Records that the attempt was asked to stop, in case all its processes are killed before they can."""
     write_json(folder / _STOP, {"signal": signal_name})
 
 
 def noted_stop(folder: Path) -> str:
-    """Name of the signal by which the attempt was asked to stop; empty where it was not."""
+    """Name of the signal by which the attempt was asked to stop; empty if it was not."""
     return next((str(value["signal"]) for value in _read(folder.glob(_STOP))), "")
 
 
@@ -148,12 +148,12 @@ def beats(folder: Path) -> dict[int, Beat]:
 
 
 def faults(folder: Path) -> list[Fault]:
-    """The processes' last words, by rank."""
+    """The processes' faults, by rank."""
     return [Fault(**value) for value in _read(sorted(folder.glob("fault-*.json")))]
 
 
 def kind_of(error: Exception) -> Kind:
-    """Whether the fault is one's own or an exchange broke: by type where torch has one, else by gloo's words."""
+    """Whether the fault is the process's own or an exchange broke: by torch's type if any, else by gloo's message."""
     from torch import distributed
 
     text = str(error).lower()
@@ -165,7 +165,7 @@ def kind_of(error: Exception) -> Kind:
 
 @contextmanager
 def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
-    """Whatever exception ends the block is written to the attempt's end: a stop, or a fault and whose it was."""
+    """Writes any exception that ends the block to the attempt's end.json: a stop, or a fault and its process."""
     heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
     watch = Watch(attempt, layout)
     try:
@@ -178,7 +178,7 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
     except SupersededError:
         raise
     except Exception as error:
-        with suppress(OSError, SupersededError):  # the disk may be what is at fault; the log has the traceback
+        with suppress(OSError, SupersededError):  # the disk may be the cause; the log has the traceback
             _tell(attempt, layout, Fault.of(error, layout.rank, _hint(cell, execution, layout)))
         raise
     finally:
@@ -187,10 +187,10 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
 
 
 class Watch:
-    """Ends this process where another one has failed and this one waits for it in a collective, deaf to signals.
+    """Ends this process if another one has failed and this one waits for it in a collective, unable to handle signals.
 
-    A thread looks at the others' last words, and at whether those on this machine live. Who is not out of the block
-    PATIENCE_SECONDS after is ended from here, with last words of its own.
+    A thread watches the others' fault files, and whether those on this machine are alive. If the process has not left
+    the block PATIENCE_SECONDS after a failure, the thread writes a fault for it and ends it.
     """
 
     def __init__(self, attempt: Attempt, layout: "Layout") -> None:
@@ -201,7 +201,7 @@ class Watch:
             self._thread.start()
 
     def close(self) -> None:
-        """This process is out of danger, or on its way out."""
+        """Stops watching: the process has finished or is exiting."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -219,7 +219,7 @@ class Watch:
 
     def _lost(self) -> int | None:
         """The rank of a process that has failed."""
-        with suppress(OSError):  # the file system is away: the others are, too
+        with suppress(OSError):  # the file system is unreachable: for the others, too
             for fault in faults(self._attempt.path):
                 if fault.rank != self._layout.rank and fault.kind == "own":
                     return fault.rank

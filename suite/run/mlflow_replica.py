@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
-"""Tags: the run's ROOT; its token; the state of its files at the last sync; whether sync is to delete it."""
+"""Tags: the run's ROOT; its token; its files' state at the last sync; set on runs that sync itself deleted."""
 _SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
@@ -58,8 +58,8 @@ def browse(grid_dir: Path, uri: str) -> str:
 def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
     """Brings the grid's experiment up to date with its run directories.
 
-    A call that dies half-way leaves nothing wrong: metrics carry the journal's own times, so writing one twice stores
-    it once, and the offset up to which a journal is stored moves only afterwards. Two calls at once make nothing twice.
+    A call that dies half-way does no damage: metrics carry the journal's own times, so writing one twice stores it
+    once, and the stored offset into the journal moves only afterwards. Two concurrent calls create no duplicates.
 
     Returns:
         How many runs changed, and the experiment's id.
@@ -103,7 +103,7 @@ def _alone(grid_dir: Path) -> Iterator[None]:
 
 
 def _experiment(client: "MlflowClient", grid_dir: Path, root: str) -> "Experiment":
-    """The grid's experiment, by the grid's name; where that is another ROOT's, with ours in parentheses."""
+    """The grid's experiment, named after the grid; if another ROOT has that name, with our id in parentheses."""
     from mlflow.exceptions import MlflowException
 
     for name in (grid_dir.name, f"{grid_dir.name} ({root[:6]})"):
@@ -133,7 +133,7 @@ def _note(grid_dir: Path) -> str:
 
 
 class _Replica:
-    """An experiment's runs by whose they are, and what makes them as the run directories are."""
+    """An experiment's runs by (cell id, token), and the operations that bring them up to date."""
 
     def __init__(self, client: "MlflowClient", experiment_id: str, root: str) -> None:
         self.client, self.experiment_id, self.root = client, experiment_id, root
@@ -162,7 +162,7 @@ class _Replica:
                 return
 
     def update(self, run: RunDir, *, is_current: bool) -> bool:
-        """Whether anything had to change of one run."""
+        """Updates one run; returns whether anything changed."""
         key = (run.path.name, journal.token(run.journal))
         self._seen.add(key)
         if key in self._deleted and key not in self._stored:
@@ -178,7 +178,7 @@ class _Replica:
         return True
 
     def retire(self) -> int:
-        """How many runs had to be put aside: of folders that are gone, or were not begun and now are."""
+        """Retires runs of deleted folders, and placeholders of runs that have begun since; returns their number."""
         num_changed = 0
         begun = {cell_id for cell_id, token in self._seen if token}
         for (cell_id, token), run in self._stored.items():
@@ -193,10 +193,10 @@ class _Replica:
         return num_changed
 
     def _create(self, run: RunDir, token: str) -> "Run":
-        """A run of ours in the store; another's, where two syncs that no lock parts made one at the same time."""
+        """Creates a run; returns another sync's instead if two unlocked syncs created one at the same time."""
         cell, first = run.cell(), run.first()
         tags = {ROOT: self.root, TOKEN: token, "cell_id": cell.id, "grid": run.path.parent.name}
-        # MLflow fixes a run's start when it makes it.
+        # MLflow fixes a run's start time on creation.
         start_ms = int(1000 * (first.facts.get("made", time.time()) if first is not None else time.time()))
         mine = self.client.create_run(self.experiment_id, start_ms, tags, cell.name)
         query = f"tags.`{ROOT}` = '{self.root}' and tags.cell_id = '{cell.id}' and tags.`{TOKEN}` = '{token}'"
@@ -254,7 +254,7 @@ class _Replica:
 
 
 def _mark(run: RunDir, *, is_current: bool) -> str:
-    """What a run's files look like from outside: while that stays, there is nothing new to store of it."""
+    """Fingerprint of a run's files: as long as it is unchanged, there is nothing new to store."""
     return " ".join([run.appearance(), *(["current"] if is_current else [])])
 
 

@@ -154,10 +154,10 @@ def pretrained_weights(
 ) -> tuple[dict[str, Tensor], str]:
     """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
 
-    Where they have to be downloaded, the main process does, before the others look.
+    If they have to be downloaded, the main process does so before the others look.
 
     Raises:
-        PretrainedError: they are neither in DATA/weights nor to be had.
+        PretrainedError: they are not in DATA/weights and cannot be downloaded.
     """
     from suite.training.pretrained import pretrained
 

@@ -16,7 +16,7 @@ from suite.errors import DataError
 from suite.run.failures import DivergedError
 
 NUM_FIRST_CLASSES = 10
-"""From more classes on, top-5 says something."""
+"""Top-5 is meaningful only with more classes than this."""
 MASKED = 1e-3
 """A weight whose B is below this share of B(0) counts as masked: its gradient hardly reaches its latent."""
 
@@ -75,7 +75,7 @@ def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: i
 
 
 class Health:
-    """What tells a stuck or noisy binarization, over all quantized weights, once an epoch.
+    """Signs of a stuck or noisy binarization, over all quantized weights, once an epoch.
 
     flip_rate: share of weights whose sign differs from the last call's.
     latent_gap: mean |w* - sign(w*)|.
@@ -90,7 +90,7 @@ class Health:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """The three numbers as `health/...`; nothing where nothing is quantized.
+        """The three numbers as `health/...`; empty if nothing is quantized.
 
         Raises:
             DivergedError: a latent is NaN or infinite, which a sign would hide: the loss stays finite.

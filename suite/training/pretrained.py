@@ -23,7 +23,7 @@ from suite.recipe.cell import Interpolation
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT_SECONDS = 5.0
-"""For the hub's first answer; a machine without internet is to say so soon."""
+"""Timeout for the hub's first answer, so that a machine without internet fails quickly."""
 
 
 class PretrainedError(UserError):
@@ -60,7 +60,7 @@ class Preprocessing(NamedTuple):
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """As timm's pretrained configuration has it; bilinear where that is neither bilinear nor bicubic."""
+    """From timm's pretrained configuration; bilinear if its interpolation is neither bilinear nor bicubic."""
     import timm
 
     config = timm.get_pretrained_cfg(name)

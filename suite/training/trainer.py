@@ -123,7 +123,7 @@ class Network:
         self.epoch = 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of this cell.
+        """Resumes from a checkpoint of this cell.
 
         Raises:
             CheckpointError: it is another cell's.
@@ -326,7 +326,7 @@ class Trainer(Network):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of this cell.
+        """Resumes from a checkpoint of this cell.
 
         Raises:
             CheckpointError: it is another cell's, or was trained on other data.
@@ -345,7 +345,7 @@ class Trainer(Network):
         self.health.load_state_dict(state["health"])
 
     def resolved_execution(self) -> dict[str, Any]:
-        """How this attempt runs, every default replaced by what it came to."""
+        """How this attempt runs, with every default resolved to its actual value."""
         share = self.cell.training.batch_size // self.layout.world_size
         return {
             **self.execution.model_dump(mode="json"),
@@ -370,7 +370,7 @@ class Trainer(Network):
 
     @property
     def _num_steps_done(self) -> int:
-        """Over all epochs."""
+        """Finished steps over all epochs."""
         return self.epoch * self.steps_per_epoch + self.step
 
     def _no_totals(self) -> Tensor:

@@ -62,10 +62,10 @@ torch.set_num_threads(_torch_threads)
 
 @dataclass(frozen=True)
 class Wish:
-    """What a pass makes of samples: windows of size x size, as they are or, where `normalized` is given, finished.
+    """A pass's output: windows of size x size, as bytes or, if `normalized` is given, mirrored and normalised.
 
     `interpolation` is an index of kernels.INTERPOLATIONS. `mirrored` is bool [N]. `normalized`, float32 [256, 3], is
-    what becomes of each level.
+    each level's normalised value.
     """
 
     crops: Crops
@@ -157,8 +157,8 @@ class FFCVReader:
         """On the GPU, copies: FFCV decodes into the same few pinned buffers again and again."""
         if self._stream is None:
             return images, labels
-        # Without non_blocking the copies are there when .to() returns, and FFCV may have its buffer back. On a stream
-        # of their own they do not wait for the network's work.
+        # Without non_blocking the copies are complete when .to() returns, and FFCV may reuse its buffer. On a separate
+        # stream they do not wait for the network's work.
         with torch.cuda.stream(self._stream):
             copies = images.to(self._device), labels.to(self._device)
         for copy in copies:
@@ -397,7 +397,7 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         return images  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is decoding. One that is stuck is left: it will not end."""
+        """Ends the thread after the batch it is decoding. A stuck thread is abandoned: it will not end."""
         self.iter_ixes = iter(())
         self.terminate_event.set()
         deadline = time.monotonic() + CLOSING_SECONDS

@@ -184,7 +184,7 @@ def _resized(window: NDArray[np.uint8], size: int, interpolation: Interpolation)
 def _begin(_worker: int) -> None:
     from suite.run.processes import obey_the_parent
 
-    # Also where the server was started before, by someone who did not ask for it.
+    # Also if the fork server was already started by code that did not ask for it.
     import suite.data.readers.block_stop_signals  # noqa: F401  # isort: skip  # importing it blocks them
 
     obey_the_parent()

@@ -117,20 +117,20 @@ class DeepSpeedEngine:
         return torch.autocast(self.layout.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def harden(self) -> None:
-        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        """Puts the deployed weights into the model, exactly +-1 where they are binary."""
         self.layout.broadcast(self.model.buffers())
         with self._in_groups():
             self.optimizer.harden()
         spread(self._zero, self._stage)
 
     def soften(self) -> None:
-        """The model holds w again."""
+        """Restores w."""
         with self._in_groups():
             self.optimizer.soften()
         spread(self._zero, self._stage)
 
     def latents(self) -> Iterator[Latent]:
-        """The latents, each gathered from its shards when it is asked for."""
+        """The latents, each gathered from its shards on demand."""
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name in names:
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as `Engine.state_dict` has it, gathered parameter by parameter into the CPU's memory."""
+        """The state described in `Engine.state_dict`, gathered parameter by parameter into the CPU's memory."""
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         with self._in_groups():
             own = self.optimizer.state_dict()
@@ -179,10 +179,10 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of any engine.
+        """Resumes from a state of any engine.
 
         Raises:
-            ValueError: it is a state of another recipe.
+            ValueError: the state is of another recipe.
         """
         saved, weights = state["optimizer"], state["model"]
         require_same_recipe(saved, self.optimizer, self._names)
@@ -223,7 +223,7 @@ class DeepSpeedEngine:
         return own
 
     def _whole(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `of` gives for the shards of a parameter, gathered to the parameter's shape. To the bit; collective."""
+        """`of` applied to a parameter's shards, gathered to the parameter's shape. Bit-exact; collective."""
         shape, piece = self._shapes[name], self._shards.pieces[name]
         whole = torch.zeros(shape.numel(), device=self.layout.device)
         if piece is not None:
@@ -244,7 +244,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _in_groups(self) -> Iterator[None]:
-        """Inside, the groups list all shards, which stage 3 puts there one at a time, and only while it steps."""
+        """In the block, the groups list all shards; stage 3 itself lists one at a time, and only during its step."""
         before = [group["params"] for group in self._base.param_groups]
         for group, shards in zip(self._base.param_groups, self._shards.groups, strict=True):
             group["params"] = shards
