@@ -1,4 +1,4 @@
-"""One run: what it is (recipe), its directory (run), its training, engines, data, and the file it is exported to.
+"""One run: its configuration (recipe), directory (run), training, engines, data, and the file it is exported to.
 
-Open `train` first: the command, from a cell file to a result.
+Start reading at `train`, the command that turns a cell file into a result.
 """

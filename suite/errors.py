@@ -1,4 +1,4 @@
-"""What the user can put right: one line (or one line per fault) that names the fix, no traceback, exit status 2."""
+"""Errors that the user can fix: one line (or one line per fault) that names the fix, no traceback, exit status 2."""
 
 
 class UserError(Exception):

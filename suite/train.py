@@ -1,11 +1,11 @@
-"""One run, from its cell to its result.
+"""Trains one cell and writes its result.
 
     torchrun --nproc-per-node 8 -m suite.train CELL.yaml       over eight processes
     python -m suite.train CELL.yaml                            in one
     python -m suite.train CELL.yaml --max-steps 20             the first steps only, recorded nowhere
 
-Where CELL.yaml lies in a run directory, the run happens there and goes on from its newest checkpoint; otherwise in
-runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
+If CELL.yaml is in a run directory, the run uses that directory and resumes from its newest checkpoint; otherwise it
+uses runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
 attempt's end.json says which, and why), 2 bad input, 3 another process has the run.
 """
 
@@ -37,7 +37,7 @@ from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError
 from suite.run.saving import Checkpoints, Record
 
-if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
     from torch import Tensor
 
     from suite.engines.process_group import Layout
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be 
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a scheduler sends before it takes the machine back."""
+"""The signals that a scheduler sends before it takes the machine back."""
 log = logging.getLogger("suite.train")
 
 
@@ -58,16 +58,16 @@ class ExecutionError(UserError):
 
 
 class ResumeError(UserError):
-    """There is something to go on from, and that was not wanted."""
+    """The run has checkpoints or a result, but --resume never was given."""
 
 
 class StopTrainingError(Exception):
-    """Enough steps were taken."""
+    """Raised to stop training after --max-steps."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is no part of the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
+    """Settings outside the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
 
     execution: Execution = AS_IS
     checkpoint_steps: int | None = None
@@ -76,13 +76,13 @@ class Options:
 
 
 def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: Options = Options()) -> None:
-    """Trains the run's cell to its end in this process (one rank of torchrun's, or alone); rank 0 keeps the record.
+    """Trains the run's cell to completion as one rank under torchrun or as a single process; rank 0 keeps the record.
 
     Args:
-        run: whose cell.
-        data_dir: where data sets lie.
-        attempt: this one, where rank 0 has claimed it; None: rank 0 claims it here, and the others are told.
-        options: how.
+        run: the run whose cell is trained.
+        data_dir: directory of the data sets.
+        attempt: the attempt, if rank 0 has claimed one; None: rank 0 claims it here and broadcasts its number.
+        options: settings outside the cell.
 
     Raises:
         BusyError: another attempt has the run.
@@ -101,7 +101,7 @@ def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: 
 
 
 def first_steps(run: RunDir, data_dir: Path, max_steps: int, execution: Execution = AS_IS) -> None:
-    """Trains the run's cell for so many steps, prints their losses, and writes nothing."""
+    """Trains the run's cell for `max_steps` steps, prints their losses, and writes nothing."""
     from suite.engines.process_group import joined
     from suite.training.trainer import Trainer
 
@@ -132,7 +132,7 @@ def _train(
     trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None)
     if state is not None:
         trainer.load_state_dict(state)
-        del state  # latents, moments and weights, twice otherwise
+        del state  # otherwise latents, moments and weights would be in memory twice
         if layout.is_main:
             log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
     _collect_from_here()
@@ -165,14 +165,14 @@ def _train(
 
 
 class _Fence:
-    """Looks, once a second at most, whether a later attempt has begun."""
+    """Checks, at most once a second, whether a later attempt has begun."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._looked = time.monotonic()
 
     def check(self) -> None:
-        """SupersededError where one has."""
+        """SupersededError if a later attempt has begun."""
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
@@ -181,10 +181,10 @@ class _Fence:
 
 @contextmanager
 def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
-    """Inside, a signal to stop waits for the step under way, which all processes finish; names of those that came.
+    """In the block, stop signals take effect after the current step, on all processes; yields the signals' names.
 
-    After an exception, too: torchrun sends SIGTERM to those that are left, which still have to say why they end. So the
-    handler outlives the trainer, and must not refer to it.
+    Also after an exception: torchrun sends SIGTERM to the remaining processes, which must still write why they ended.
+    So the handler outlives the trainer, and must not refer to it.
     """
     names: list[str] = []
 
@@ -199,22 +199,22 @@ def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
 
 
 def _collect_from_here() -> None:
-    """Has garbage collected again, where this process has put it off, and never walks what start-up has made."""
+    """Enables garbage collection again if this process disabled it, excluding all objects created at start-up."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Execution) -> tuple[str, dict[str, Any] | None]:
-    """Name and content of the checkpoint to go on from, on every process; ("", None) where there is none."""
+    """Name and content of the checkpoint to resume from, on every process; ("", None) if there are no checkpoints."""
     import torch
 
     from suite.run import checkpoint
 
-    # ZeRO spreads the state over the processes because no device holds it whole.
+    # ZeRO shards the state because no single device can hold all of it.
     device = torch.device("cpu") if execution.engine == "deepspeed" else layout.device
     found = checkpoint.load_newest(run.checkpoints, cell.id, device) if layout.is_main else None
-    # Of one process's choosing: where a file can be read by some only, the others would go on from another step.
+    # Rank 0 chooses for all: if some processes could not read a file, they would resume from a different step.
     name = layout.tell(found[0].name if found is not None else "")
     if not name:
         return "", None
@@ -240,13 +240,13 @@ def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
             f"{path}: of epoch {state['epoch']}, and the result that this cell starts from is of epoch {epochs}, whose "
             "checkpoint is damaged or gone: delete the parent's directory and train it again"
         )
-    # The network that was tested: of averages, where the parent keeps them.
+    # The network that was tested: the averages, if the parent keeps them.
     weights: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
     return weights
 
 
 def open_run(cell_path: Path) -> RunDir:
-    """The run directory of a cell file: where it lies, if that is named by the cell's id, else runs/adhoc/<id>/.
+    """The run directory of a cell file: the file's own folder if its name is the cell's id, else runs/adhoc/<id>/.
 
     Raises:
         CellError: the file is missing or not a cell.
@@ -255,7 +255,7 @@ def open_run(cell_path: Path) -> RunDir:
         raw = yaml.safe_load(cell_path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CellError(f"{cell_path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, or of brackets in brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # from an invalid date, or deeply nested brackets
         raise CellError(f"{cell_path}: not YAML") from error
     except OSError as error:
         raise CellError(f"{cell_path}: {error.strerror}") from error
@@ -265,7 +265,7 @@ def open_run(cell_path: Path) -> RunDir:
         cell = Cell.model_validate(raw)
     except ValidationError as error:
         raise CellError(f"{cell_path}: not a cell: {first_fault(error)}") from error
-    place = cell_path.absolute().parent  # a link to a directory elsewhere is the run's place all the same
+    place = cell_path.absolute().parent  # a link to another directory is not resolved
     return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
 
 
@@ -273,7 +273,7 @@ def read_execution(text: str) -> Execution:
     """An execution from YAML, `{micro_batch_size: 64, compile: true}`.
 
     Raises:
-        ExecutionError: it is none.
+        ExecutionError: the text is not an execution.
     """
     try:
         return Execution.model_validate(read_value(text) or {})
@@ -300,12 +300,12 @@ def main(
     max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="auto: go on from the newest whole checkpoint; never: refuse to, where there is one."),
+        typer.Option(help="auto: resume from the newest intact checkpoint; never: fail if the run has any."),
     ] = "auto",
     checkpoint_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save every so many steps, besides the ends of epochs.")
+        int | None, typer.Option(min=1, help="Save every N steps, in addition to the ends of epochs.")
     ] = None,
-    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save when the last time is so long ago.")] = 10.0,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Save at least every N minutes.")] = 10.0,
     timeout_seconds: Annotated[
         float, typer.Option(min=1, help="How long a process waits for the others before the run fails as hung.")
     ] = 600.0,
@@ -313,7 +313,7 @@ def main(
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     is_main = _is_main()
-    for number in STOP_SIGNALS:  # first of all: until then they kill the process
+    for number in STOP_SIGNALS:  # first: until then these signals kill the process
         signal.signal(number, _stop)
     try:
         run = open_run(cell)
@@ -347,13 +347,13 @@ def _is_main() -> bool:
 
 
 def _require_fresh(run: RunDir) -> None:
-    """ResumeError where the run has learnt something. No flag throws that away: a folder is deleted by hand."""
+    """ResumeError if the run has checkpoints or a result. No flag discards those: delete the folder by hand."""
     if run.result_path.exists() or any(run.checkpoints.glob("*.pt")):
         raise ResumeError(f"--resume never: {run.path} has checkpoints or a result; delete it to train from the start")
 
 
 def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None, options: Options) -> None:
-    """However training ends, the attempt's end says so. `mine` is the attempt on rank 0, None on the others."""
+    """Records how training ended, however it ends. `mine` is the attempt on rank 0, None on the others."""
     from suite.run import failures
 
     try:
@@ -372,7 +372,7 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None,
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
-        # The processes have told why, unless they could not even find each other, or the disk is full.
+        # The processes have recorded why, unless they never found each other or the disk is full.
         if mine is not None and mine.end() is None:
             _finish(mine, "failed", f"{type(error).__name__}: {error}".splitlines()[0], cause="error")
         raise SystemExit(EXIT_FAILED) from error
@@ -388,16 +388,16 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def _leave(status: int) -> None:
-    """Exits; without finalizing Python where threads of gloo's are left, which may abort that (see `joined`).
+    """Exits; skips Python's finalization if gloo threads remain, which may abort it (see `joined`).
 
-    DeepSpeed keeps its process groups, and so their threads, for as long as the process lives.
+    DeepSpeed keeps its process groups, and therefore their threads, until the process ends.
     """
     if _has_gloo_threads():
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    gc.freeze()  # the interpreter's last collection would walk all of torch's objects, for a second
+    gc.freeze()  # otherwise the interpreter's final collection walks all of torch's objects for a second
     raise SystemExit(status)
 
 
@@ -410,7 +410,7 @@ def _has_gloo_threads() -> bool:
 
 
 if __name__ == "__main__":
-    # Imports make a million objects that stay; to look for garbage among them takes a tenth of the start.
+    # Imports create a million permanent objects; looking for garbage among them takes a tenth of the start-up time.
     gc.disable()
     code = 0
     try:

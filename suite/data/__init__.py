@@ -1,4 +1,4 @@
 """Images and labels: data sets by name, their readers, and the loader that makes batches of samples by number.
 
-Open `loader` first.
+Start reading at `loader`.
 """

@@ -1,4 +1,4 @@
-"""The commands that make data files and check them; `python -m suite.data --help` teaches them."""
+"""Commands that make and check data files; see `python -m suite.data --help`."""
 
 import os
 import sys
@@ -80,13 +80,13 @@ def prepare(
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="imagenet: some of the 1,000 classes are enough.")] = False,
 ) -> None:
-    """Write train.beton and its like: the same bytes from the same images and settings, whatever the workers.
+    """Write train.beton etc.: the same images and settings give the same bytes for any number of workers.
 
     imagenet is expected as DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others as DIR/train/CLASS/*.jpg and
-    DIR/test/CLASS/*.jpg, with DIR/val where there is one; cifar10 and cifar100 also as torchvision's files.
+    DIR/test/CLASS/*.jpg, and optionally DIR/val; cifar10 and cifar100 also as torchvision's files.
 
-    Killed, it goes on where it was when the same command is given again. Beside each file lies a manifest: counts,
-    classes, checksums, and what was converted or left out.
+    If it is killed, run the same command again to resume. Each file gets a manifest: counts, classes, checksums, and
+    the images that were converted or left out.
 
     [dim]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet --workers 16[/]
 
@@ -146,7 +146,7 @@ def verify(
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the process as bad input does: the message alone, status 2."""
+    """Prints only the message and exits with status 2, as for any bad input."""
     print(message, file=sys.stderr)
     raise SystemExit(2)
 

@@ -1,6 +1,6 @@
-"""What is done to a sample's pixels: windows, shifts, flips, normalisation; drawn from (seed, epoch, sample) alone.
+"""Augmentation of a sample's pixels: windows, shifts, flips, normalisation; drawn only from (seed, epoch, sample).
 
-So it does not matter to a sample which batch, process or loader it comes through.
+So a sample's augmentation does not depend on the batch, process or loader that delivers it.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from suite.recipe.cell import Data, ProgressiveResizing
 from suite.training.seeds import stream
 
 ASPECT, NUM_TRIES = (3 / 4, 4 / 3), 10
-"""Of a random window: width over height, and tries. Szegedy et al. 2015, as torchvision has it."""
+"""Random windows: range of width over height, and number of tries. Szegedy et al. 2015, as in torchvision."""
 NUM_UNIFORMS = 2 * NUM_TRIES + 2
 RESIZING_STEP = 32
 """Sides of progressive resizing are multiples of it, in pixels, as in ffcv-imagenet: networks halve them five times."""
 
 
 class Crops(Protocol):
-    """Which window of an image is resized to what the network sees."""
+    """Chooses the window of an image that is resized to the network's input."""
 
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
@@ -66,7 +66,7 @@ class RandomResized:
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The first of NUM_TRIES windows that lies in the image; where none does, the largest of a permitted aspect."""
+        """The first of NUM_TRIES windows that fits in the image; if none does, the largest of a permitted aspect."""
         uniforms = self.uniforms[samples].astype(np.float64)
         least, largest = self.area_shares
         area = (heights * widths)[:, None] * (least + (largest - least) * uniforms[:, :-2:2])

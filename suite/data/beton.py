@@ -48,7 +48,7 @@ ROW = np.dtype(
         ("num_bytes", "<u8"),
     ]
 )
-"""What the file says of one sample."""
+"""The file's metadata of one sample."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _signed(values: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it is stored: a JPEG file's bytes, or RGB pixels row by row; sides in pixels."""
+    """One stored image: a JPEG file's bytes, or RGB pixels row by row; sides in pixels."""
 
     is_jpeg: bool
     height: int
@@ -152,8 +152,8 @@ class Sample:
 class BetonWriter:
     """Writes up to `capacity` samples, in order, to `.NAME.partial` beside `path`; `path` appears whole, by a rename.
 
-    One who was killed goes on after the samples of `rows` (ROW [n], all flushed); what the file becomes depends on the
-    samples, capacity and page size alone. As a context manager it closes, or after an exception abandons.
+    To resume after a kill, pass the samples already flushed as `rows` (ROW [n]); the file's content depends only on
+    the samples, capacity and page size. Leaving the context manager closes the file, or abandons it on an exception.
     """
 
     def __init__(
@@ -191,18 +191,18 @@ class BetonWriter:
             offset = -(-offset // self.page_bytes) * self.page_bytes
         if self._num == len(self._rows):
             raise ValueError(f"the file is laid out for {self._num} samples")
-        self._file.seek(offset)  # what is passed over reads as zeros
+        self._file.seek(offset)  # skipped bytes read as zeros
         self._file.write(sample.content)
         self._rows[self._num] = (sample.is_jpeg, sample.height, sample.width, sample.label, offset, size)
         self._end, self._num = offset + size, self._num + 1
 
     def flush(self) -> None:
-        """Everything so far is on the disk."""
+        """Writes everything so far to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self) -> Path:
-        """Completes the partial file, gives its path, and lets go of it; `publish` is what remains."""
+        """Completes and closes the partial file and returns its path; only `publish` remains to be called."""
         rows = self.rows
         header = np.array((VERSION, len(_FIELDS), self.page_bytes, len(rows), self._end), _HEADER)
         metadata, table = np.zeros(len(self._rows), _METADATA), np.zeros(len(rows), _ALLOCATION)
@@ -236,8 +236,8 @@ class BetonWriter:
         self.publish()
 
     def abandon(self) -> None:
-        """Lets go of the partial file and leaves it where it is."""
-        with suppress(OSError):  # a full disk refuses once more what is buffered
+        """Closes the partial file and leaves it in place."""
+        with suppress(OSError):  # on a full disk, flushing the buffer fails again
             self._file.close()
 
     def __enter__(self) -> "BetonWriter":  # noqa: PYI034  (Self is younger than Python 3.10)
@@ -257,5 +257,5 @@ def data_start(capacity: int, page_bytes: int) -> int:
 
 
 def partial(path: Path) -> Path:
-    """Where a file that is not finished lies."""
+    """Path of an unfinished file."""
     return path.with_name(f".{path.name}.partial")

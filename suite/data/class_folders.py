@@ -30,9 +30,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `classes` in order, of which the label is the number; `entries` in the order of samples.
+    """One split: a label is an index into `classes`; `entries` are in the order of samples.
 
-    `sha256` is over names and sizes; `ignored` are files that have no image's suffix.
+    `sha256` is over names and sizes; `ignored` are files without an image suffix.
     """
 
     name: str
@@ -145,7 +145,7 @@ def _require_good_class_name(folder: Path, name: str) -> None:
 
 
 def _require_different(folder: Path, classes: Sequence[str]) -> None:
-    """Names that a person, or another file system, takes for one."""
+    """Rejects class names that a person, or another file system, cannot tell apart."""
 
     def plain(name: str) -> str:
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()

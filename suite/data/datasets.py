@@ -1,9 +1,9 @@
-"""Data sets by name, as they lie on disk: uint8 pixels in memory, or the files of an image folder.
+"""Data sets by name: uint8 pixels in memory, or the files of an image folder.
 
 `digits` ships in scikit-learn's wheel; `fashion-mnist` comes from Debian's dataset-fashion-mnist or torchvision;
 `cifar10` and `cifar100` from torchvision's files or class folders; `imagenet` and `folder/NAME` are class folders
 DIRECTORY/NAME/{train,test}/CLASS/*.jpg (imagenet's second folder is `val`; others may have one for validation).
-Of all but the first two `python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton.
+`python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton, of all but the first two.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ from suite.errors import DataError
 
 LoaderName = Literal["auto", "memory", "torch", "ffcv"]
 USUAL_SIZE = 224
-"""Side of the images where they have none of their own, in pixels."""
+"""Image side where the data set has none of its own, in pixels."""
 
 
 def names() -> list[str]:
-    """Names a grid may use; `folder/NAME` stands for any image folder."""
+    """Names a grid may use; `folder/NAME` means any image folder."""
     return [*LOADERS, "imagenet", "folder/NAME"]
 
 
 def is_known(name: str) -> bool:
-    """Whether a grid may use the name; whether the files are there is `load`'s question."""
+    """Whether a grid may use the name; `load` checks whether the files exist."""
     return name in LOADERS or name == "imagenet" or (name.startswith("folder/") and len(name) > len("folder/"))
 
 
 def load(name: str, directory: Path, loader: LoaderName = "auto") -> Source:
-    """The data set `name`, looked for under `directory`, as the named loader takes it.
+    """The data set `name` under `directory`, in the form that the named loader reads.
 
     Raises:
         DataError: the files are not there and could not be downloaded, or the loader is not for them.
@@ -63,7 +63,7 @@ def _beton(place: Path, split: str) -> Path:
 
 
 def _prepared(name: str, place: Path, test_split: str) -> Source:
-    """What `suite.data prepare` has made; looked at, not read through: that is what `verify` is for."""
+    """The files that `suite.data prepare` made; not read in full, which is `verify`'s job."""
     if not _beton(place, "train").exists():
         kind = "imagefolder" if name.startswith("folder/") else name
         raise DataError(
@@ -98,7 +98,7 @@ def _encoded(path: Path) -> tuple[Encoded, Manifest]:
 
 
 def _scan(name: str, place: Path) -> Source:
-    """A class folder; its checksum is of names and sizes. Of small data sets it has what the memory loader takes."""
+    """A class folder; its checksum covers names and sizes. Small data sets have the memory loader's splits and size."""
     splits = list_source(name, place)
     size = USUAL_SIZE
     if is_small(name):

@@ -1,6 +1,6 @@
-"""From an image file to what is stored of it. Imported by worker processes, so light: numpy and Pillow.
+"""Turns an image file into a stored sample. Worker processes import it, so it needs only numpy and Pillow.
 
-A file whose pixels are not 8-bit RGB is converted, and said to be; one that cannot be decoded whole is broken.
+A file whose pixels are not 8-bit RGB is converted and reported; one that cannot be fully decoded is broken.
 """
 
 import io
@@ -69,7 +69,7 @@ class Task(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What became of a file: a sample, with a note of what it was if it was converted; or None and why it is broken."""
+    """Result for one file: a sample, with its original format noted if converted; or None and why it is broken."""
 
     sample: Sample | None
     note: str | None
@@ -110,10 +110,10 @@ def store_all(tasks: Sequence[Task], storage: Storage) -> list[Stored]:
 
 
 def store(task: Task, storage: Storage) -> Stored:
-    """Reads the file, decodes all of it, resizes and encodes. Depends on its arguments and the file alone."""
+    """Reads the file, decodes all of it, resizes and encodes. Depends only on its arguments and the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which is not looked at
+            warnings.simplefilter("ignore")  # about odd metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _store(task, storage)
     except _BrokenError as error:
@@ -176,7 +176,7 @@ def _read(path: Path) -> bytes:
 
 
 def _require_whole(image: Image.Image, content: bytes, num_read: int) -> None:
-    """Finds what decoders pass over: a gap in a PNG, the end missing of a JPEG whose header is `num_read` bytes."""
+    """Finds damage that decoders ignore: a gap in a PNG, or the missing end of a JPEG with a `num_read`-byte header."""
     if image.format == "PNG":
         with Image.open(io.BytesIO(content)) as again:
             again.verify()
@@ -185,7 +185,7 @@ def _require_whole(image: Image.Image, content: bytes, num_read: int) -> None:
 
 
 def _what_is_odd(image: Image.Image, path: str) -> str | None:
-    """Format and mode of an image, before it is loaded; None where it is in 8-bit RGB, alone, what its suffix says."""
+    """Format and mode of an image not loaded yet; None if it is a single 8-bit RGB frame that matches its suffix."""
     odd = [f"{image.format}, {image.mode}"]
     if image.mode in {"RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         odd.append("in 16 bits")

@@ -1,4 +1,4 @@
-"""From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever the images lie.
+"""From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever images are stored.
 
 Readers (memory, torch, ffcv) only turn sample numbers into pixels.
 """
@@ -16,7 +16,7 @@ from suite.recipe.cell import Data
 from suite.training.seeds import stream
 
 RUN_BYTES = 4_000_000
-"""Of finished images: so much that Python's share of the work is small, and so little that it stays in a cache."""
+"""Bytes of images finished together: enough to make Python's overhead small, few enough to stay in a cache."""
 
 
 class Reader(Protocol):
@@ -110,7 +110,7 @@ class Loader:
             yield from zip(torch.split(images, lengths), torch.split(labels, lengths), strict=True)
 
     def _runs(self, batches: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-        """Batches that are read and finished together: of small images in memory, what makes up RUN_BYTES."""
+        """Groups of batches that are read and finished together: RUN_BYTES of small images in memory, else single."""
         if not isinstance(self.reader, MemoryReader) or not batches:
             return [[batch] for batch in batches]
         num_bytes = 4 * len(self.normalization.mean) * size**2 * max(len(batches[0]), 1)

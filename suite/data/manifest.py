@@ -1,4 +1,4 @@
-"""What a data file should be, written beside it: `train.json` for `train.beton`; and whether it still is."""
+"""A data file's manifest, written beside it (`train.json` for `train.beton`), and the check of the file against it."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def write_manifest(beton: Path, manifest: Manifest) -> None:
 
 
 def sha256_of(path: Path, advance: Callable[[int], None]) -> str:
-    """Of the whole file; `advance` is told of each number of bytes that have been read."""
+    """SHA-256 of the whole file; calls `advance` with the number of bytes after each read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

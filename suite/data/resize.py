@@ -11,9 +11,9 @@ Level = TypeVar("Level", np.uint8, np.float32)
 
 
 def area_resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """[h, w, C] -> [height, width, C]: each new pixel is the mean of what it covers, as OpenCV's INTER_AREA has it.
+    """[h, w, C] -> [height, width, C]: each new pixel is the mean of the area it covers, as in OpenCV's INTER_AREA.
 
-    Sums are in float32: where a mean lies half-way between two levels, the other one may be taken.
+    Sums are in float32, so a mean half-way between two levels may round to either.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -39,7 +39,7 @@ def _transposed(image: NDArray[Level]) -> NDArray[Level]:
 def _coverage(num: int, num_new: int) -> csr_array:
     """[num_new, num], float32: the share of each new pixel that each old one covers."""
     edges = np.arange(num_new + 1) * (num / num_new)
-    old = edges[:-1, None].astype(np.int64) + np.arange(-(-num // num_new) + 1)  # of neighbours, it covers no more
+    old = edges[:-1, None].astype(np.int64) + np.arange(-(-num // num_new) + 1)  # a new pixel covers at most these
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
     new = np.broadcast_to(np.arange(num_new)[:, None], old.shape)
     covered = (overlap > 0) & (old < num)

@@ -1,4 +1,4 @@
-"""What a data set is once it is found: parts for training, validation and test; in memory, in files, in FFCV files."""
+"""A loaded data set: parts for training, validation and test; in memory, in image files or in FFCV files."""
 
 import math
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class Encoded:
         return Encoded(self.path, self.samples[index], self.labels[index])
 
     def pixels(self) -> Pixels:
-        """All of them at once, of images of one size that are stored as they are.
+        """All images at once, if they are raw and of one size.
 
         Raises:
             DataError: they are not.

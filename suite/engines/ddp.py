@@ -1,4 +1,4 @@
-"""One process, or DDP over several: the model in torch's own hands."""
+"""The plain engine: one process, or torch's DDP over several."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,8 +19,8 @@ AUTOCAST = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 class PlainEngine:
     """Autocast, backward (DDP averages gradients over the processes), clipping, step.
 
-    Gradients are those of the mean loss over the global batch, whatever the number of processes and micro-batches: the
-    processes' shares are equally large, and a micro-batch counts by its size.
+    The gradient is of the mean loss over the global batch for any number of processes and micro-batches: all processes
+    have equal shares, and micro-batches are weighted by size.
     """
 
     def __init__(
@@ -47,9 +47,8 @@ class PlainEngine:
         return DistributedDataParallel(
             self.model,
             device_ids=[self.layout.device] if self.layout.device.type == "cuda" else None,
-            # Looking for unused parameters, of which there are none, keeps DDP from regrouping gradients after the
-            # first step: over three and more processes they would be summed, and rounded, in another order after a
-            # resume.
+            # No parameter is unused, but searching for them keeps DDP from regrouping gradients after the first step:
+            # with three or more processes, a resumed run would then sum, and round, in another order.
             find_unused_parameters=determinism == "strict",
             gradient_as_bucket_view=determinism == "fast",
         )
@@ -95,12 +94,12 @@ class PlainEngine:
         return torch.autocast(self.layout.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def harden(self) -> None:
-        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        """Puts the deployed weights into the model, exactly +-1 where they are binary."""
         self.layout.broadcast(self.model.buffers())
         self.optimizer.harden()
 
     def soften(self) -> None:
-        """The model holds w again."""
+        """Restores w."""
         self.optimizer.soften()
 
     def latents(self) -> Iterator[Latent]:
@@ -111,7 +110,7 @@ class PlainEngine:
                     yield Latent(name, self.optimizer.latent(p), group["quantizer"], group["mu"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as `Engine.state_dict` has it; live tensors."""
+        """The state described in `Engine.state_dict`; live tensors."""
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         state = self.optimizer.state_dict()
         order = [name for names in self._names for name in names]
@@ -129,10 +128,10 @@ class PlainEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of any engine.
+        """Resumes from a state of any engine.
 
         Raises:
-            ValueError: it is a state of another recipe.
+            ValueError: the state is of another recipe.
         """
         saved = state["optimizer"]
         require_same_recipe(saved, self.optimizer, self._names)
@@ -155,7 +154,7 @@ class PlainEngine:
 
 
 def _laid_out_as(value: Any, parameter: Tensor) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)
-    """A copy; of what has the parameter's shape, in its memory format, which base optimizers are fast with."""
+    """A copy; a tensor of the parameter's shape gets its memory format, too, which base optimizers are fast with."""
     if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return copied(value)

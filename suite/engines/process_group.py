@@ -1,4 +1,4 @@
-"""A process's rank, world size and device, from torchrun's environment or alone."""
+"""A process's rank, world size and device, under torchrun or as a single process."""
 
 import gc
 import importlib
@@ -19,9 +19,9 @@ from suite.errors import UserError
 from suite.recipe.cell import AS_IS, Execution
 
 AGREEMENT_SECONDS = 1.0
-"""Between two exchanges of the processes' wishes, roughly."""
+"""Approximate time between two exchanges of the processes' requests."""
 MAX_INTERVAL = 1000
-"""Steps between two of them, at most."""
+"""Maximum number of steps between two exchanges."""
 T = TypeVar("T")
 
 
@@ -80,16 +80,16 @@ class Layout:
         return values[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes have arrived."""
         if self.world_size > 1:
             distributed.barrier()
 
 
 class Agreement:
-    """What all processes know of each other's wishes, exchanged about once AGREEMENT_SECONDS, behind the steps' back.
+    """Shares the processes' requests with each other about every AGREEMENT_SECONDS, in the background.
 
-    An exchange starts after a step and is read after the next one, so that nobody waits for it. After how many steps
-    the next one starts is part of it, and the same for all.
+    An exchange starts after a step and is read after the next one, so that no process waits for it. It also fixes, for
+    all processes, the number of steps until the next exchange.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -100,7 +100,7 @@ class Agreement:
         self._under_way: tuple[Any, Tensor] | None = None
 
     def result(self) -> list[int] | None:
-        """The largest of each value over the processes, of an exchange that was started; None where none was."""
+        """The maximum of each value over the processes, from the exchange under way; None if there is none."""
         if self._under_way is None:
             return None
         (work, values), self._under_way = self._under_way, None
@@ -110,7 +110,7 @@ class Agreement:
         return found
 
     def start(self, *values: int) -> None:
-        """To be called after each step, by all processes: starts an exchange of the values where one is due."""
+        """Starts an exchange of the values if one is due. All processes call it after each step."""
         self._num_left -= 1
         if self._num_left > 0:
             return
@@ -127,16 +127,16 @@ class Agreement:
 def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iterator[Layout]:
     """Joins torchrun's process group, if there is one, and leaves it at the end.
 
-    GPUs exchange tensors over NCCL; what is on the CPU goes over gloo. A process that waits for another one longer
-    than the timeout raises over gloo; over NCCL torch aborts it, unless `failures.Watch` has ended it before.
+    GPU tensors go over NCCL, CPU tensors over gloo. If a process waits for another one longer than the timeout, gloo
+    raises; with NCCL, torch aborts the process, unless `failures.Watch` has ended it before.
 
-    Afterwards none of gloo's threads is left: one that asks for the GIL while Python finalizes aborts the process, so
-    that a finished run would count as failed. For this the local variables of an exception's frames are dropped; they
-    hold the model, which holds the group. NCCL's group is not left after an exception: that would wait for processes
-    that are gone.
+    No gloo thread remains afterwards: one that asks for the GIL while Python finalizes would abort the process, and a
+    finished run would count as failed. To ensure this, the local variables of an exception's frames are dropped; they
+    refer to the model, which refers to the group. NCCL's group is not left after an exception: that would wait for
+    processes that no longer exist.
 
     Raises:
-        EngineError: the device that `execution` asks for, or that the job was given, is not there.
+        EngineError: the device that `execution` asks for, or that the job was given, does not exist.
     """
     device = _device(execution.device)
     if device.type == "cuda":
@@ -167,7 +167,7 @@ def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iter
 
 
 def _device(wanted: str) -> torch.device:
-    """This process's, by its number on its node."""
+    """This process's device, chosen by its rank on the node."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu":
@@ -186,7 +186,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _gpus_given() -> str:
-    """What says that there are GPUs for this process; empty where nothing does, or the user has hidden them."""
+    """Evidence that this process was given GPUs; empty if there is none, or if the user has hidden them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return ""
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
@@ -198,11 +198,11 @@ def _gpus_given() -> str:
 
 
 def _determine(determinism: str) -> None:
-    """Sets what torch may do to be fast. To be called before the first use of a GPU."""
+    """Sets which nondeterministic or TF32 kernels torch may use. Call it before the first use of a GPU."""
     is_strict = determinism == "strict"
     if is_strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in one order only with this
-    # No warnings only: attention would then take kernels that sum in any order.
+    # Not warn_only: attention would then use kernels that sum in any order.
     torch.use_deterministic_algorithms(is_strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not is_strict
@@ -210,19 +210,19 @@ def _determine(determinism: str) -> None:
 
 
 def _leave() -> None:
-    """Destroys the process group, once nothing else refers to it: its last reference joins gloo's threads.
+    """Destroys the process group once nothing else refers to it: dropping the last reference joins gloo's threads.
 
-    DDP's reducer is such a reference, and lives in a reference cycle. It must not be the last: it is freed with the GIL
-    held, which the thread to be joined may be waiting for.
+    DDP's reducer is such a reference, in a reference cycle. It must not be the last: it is freed with the GIL held,
+    and the thread to be joined may be waiting for the GIL.
     """
     gc.unfreeze()
     gc.collect()
     distributed.destroy_process_group()
-    gc.freeze()  # what is left stays: the interpreter's own last collection need not walk it again
+    gc.freeze()  # the survivors stay: the interpreter's final collection need not walk them again
 
 
 def _drop_locals(error: BaseException) -> None:
-    """Clears the frames that an exception, and those it came from, refer to; those still running are left alone."""
+    """Clears the frames that an exception and its causes refer to, except frames still running."""
     found: BaseException | None = error
     while found is not None:
         traceback.clear_frames(found.__traceback__)

@@ -13,7 +13,7 @@ from suite.engines.process_group import EngineError, Layout
 
 
 class Latent(NamedTuple):
-    """A quantized parameter's w*, whole (the parameter's shape), with its quantizer's name and present mu."""
+    """A quantized parameter's w*, unsharded (the parameter's shape), with its quantizer's name and current mu."""
 
     name: str
     w_star: Tensor
@@ -24,7 +24,7 @@ class Latent(NamedTuple):
 class Engine(Protocol):
     """Forward, backward and optimizer step of one global batch.
 
-    `optimizer.param_groups` has the settings (lr, mu) that schedules move; what lies in the groups is the engine's.
+    `optimizer.param_groups` holds the settings (lr, mu) that schedules change; its tensors belong to the engine.
     """
 
     model: nn.Module
@@ -37,37 +37,37 @@ class Engine(Protocol):
         """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the step goes on from, in no layout: whole tensors by the parameter's name, on every process.
+        """The complete training state, independent of sharding: full tensors by parameter name, on every process.
 
-        {"model": the network as it is (w, buffers),
+        {"model": the current network (w, buffers),
          "optimizer": {"update", "state": {name: {"w_star", "mu", the base's entries}},
                        "param_groups": [{..., "params": names}]},
          "scaler": of fp16, else None}
-        Tensors may be the live ones.
+        Tensors may be the live ones, not copies.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of any engine on any number of processes; to the bit, where those are the same.
+        """Resumes from a state of any engine and number of processes; bit-exactly if both are the same.
 
         Raises:
-            ValueError: it is a state of another recipe.
+            ValueError: the state is of another recipe.
         """
 
     def harden(self) -> None:
-        """The model holds the deployed weights: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
+        """Puts the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
 
-        Here and in `state_dict`, norm statistics become the first process's on all, as under DDP.
+        Here and in `state_dict`, all processes take the first one's norm statistics, as under DDP.
         """
 
     def soften(self) -> None:
-        """The model holds the w that training goes on from, to the bit. Undoes harden()."""
+        """Undoes harden(): restores the training weights w, bit for bit."""
 
     def latents(self) -> Iterator[Latent]:
-        """The quantized parameters, one after the other, in the order of the groups. Not to be left half-way."""
+        """The quantized parameters, one by one, in the order of the groups. Iterate to the end (collective)."""
 
 
 def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names: list[list[str]]) -> None:
-    """ValueError unless the "optimizer" part of a state is of the same update, quantizers and parameters, in groups."""
+    """ValueError unless the "optimizer" part of a state has the same update, quantizers and parameters, by group."""
     theirs, ours = saved["param_groups"], optimizer.param_groups
     for what, there, here in (
         ("update", saved["update"], optimizer.update),
@@ -96,5 +96,5 @@ def require_agreement(optimizer: ProxConnect, layout: Layout) -> None:
 
 
 def copied(value: Any) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)
-    """A copy, on the CPU if it is a tensor (a number of steps, say): torch's optimizers move it where they want it."""
+    """A copy, on the CPU if it is a tensor (a step count, say): torch's optimizers move it as needed."""
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -37,12 +37,12 @@ app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_c
 
 
 def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
-    """Writes the network that the run's result.json is about to `out`; returns it, deployed.
+    """Writes the network measured in the run's result.json to `out`; returns it, deployed.
 
-    It needs no data, but where the recipe measures batch norms anew on them.
+    It needs data only if the recipe re-estimates batch-norm statistics.
 
     Raises:
-        ExportError: the run is not done or has nothing binary, or its network could not be made again to the bit.
+        ExportError: the run is not done or has nothing binary, or its network could not be rebuilt bit-exactly.
     """
     from suite.engines.process_group import joined
 
@@ -76,7 +76,7 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
 
 
 def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Network":
-    """The network as it was when the hard test accuracy was measured."""
+    """The network whose hard test accuracy was measured."""
     from suite.data.source import Description
     from suite.run import checkpoint
     from suite.training.trainer import Network, Trainer
@@ -205,9 +205,9 @@ def main(
 ) -> None:
     """Write the tested network of a run as one safetensors file with one bit per binary weight.
 
-    The network is made again from the run's last checkpoint, and must be
-    to the bit the one whose accuracy is in result.json. What is not binary
-    (first layer, classifier, norms, gains) is kept as it is.
+    The network is rebuilt from the run's last checkpoint, and must be
+    bit-identical to the one measured in result.json. Everything that is not
+    binary (first layer, classifier, norms, gains) is kept unchanged.
 
     [dim]python -m suite.export runs/digits/<id> --check[/]
 

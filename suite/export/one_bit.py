@@ -3,7 +3,7 @@
     write(path, model, split, Origin(cell=cell, classes=classes))
     model = load_packed(path)                    the network: (B, C, H, W) -> logits (B, classes)
 
-torch and timm are imported where they are used: `python -m suite.export --help` passes by here.
+torch and timm are imported where they are used, because `python -m suite.export --help` imports this module.
 """
 
 import json
@@ -182,7 +182,7 @@ def measure(path: Path, model: "nn.Module") -> Sizes:
 
 
 def _read(path: Path) -> "tuple[Header, dict[str, Tensor]]":
-    """The header and the tensors as they lie in the file."""
+    """The header and the tensors of the file, still packed."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -203,7 +203,7 @@ def _read(path: Path) -> "tuple[Header, dict[str, Tensor]]":
 
 
 def _blank(path: Path, header: Header) -> "tuple[nn.Module, Split]":
-    """A network as the header's cell has it, with weights of no meaning."""
+    """The network of the header's cell, with arbitrary weights."""
     import torch
 
     import models
@@ -212,7 +212,7 @@ def _blank(path: Path, header: Header) -> "tuple[nn.Module, Split]":
 
     description = Description(header.classes, header.image_size, header.in_chans)
     try:
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if none had been drawn here
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
             model, split = build_model(header.cell, description, None)
     except ValueError as error:
         raise ExportError(f"{path}: its network cannot be built: {reason(error)}") from error

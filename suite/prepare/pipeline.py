@@ -1,4 +1,4 @@
-"""Data files from image files: every file is stored, or named with the reason why not. Deterministic and resumable."""
+"""Makes data files from image files: each file is stored, or listed with a reason. Deterministic and resumable."""
 
 import hashlib
 import platform
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 EXACT = Storage(None, 100, 0.0, PAGE_BYTES)
-"""Pixels as they are: what small images get."""
+"""Raw pixels at full size, for small images."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One split to be stored as `beton`; `console` is told how it goes."""
+    """One split to store as `beton`; progress is reported on `console`."""
 
     dataset: str
     split: Split
@@ -42,12 +42,12 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        """As the manifest has them."""
+        """The settings, in the manifest's form."""
         quality = self.storage.quality if self.storage.jpeg_share else None
         return Settings(max_resolution=self.storage.max_resolution, quality=quality, jpeg_share=self.storage.jpeg_share)
 
     def say(self, line: str, style: str | None = None) -> None:
-        """Prints it as it is: what looks like markup in it is somebody's path."""
+        """Prints the line without markup, which a path may resemble."""
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -62,11 +62,11 @@ def prepare(
     leave_out_broken: bool = False,
     partial: bool = False,
 ) -> None:
-    """Writes OUT/{train,val,test}.beton, each with a manifest beside it; goes on where an earlier call was stopped.
+    """Writes OUT/{train,val,test}.beton, each with a manifest beside it; resumes an interrupted call.
 
     Raises:
-        DataError: the source is not laid out as it should be, files in it are broken and not to be left out, there are
-            other data files in `out`, another process prepares there, or the disk refuses.
+        DataError: the source has the wrong layout, it has broken files that are not to be left out, `out` has other
+            data files, another process prepares files there, or the disk refuses.
     """
     if dataset in CIFAR_FOLDERS and (source / dataset / "train").is_dir():  # as in a folder of data sets
         source = source / dataset
@@ -91,7 +91,7 @@ def prepare(
 
 
 def _prepare_split(job: Job, num_workers: int, *, leave_out_broken: bool) -> dict[str, str]:
-    """Names and reasons of broken files, for which the split is not finished; none where it is."""
+    """Broken files and reasons, which keep the split from being finished; empty if it is finished."""
     if job.beton.exists():
         _require_same(job)
         return {}
@@ -162,7 +162,7 @@ def _store_rest(job: Job, recorder: Recorder, num_workers: int) -> None:
 
 
 def _require_all_classes(job: Job, done: Done) -> None:
-    """Of each class that the source has something is left."""
+    """Checks that every class of the source still has a sample."""
     have = set(done.rows["label"].tolist())
     for label in sorted({entry.label for entry in job.split.entries} - have):
         raise DataError(f"{job.split.folder / job.split.classes[label]}: all images of this class are broken")
@@ -197,7 +197,7 @@ def _manifest(job: Job, done: Done, unnamed: Path) -> Manifest:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides which bytes come out."""
+    """Versions of the software that determines the output bytes."""
     return {
         "proxbench": version("proxbench"),
         "pillow": version("pillow"),
@@ -220,15 +220,15 @@ def _summarise(job: Job, manifest: Manifest, done: Done) -> None:
 
 
 def _broken_files(found: list[tuple[Job, dict[str, str]]]) -> str:
-    """Several lines: the first ten files, where all are listed, and what to do."""
+    """Several lines: the first ten files, the files that list all of them, and what to do."""
     num = sum(len(reasons) for _, reasons in found)
     lines = [f"{job.split.folder}/{name}: {reason}" for job, reasons in found for name, reason in reasons.items()]
     lists = " and ".join(str(_list_of_broken(job.beton)) for job, _ in found)
     if num > len(lines := lines[:10]):
         lines.append("...")
     advice = (
-        f"{num:,} broken files, listed in {lists}; everything else is stored. Mend or delete them and run the same "
-        "command again, which goes on from the first that changed, or add --leave-out-broken"
+        f"{num:,} broken files, listed in {lists}; everything else is stored. Repair or delete them and run the "
+        "same command again, which resumes at the first that changed, or add --leave-out-broken"
     )
     return "\n".join([*lines, advice])
 

@@ -22,18 +22,18 @@ Advance = Callable[[int], None]
 
 class _ImagesPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Nothing before there is a measurement."""
+        """Empty until the speed has been measured."""
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 def _description() -> TextColumn:
-    """As it is: what looks like markup in it is somebody's file."""
+    """The description without markup, which a file name may resemble."""
     return TextColumn("{task.description}", markup=False)
 
 
 @contextmanager
 def images(console: Console, what: str, total: int, start: int) -> Iterator[Advance]:
-    """A bar that counts images, `start` of which are done already, with their speed and the time left."""
+    """A bar that counts images, starting from `start`, with the speed and the time left."""
     columns = (_description(), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         shown = progress.add_task(what, total=total, completed=start)
@@ -42,7 +42,7 @@ def images(console: Console, what: str, total: int, start: int) -> Iterator[Adva
 
 @contextmanager
 def bytes_read(console: Console, what: str, total: int) -> Iterator[Advance]:
-    """A bar that counts bytes, and vanishes when they are read."""
+    """A bar that counts bytes and disappears when all are read."""
     columns = (_description(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         shown = progress.add_task(what, total=total)

@@ -1,6 +1,6 @@
-"""What `prepare` has done of a split, on disk: so that one who was killed goes on, and ends with the same bytes.
+"""On-disk progress of `prepare` on a split, so that an interrupted run resumes and produces identical bytes.
 
-Beside the unfinished file lies a line of JSON per source file, in order, written after the images it speaks of.
+A record beside the unfinished file has one JSON line per source file, in order, written after the image itself.
 """
 
 import json
@@ -20,12 +20,12 @@ from suite.data.class_folders import Entry, Split, escaped
 from suite.data.decoding import Storage, Stored, Task, store
 
 COMMIT_SECONDS, COMMIT_BYTES = 2.0, 64 << 20
-"""After so long, or so much, what was done is made sure of: that much is done again after a kill, at the most."""
+"""Progress is committed to disk at these intervals; a kill loses at most this much work."""
 
 
 @dataclass
 class Done:
-    """Of a split's first `num_entries` files: rows of those stored, notes of those converted, reasons of the broken."""
+    """A split's first `num_entries` files: rows of the stored, notes on the converted, reasons for the broken."""
 
     rows: NDArray[Any] = field(default_factory=lambda: np.zeros(0, ROW))
     converted: dict[str, str] = field(default_factory=dict)
@@ -40,9 +40,9 @@ class Done:
 
 
 class Recorder:
-    """Stores one split's images after one another; everything up to the last `commit` survives whatever happens.
+    """Stores one split's images one after another; everything up to the last `commit` survives a crash.
 
-    Starts with what an earlier one did, as far as storage and source are still the same: `done` has it.
+    Starts from an earlier call's progress, in `done`, as far as storage and source are unchanged.
     """
 
     def __init__(self, beton: Path, split: Split, storage: Storage) -> None:
@@ -70,7 +70,7 @@ class Recorder:
             self.commit()
 
     def commit(self) -> None:
-        """The images first, then the lines that speak of them."""
+        """Flushes the images first, then the lines that refer to them."""
         self._writer.flush()
         self._file.write(b"".join(self._lines))
         self._file.flush()
@@ -85,18 +85,18 @@ class Recorder:
         return self._writer.finish()
 
     def publish(self) -> None:
-        """Gives the data file its name, and forgets how it came about."""
+        """Gives the data file its final name and deletes the record."""
         self._writer.publish()
         self._path.unlink()
 
     def stop(self) -> None:
-        """Leaves everything for the next one."""
+        """Closes the files, keeping everything for the next call."""
         self._writer.abandon()
-        with suppress(OSError):  # a full disk refuses once more what is buffered
+        with suppress(OSError):  # on a full disk, flushing the buffer fails again
             self._file.close()
 
     def _resume(self, beton: Path, storage: Storage) -> tuple[Done, int]:
-        """What an earlier one did of this split, and where in the record that ends, in bytes."""
+        """An earlier call's progress on this split, and the length in bytes of the part of the record that is valid."""
         done, rows, keep = Done(), np.zeros(len(self._split.entries), ROW), 0
         try:
             num_stored = partial(beton).stat().st_size
@@ -125,7 +125,7 @@ class Recorder:
 
 
 def _fields(entry: Entry, line: bytes, num_stored: int) -> tuple[Sequence[Any] | None, str | None]:
-    """(row, note) of a record's line; (None, None) where it is torn, or of another file, or its image is not there."""
+    """(row, note) of a record's line; (None, None) if it is torn, is for another file, or its image is missing."""
     try:
         name, num_bytes, row, note = json.loads(line)
     except (ValueError, TypeError):
@@ -137,5 +137,5 @@ def _fields(entry: Entry, line: bytes, num_stored: int) -> tuple[Sequence[Any] |
 
 
 def record_path(beton: Path) -> Path:
-    """Where the record of an unfinished data file lies."""
+    """Path of an unfinished data file's record."""
     return beton.with_name(f".{beton.name}.record")

@@ -1,4 +1,4 @@
-"""Image files decoded and encoded by several processes, in order."""
+"""Decodes and encodes image files in several processes, in order."""
 
 import multiprocessing
 from collections import deque
@@ -17,7 +17,7 @@ _PORTION_BYTES = 8 << 20
 def store_in_order(
     tasks: Iterator[Task], num_tasks: int, storage: Storage, num_workers: int
 ) -> Generator[Stored, None, None]:
-    """What `store` gives, in order, from so many processes; from this one where one is enough.
+    """The results of `store`, in order, from `num_workers` processes; from this one if one is enough.
 
     Raises:
         DataError: a worker was killed.
@@ -25,7 +25,7 @@ def store_in_order(
     if num_workers == 1 or num_tasks <= 1:
         yield from (store(task, storage) for task in tasks)
         return
-    # So many at a time that handing over costs little, and that the largest images do not fill the memory.
+    # Enough tasks at a time to make the overhead small, few enough that the largest images do not fill the memory.
     side = storage.max_resolution or 4096
     size = max(1, min(16, _PORTION_BYTES // (3 * side**2), num_tasks // num_workers))
     portions = iter(lambda: list(islice(tasks, size)), [])

@@ -1,1 +1,1 @@
-"""What is run: cells, the grids that they come from, and grid files in YAML. Open `cell` first."""
+"""Run configurations: cells, the grids that produce them, and grid files in YAML. Start reading at `cell`."""

@@ -32,9 +32,9 @@ Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 RECORDED = "recorded"
-"""Validation context for a cell that was checked when it was made: its names are believed, and torch is not imported.
+"""Validation context for a cell that was checked when it was created: names are not checked again.
 
-What knows the names imports torch and timm, which cost seconds that `launch status` and --help must not.
+Checking them imports torch and timm, which takes seconds that `launch status` and --help cannot afford.
 """
 
 
@@ -43,7 +43,7 @@ def _known_quantizer(name: str, info: ValidationInfo) -> str:
         return name
     import quantizers
 
-    # The name as it is written, which for the user's own is module:attribute.
+    # Checked as written: a user's own quantizer is module:attribute.
     if name != "fp" and not quantizers.get(name).binary:
         raise ValueError(f"{name} is deployed as F(w*), not as sign(w*): a grid's results are those of binary weights")
     return name
@@ -158,8 +158,8 @@ class Data(Frozen):
     )
     interpolation: Interpolation | None = Field(
         None,
-        description="how image files are resized: bilinear and bicubic are antialiased; area is the mean of what a "
-        "pixel covers, as FFCV has it. Default: the published weights' with init: pretrained, else bilinear",
+        description="how image files are resized: bilinear and bicubic are antialiased; area averages the pixels that "
+        "each new one covers, as in FFCV. Default: the published weights' with init: pretrained, else bilinear",
     )
     mean: tuple[Share, ...] | None = Field(
         None,
@@ -262,7 +262,7 @@ class Training(Frozen):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
     )
-    clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of what the base optimizer sees")
+    clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of the base optimizer's gradient")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="average of the latents that is evaluated instead of the last"
     )
@@ -323,21 +323,21 @@ class Execution(Frozen):
     engine: Literal["plain", "deepspeed"] = Field("plain", description="plain: one process or DDP; deepspeed: ZeRO")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0,
-        description="deepspeed only; what is spread over the processes: 0 nothing, 1 latents and optimizer state, "
-        "2 gradients, too, 3 parameters, too",
+        description="deepspeed only; sharded over the processes: 0 nothing, 1 latents and optimizer state, "
+        "2 also gradients, 3 also parameters",
     )
     offload: bool = Field(default=False, description="deepspeed only: latents and optimizer state in the CPU's memory")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="most images per forward pass and process; the recipe's batch is made up by accumulating gradients",
+        description="maximum number of images per forward pass and process; gradients accumulate to the recipe's batch",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU where torch sees one; no GPU where the job was given one is an error"
     )
     determinism: Literal["strict", "fast"] = Field(
         "strict",
-        description="on GPUs. strict: a run that is stopped and goes on ends with the bits of one that was not, and "
-        "float32 is float32; fast: whatever kernels are fastest, TF32 in float32's place",
+        description="on GPUs. strict: a resumed run is bit-identical to an uninterrupted one, and float32 excludes "
+        "TF32; fast: the fastest kernels, and TF32 in place of float32",
     )
     compile: bool = Field(default=False, description="plain only: torch.compile")
     fused: bool | None = Field(

@@ -1,4 +1,4 @@
-r"""What pydantic found wrong in a file that people wrote: every fault at once, each with its line and its key.
+r"""The faults that pydantic found in a hand-written file: all at once, each with its line and key.
 
 faults = Faults(path, lines)
 faults.add_all(validation_error, Profile, ())
@@ -30,14 +30,14 @@ class Faults(dict[str, None]):
     ) -> None:
         super().__init__()
         self.path, self.lines, self.overridden = path, lines, overridden
-        self.extra_keys = extra_keys  # of the file, beside those of the model it is checked against
+        self.extra_keys = extra_keys  # keys that the file may have in addition to the model's
 
     def add(self, line: str) -> None:
-        """One line, as it stands."""
+        """Adds one line verbatim."""
         self[line] = None
 
     def add_all(self, error: ValidationError, model: type[BaseModel], block: Location) -> None:
-        """The faults that pydantic found in the part of the file at `block`, as the user has to mend them."""
+        """Adds the faults that pydantic found in the part of the file at `block`, as the user must fix them."""
         for fault in self._root_causes(error.errors(), model):
             location: Location = tuple(part for part in fault["loc"] if part != "[key]")
             if isinstance(cause := _cause(fault), SettingError):
@@ -56,7 +56,7 @@ class Faults(dict[str, None]):
         return f"{self.path}:1"
 
     def _root_causes(self, faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
-        """Without what only follows from another fault: one typo, one line.
+        """Drops faults that only follow from another one: one typo, one line.
 
         A misspelt key is also a missing one, and a list whose one entry is wrong also too short.
         """
@@ -103,7 +103,7 @@ class Faults(dict[str, None]):
 
 
 def first_fault(error: ValidationError) -> str:
-    """`key: what` of the first fault, for what has no lines: a flag, or a file that a program wrote."""
+    """`key: what` of the first fault, for sources without lines: a flag, or a file that a program wrote."""
     fault: Any = error.errors()[0]
     location, reason = tuple(fault["loc"]), str(_cause(fault) or fault["msg"])
     if isinstance(cause := _cause(fault), SettingError):
@@ -119,12 +119,12 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
 
 
 def _cause(fault: Any) -> object:  # noqa: ANN401  (pydantic's ErrorDetails)
-    """What a validator of ours raised; None for a fault that pydantic found."""
+    """The exception that one of our validators raised; None for a fault that pydantic found."""
     return fault.get("ctx", {}).get("error")
 
 
 def dotted(location: Location) -> str:
-    """The keys alone, `blocks.training.epochs`."""
+    """The keys without indices: `blocks.training.epochs`."""
     return ".".join(str(part) for part in location if isinstance(part, str))
 
 

@@ -109,7 +109,7 @@ class Grid(Frozen):
     blocks: tuple[Block, ...]
 
     def executions(self) -> dict[str, Execution]:
-        """How each cell, by id, is to run: as its block says, the last one where several have it."""
+        """Execution of each cell, by id: from its block, or the last one if several blocks contain it."""
         of = {_without_parent(cell): block.execution for block in self.blocks for cell in block.cells()}
         return {cell.id: of[_without_parent(cell)] for cell in self._cells}
 

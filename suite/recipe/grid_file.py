@@ -116,7 +116,7 @@ def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; where both have a mapping, that of `over` is laid over that of `base`."""
+    """`base` updated with the values of `over`; mappings present in both are merged recursively."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)

@@ -1,9 +1,9 @@
-"""YAML 1.2 that people write, and the line of every key in it.
+"""Reads hand-written YAML 1.2, with the line of every key.
 
     raw, lines = read(path, "a profile", Profile.model_fields, ProfileError)
 
-Values are what YAML 1.2's core schema says, so `no` is text, 010 is ten and 1:30 is no number; a key is always text.
-Anchors, aliases and merge keys work, and top-level keys that start with `x-` are a place for anchors: they are ignored.
+Values follow YAML 1.2's core schema, so `no` is text, 010 is ten and 1:30 is not a number; a key is always text.
+Anchors, aliases and merge keys work; top-level keys that start with `x-` are ignored, as a place for anchors.
 """
 
 from collections.abc import Iterable
@@ -32,10 +32,10 @@ def read(
 
     Args:
         path: the file.
-        what: it is: "a grid".
-        keys: it may have, for the message.
+        what: the kind of file, for messages: "a grid".
+        keys: the allowed keys, for messages.
         fault: the error to raise.
-        as_text: whether every value is the text that stands there: 0123 is "0123", null "null".
+        as_text: whether every value is kept as its literal text: 0123 is "0123", null "null".
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -64,7 +64,7 @@ def read_value(text: str) -> Any:  # noqa: ANN401  (any YAML value)
 
 
 class _YAMLError(ValueError):
-    """What is wrong with a text as YAML, and the line and the key where it is."""
+    """A YAML error, with its line and key."""
 
     def __init__(self, line: int, location: Location, reason: str) -> None:
         super().__init__(" ".join(reason.split()))

@@ -1,4 +1,4 @@
-"""What a run writes and leaves: its directory, journal, checkpoints, provenance, failures, and their MLflow replica.
+"""A run's files: its directory, journal, checkpoints, provenance, failures, and their MLflow replica.
 
-Open `directory` first.
+Start reading at `directory`.
 """

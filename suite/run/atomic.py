@@ -17,7 +17,7 @@ _WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLI
 
 
 class DamagedFileError(UserError):
-    """A file that only programs write holds something else."""
+    """A file that only our programs write has unexpected content."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: not what a run writes there: {what}; restore it, or delete the run directory")
@@ -26,7 +26,7 @@ class DamagedFileError(UserError):
 def write_bytes(path: Path, content: bytes | memoryview, check: Callable[[], None] = lambda: None) -> None:
     """Replaces the file: writes a temporary one beside it, flushes it to the disk, renames it, flushes the folder.
 
-    `check` is called right before the renaming, which it prevents by an exception.
+    `check` is called right before the rename, which it can prevent by raising.
     """
     with _written(path, content) as temporary:
         check()
@@ -35,7 +35,7 @@ def write_bytes(path: Path, content: bytes | memoryview, check: Callable[[], Non
 
 
 def write_once(path: Path, content: bytes) -> bool:
-    """As write_bytes, unless the file exists: then it stays as it is, and False is returned."""
+    """Like write_bytes, but leaves an existing file unchanged and returns False."""
     with _written(path, content) as temporary:
         try:
             path.hardlink_to(temporary)
@@ -52,12 +52,12 @@ def write_once(path: Path, content: bytes) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401  (anything JSON holds)
-    """As write_bytes, indented for people."""
+    """Like write_bytes, indented for human readers."""
     write_bytes(path, as_json(value))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What write_json wrote; nothing where there is no file.
+    """Reads a file written by write_json; {} if it does not exist.
 
     Raises:
         DamagedFileError: it holds something else.
@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> bytes:  # noqa: ANN401  (anything JSON holds)
-    """What write_json writes."""
+    """The bytes that write_json writes."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -100,7 +100,7 @@ def _written(path: Path, content: bytes | memoryview) -> Iterator[Path]:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flushes the folder's entries, where its file system knows how: CIFS and several of FUSE's do not."""
+    """Flushes the folder's entries if its file system can: CIFS and several FUSE file systems cannot."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,13 +1,13 @@
-"""Attempts at a run: RUN/attempts/0001/ and so on. Making the folder is the claim; its number is the fence.
+"""Attempts at a run: RUN/attempts/0001/ etc. Creating the folder claims the run; its number fences off older attempts.
 
-    attempt.yaml         who made it and how it runs: token, process, job, execution, data checksum
-    provenance.json      code, versions, device: what a number's reader needs
-    heartbeat-0000.json  where its process 0 is; fault-0000.json its last words (see failures)
-    log.txt              what training printed; log-node1.txt on the second node
+    attempt.yaml         who created it and how it runs: token, process, job, execution, data checksum
+    provenance.json      code, versions, device: needed to interpret the numbers
+    heartbeat-0000.json  progress of its process 0; fault-0000.json the error that ended it (see failures)
+    log.txt              training's output; log-node1.txt on the second node
     end.json             how it ended, and why
 
-Two processes that want one run both look for a live attempt, find none and make the next number's folder: the file
-system lets one of them. A process that was paused so long that another took over finds a higher number before it next
+If two processes want the same run and both find no live attempt, both try to create the next folder, and the file
+system lets only one succeed. A process that was paused while another took over finds a higher number before it next
 writes, and stops. No lock is needed, on any file system.
 """
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from suite.run.failures import Beat
 
 LEASE_SECONDS = 120.0
-"""How old the last sign of life of an attempt on another machine may be before a next one may begin."""
+"""Maximum age of the last heartbeat of an attempt on another machine; after that, a new attempt may begin."""
 End = Literal["done", "preempted", "failed"]
 
 
 class BusyError(Exception):
-    """Another attempt has the run, and lives."""
+    """Another attempt has the run and is alive."""
 
 
 class SupersededError(Exception):
-    """A later attempt has taken the run over; this one writes nothing any more."""
+    """A later attempt has taken over the run; this one writes nothing more."""
 
 
 class Attempt:
-    """One attempt at a run: its folder, whoever made it."""
+    """One attempt at a run: its folder, whichever process created it."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
@@ -54,7 +54,7 @@ class Attempt:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What attempt.yaml holds; empty as long as it is not written.
+        """Content of attempt.yaml; empty until it is written.
 
         Raises:
             DamagedFileError: it holds something else.
@@ -71,12 +71,12 @@ class Attempt:
 
     @cached_property
     def token(self) -> str:
-        """Random name, which no other attempt of any run has."""
+        """Random name, unique among all attempts of all runs."""
         return str(self.facts["token"])
 
     @property
     def job_id(self) -> str:
-        """Of the job it is part of; empty without one."""
+        """Id of the job it is part of; empty without one."""
         return str(self.facts.get("job_id", ""))
 
     def note(self, **facts: Any) -> None:  # noqa: ANN401  (anything YAML holds)
@@ -85,7 +85,7 @@ class Attempt:
         write_bytes(self._facts_path, text.encode())
 
     def provenance(self) -> dict[str, Any]:
-        """Where its numbers came from; empty before training began."""
+        """Provenance of its numbers; empty before training began."""
         return read_json(self.provenance_path)
 
     def log(self, node: int = 0) -> Path:
@@ -93,13 +93,13 @@ class Attempt:
         return self.path / (f"log-node{node}.txt" if node else "log.txt")
 
     def beat(self) -> "Beat | None":
-        """Where its process 0 was last; None before it began."""
+        """Last heartbeat of its process 0; None before it began."""
         from suite.run.failures import beats
 
         return beats(self.path).get(0)
 
     def end(self) -> dict[str, Any] | None:
-        """How it ended: state, cause, reason, failures, failed_at, time; None as long as nobody has said."""
+        """How it ended: state, cause, reason, failures, failed_at, time; None until that is recorded."""
         return read_json(self._end_path) or None
 
     def is_judged(self) -> bool:
@@ -110,21 +110,21 @@ class Attempt:
         is_jobs = self.facts.get("is_jobs", False) and "failures" not in end
         return end["state"] != "failed" or not is_jobs or self.pid() is None
 
-    def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of rundir's State)
-        """Says how it ended, or corrects that; not after a later attempt has begun."""
+    def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of directory.State)
+        """Records how it ended, or corrects the record; not after a later attempt has begun."""
         self.require_newest()
         write_json(self._end_path, {**(self.end() or {}), **changes, "time": time.time()})
 
     def require_newest(self) -> None:
-        """SupersededError where a later attempt has begun. To be called before anything is written."""
+        """SupersededError if a later attempt has begun. Call it before writing anything."""
         if (newest := newest_number(self.path.parent)) > self.number:
             raise SupersededError(f"{self.path}: attempt {newest} has taken this run over")
 
     def is_live(self, job_id: str = "") -> bool:
-        """Whether its processes still work, as far as can be seen from here.
+        """Whether its processes are still running, as far as this machine can tell.
 
-        On its own machine their process ids tell. Elsewhere its heartbeat does, by the file server's clock; and a job
-        that SLURM started again knows that its own earlier attempt is over.
+        On the same machine this is decided by process ids, elsewhere by the heartbeat's age on the file server's clock;
+        a job that SLURM restarted knows that its own earlier attempt is over.
         """
         if self.end() is not None:
             return False
@@ -139,18 +139,18 @@ class Attempt:
         return self._silent_seconds() < LEASE_SECONDS
 
     def stop(self) -> None:
-        """Asks its processes on this machine to save and end; nothing where none lives here."""
+        """Asks its processes on this machine, if any, to save and exit."""
         for process in _processes(self.facts, self.beat()):
             if process.is_alive():
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
 
     def pid(self) -> int | None:
-        """Id of a process of it that lives on this machine."""
+        """Id of one of its processes that is alive on this machine."""
         return next((each.pid for each in _processes(self.facts, self.beat()) if each.is_alive()), None)
 
     def _silent_seconds(self) -> float:
-        """Since its last sign of life, by the clock of who keeps the files: other machines' clocks differ."""
+        """Time since its last sign of life, by the file server's clock: other machines' clocks differ."""
         files = [self.path, self._facts_path, *self.path.glob("heartbeat-*.json")]
         last = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
         probe = self.path.parent / f".clock.{secrets.token_hex(4)}"
@@ -164,15 +164,15 @@ class Attempt:
 
 
 def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
-    """The next attempt, this process's.
+    """Claims the run for this process by creating the next attempt.
 
     Args:
         folder: RUN/attempts.
-        job_id: of the job it is part of.
-        facts: for attempt.yaml, besides.
+        job_id: id of the job that the attempt is part of.
+        facts: further entries for attempt.yaml.
 
     Raises:
-        BusyError: the newest attempt lives, or another process was quicker.
+        BusyError: the newest attempt is alive, or another process was quicker.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = newest_number(folder)
@@ -180,7 +180,7 @@ def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN
         before = Attempt(folder, number)
         if before.is_live(job_id):
             raise BusyError(f"{folder.parent}: another process has this run ({_who(before)})")
-        if before.end() is None:  # nobody was left to say so
+        if before.end() is None:  # its processes died before they could write it
             write_once(before.path / "end.json", as_json(_lost(before)))
     attempt = Attempt(folder, number + 1)
     try:
@@ -217,7 +217,7 @@ def _lost(attempt: Attempt) -> dict[str, Any]:
 
 
 def _processes(facts: Mapping[str, Any], beat: "Beat | None") -> list[Process]:
-    """Who claimed it, and its process 0, which may be another and outlive that."""
+    """The process that claimed it, and process 0, which may be a different one and outlive it."""
     found = [] if beat is None else [beat.process]
     if "pid" in facts:
         found.append(Process(facts["host"], facts["machine"], facts["pid"], facts["start"]))

@@ -2,9 +2,9 @@
 
     epoch-000003-step-000120.pt     after 3 epochs and 120 steps of the fourth
 
-A file is 64 hex digits of SHA-256 over the rest, then what torch.save wrote: tensors, numbers, strings, and containers
-of them. docs/resume.md lists what `Trainer.state_dict` puts there. Damage (the checksum does not match) falls back to
-the checkpoint before and says so; a whole checkpoint of another cell or format is refused.
+A file is 64 hex digits of SHA-256 over the rest, then torch.save's output: tensors, numbers, strings, and containers
+of them. docs/resume.md lists the keys of `Trainer.state_dict`. If a checkpoint is damaged (its checksum does not
+match), we fall back to the previous one and log that; an intact checkpoint of another cell or format is refused.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from suite.errors import UserError
 from suite.run.atomic import write_bytes
 
 FORMAT: Final = 4
-"""Of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
+"""Version of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
 NUM_KEPT = 2
 _DIGEST_CHARS = 64
 log = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be gone on from, or cannot be written."""
+    """A checkpoint cannot be resumed from or written."""
 
 
 class DamagedError(CheckpointError):
@@ -36,20 +36,20 @@ class DamagedError(CheckpointError):
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint notes of the software that wrote it."""
+    """Versions of the software that writes a checkpoint."""
     return {"proxbench": version("proxbench"), "torch": str(torch.__version__)}
 
 
 def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None] = lambda: None) -> Path:
-    """Writes a state, named by its `epoch` (finished ones) and `step` (of the epoch under way).
+    """Writes a state to a file named by `epoch` (finished epochs) and `step` (finished steps of the current one).
 
     Args:
         folder: the run's checkpoints.
-        state: `Trainer.state_dict`'s.
-        require_newest: raises where the run is another attempt's by now; called before the folder is changed.
+        state: from `Trainer.state_dict`.
+        require_newest: raises if another attempt has taken over; called before the folder is changed.
 
     Raises:
-        CheckpointError: the file cannot be written (disk full, say); the ones before are as they were.
+        CheckpointError: the file cannot be written (disk full, say); earlier ones are untouched.
     """
     buffer = io.BytesIO(b" " * _DIGEST_CHARS)
     buffer.seek(_DIGEST_CHARS)
@@ -66,17 +66,17 @@ def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None]
     require_newest()
     paths = newest_first(folder)
     place = paths.index(path)
-    # Those of later steps were passed over as damaged when training went on from an earlier one.
+    # Checkpoints of later steps were skipped as damaged when training resumed from an earlier one.
     for other in paths[:place] + paths[place + NUM_KEPT :]:
         other.unlink()
     return path
 
 
 def load_newest(folder: Path, cell_id: str, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and what it holds, or None where there is none.
+    """Path and content of the newest intact checkpoint, or None if there are no checkpoints.
 
     Raises:
-        CheckpointError: the newest whole one is of another cell or format, or there are checkpoints and none is whole.
+        CheckpointError: the newest intact one is of another cell or format, or none of the checkpoints is intact.
     """
     paths = newest_first(folder)
     for path in paths:
@@ -107,7 +107,7 @@ def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whole or not."""
+    """All checkpoints of a folder, intact or not."""
     return sorted(folder.glob("epoch-*.pt"), reverse=True)
 
 
@@ -125,7 +125,7 @@ def _payload(path: Path) -> memoryview:
 def _unpickled(path: Path, payload: memoryview, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    except Exception as error:  # whole, so somebody wrote it like this: a pickle of code, or no pickle at all
+    except Exception as error:  # intact, so it was written like this: a pickle of code, or no pickle at all
         raise CheckpointError(
             f"{path}: not a checkpoint of proxbench: it holds something other than tensors, numbers and strings"
         ) from error

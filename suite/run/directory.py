@@ -1,4 +1,4 @@
-"""The run directory ROOT/<grid>/<cell id>/: the only truth about a run; tables and MLflow are made from it.
+"""The run directory ROOT/<grid>/<cell id>/: the source of truth about a run; tables and MLflow are made from it.
 
     cell.yaml        exactly what the id is the hash of
     attempts/0001/   each attempt: who made it, how it ran and ended, its log (see suite.run.attempt)
@@ -7,10 +7,10 @@
     predictions.npz  right or wrong for each test image, `hard` and `soft`: bool [N]
     result.json      the final numbers; its presence means done
     cancelled        its presence, without a result's, means cancelled; holds the reason
-    handover.json    the job that the run was given to, and after which attempt
-    again.json       up to which attempt failures are forgiven: somebody asked for a retry
+    handover.json    the job that the run was handed to, and after which attempt
+    again.json       a user asked for a retry: failures up to this attempt no longer count
 
-Where a run stands is read off these files; nothing keeps a second account of it.
+A run's state is derived from these files; it is stored nowhere else.
 """
 
 import secrets
@@ -34,9 +34,10 @@ Cause = Literal["error", "oom", "timeout", "nan", "node"]
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands. Times are unix seconds; `reason` is one line for people.
+    """A run's state. Times are unix seconds; `reason` is one line for human readers.
 
-    `failures` counts by cause what ended attempts since the run last got on; `failed_at` is its newest checkpoint then.
+    `failures` counts, by cause, failed attempts since the run last made progress; `failed_at` is its newest checkpoint
+    at that time.
     """
 
     state: StateName = "planned"
@@ -67,7 +68,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path, cell: Cell) -> "RunDir":
-        """The directory with its cell.yaml; leaves an existing one as it is."""
+        """Creates the directory with its cell.yaml, unless it exists."""
         run = cls(path)
         if not run.cell_path.exists():
             text = yaml.dump(cell.model_dump(mode="json"), Dumper=yaml.CSafeDumper, sort_keys=False)
@@ -92,7 +93,7 @@ class RunDir:
         return [Attempt(self.attempts, number) for number in range(1, count + 1)]
 
     def appearance(self) -> str:
-        """What can be seen of the files without opening them; it changes when the run's state or numbers do."""
+        """Fingerprint of the files, without opening them; it changes when the run's state or numbers do."""
         attempt = self.newest()
         ends = [] if attempt is None else [attempt.path / "end.json", attempt.provenance_path]
         files = (self.journal, self.result_path, self._cancelled, self._handover, self._again, *ends)
@@ -108,10 +109,10 @@ class RunDir:
         return attempt is not None and attempt.is_live()
 
     def state(self, *, as_told: bool = False) -> State:
-        """Where the run stands, as its files say: a killed run still says running, and `is_live` knows better.
+        """The run's state according to its files: a killed run still says running; `is_live` checks.
 
-        An attempt that failed counts as running until the job that looks after it has judged whether to try again; with
-        `as_told`, it has failed.
+        A failed attempt counts as running until the job that supervises it has decided whether to retry. With
+        `as_told`, it counts as failed.
         """
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
@@ -141,7 +142,7 @@ class RunDir:
         return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
 
     def _end(self, attempt: Attempt, forgiven: int) -> dict[str, Any]:
-        """How the attempt ended, with the failures counted so far, which an orderly end leaves as they were."""
+        """How the attempt ended, with the failures counted so far, which an orderly end leaves unchanged."""
         end = dict(attempt.end() or {})
         for number in range(attempt.number, forgiven, -1):
             earlier = end if number == attempt.number else Attempt(self.attempts, number).end() or {}
@@ -150,7 +151,7 @@ class RunDir:
         return {key: value for key, value in end.items() if key not in {"failures", "failed_at"}}
 
     def hand_over(self, job_id: str, state: Literal["queued", "planned"] = "queued", reason: str = "") -> None:
-        """Notes that a job is going to run it, or why none is; true until the next attempt begins."""
+        """Records that a job is going to run it, or why none is; valid until the next attempt begins."""
         write_json(
             self._handover,
             {
@@ -163,15 +164,15 @@ class RunDir:
         )
 
     def take_back(self) -> None:
-        """No job is going to run it."""
+        """Withdraws the handover: no job is going to run it."""
         self._handover.unlink(missing_ok=True)
 
     def cancel(self, reason: str) -> None:
-        """The run is cancelled from here on, whatever its process still writes; who runs it is to look and stop it."""
+        """Marks the run cancelled, whatever its process still writes; stopping the process is the caller's job."""
         write_bytes(self._cancelled, reason.encode())
 
     def plan_again(self) -> None:
-        """A failed or cancelled run may start again, as if for the first time; its checkpoints stay."""
+        """Lets a failed or cancelled run start again, as if for the first time; its checkpoints are kept."""
         write_json(self._again, {"after": attempts.newest_number(self.attempts), "time": time.time()})
         self.take_back()
         self._cancelled.unlink(missing_ok=True)
@@ -181,12 +182,12 @@ class RunDir:
         return read_json(self.result_path) or None
 
     def provenance(self) -> dict[str, Any]:
-        """Where the numbers came from, by its newest attempt that trained; empty before the first."""
+        """Provenance of the numbers, from the newest attempt that trained; empty before the first."""
         return next(filter(None, (attempt.provenance() for attempt in reversed(self.all_attempts()))), {})
 
 
 def root_id(root: Path) -> str:
-    """Random name of a ROOT, which no other has; made when it is first asked for."""
+    """Unique random name of a ROOT, created on first use."""
     path = root / "root.json"
     if not path.exists():
         write_once(path, as_json({"id": secrets.token_hex(8)}))
@@ -212,12 +213,12 @@ def _read_cell(path: Path) -> Cell:
 
 
 def run_dirs(grid_dir: Path) -> list[RunDir]:
-    """Every run directory of a grid, by cell id: those of the last launch and those of earlier recipes."""
+    """All run directories of a grid, sorted by cell id, including cells that are no longer in the grid."""
     return [RunDir(path.parent) for path in sorted(grid_dir.glob("*/cell.yaml"))]
 
 
 def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, Execution] | None = None) -> None:
-    """Notes which cells the grid consists of as last launched, in order, and how each is to run, by its id."""
+    """Records the cells of the grid as last launched, in order, and each one's execution, by id."""
     usual, given = AS_IS, executions or {}
     plan = {
         cell.id: {
@@ -226,7 +227,7 @@ def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, E
         }
         for cell in cells
     }
-    write_json(grid_dir / "plan.json", plan)  # whole, so that one file tells of thousands
+    write_json(grid_dir / "plan.json", plan)  # complete, so that readers open one file, not thousands
 
 
 def read_plan(grid_dir: Path) -> list[str]:
@@ -241,6 +242,6 @@ def planned_cells(grid_dir: Path) -> dict[str, Cell]:
 
 
 def planned_executions(grid_dir: Path) -> dict[str, Execution]:
-    """How the last launch has each of its cells run, by id."""
+    """The execution of each cell of the last launch, by id."""
     plan = read_json(grid_dir / "plan.json")
     return {cell_id: Execution.model_validate(each["execution"]) for cell_id, each in plan.items()}

@@ -1,11 +1,11 @@
-"""Why an attempt of several processes ended, told in its end.json whichever of them failed.
+"""Determines why an attempt of several processes ended, and writes it to end.json, whichever of them failed.
 
-    heartbeat-0001.json     where process 1 is: rewritten once a second at most, and every ten seconds at least
-    fault-0001.json         its last words
+    heartbeat-0001.json     progress of process 1: rewritten at most once a second, and at least every ten seconds
+    fault-0001.json         the exception that ended it
     stop.json               the signal by which the attempt's job was asked to stop
 
-All in the attempt's folder. A process that fails drags the others along: their exchanges break or time out. So each one
-that ends with an exception leaves its last words, and the lowest of those that did writes the verdict over all of them.
+All are in the attempt's folder. When a process fails, the others fail too: their exchanges break or time out. So each
+process that ends with an exception writes a fault file, and the lowest rank among them writes the verdict.
 """
 
 import json
@@ -24,15 +24,15 @@ from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import Cause
 from suite.run.processes import Process
 
-if TYPE_CHECKING:  # torch comes with it, and signals are to be heard at once
+if TYPE_CHECKING:  # it imports torch, and signals must be handled at once
     from suite.engines.process_group import Layout
 
 GRACE_SECONDS = 5.0
-"""How long a process that lost another waits for the others' last words."""
+"""How long a process that lost another waits for the others' fault files."""
 BEAT_SECONDS, QUIET_SECONDS = 1.0, 10.0
-"""Between two signs of life: at least, and at most."""
+"""Minimum and maximum time between two heartbeats."""
 PATIENCE_SECONDS = 15.0
-"""From when a process knows that another has failed until it is ended: to break off by itself, and to save nothing."""
+"""How long a process that knows of another's failure has to stop by itself, without saving, before it is ended."""
 EXIT_LOST = 1
 _BEAT_BYTES = 1024
 _STOP = "stop.json"
@@ -46,12 +46,12 @@ class DivergedError(Exception):
 
 
 class PreemptedError(BaseException):
-    """The process was asked to stop; the message is by what. No `except Exception` of a library's swallows it."""
+    """The process was asked to stop; the message names the signal. No library's `except Exception` swallows it."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Last words of a process. Its fault is its own, or an exchange with others broke (lost) or hung (timeout)."""
+    """The exception that ended a process: its own, or an exchange with others that broke (lost) or hung (timeout)."""
 
     rank: int
     time: float
@@ -61,7 +61,7 @@ class Fault:
 
     @classmethod
     def of(cls, error: Exception, rank: int, hint: str) -> "Fault":
-        """`hint` is appended where memory ran out."""
+        """`hint` is appended to the reason if memory ran out."""
         import torch
 
         cause: Cause = "error"
@@ -75,7 +75,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a process was at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
+    """A process's progress at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
 
     rank: int
     process: Process
@@ -86,9 +86,9 @@ class Beat:
 
 
 class Heartbeat:
-    """A process's sign of life, written from a thread of its own, so that a long step is none the quieter.
+    """A process's heartbeat, written by a separate thread, so that it continues during a long step.
 
-    Nothing that happens to the file ends training.
+    A failure to write the file never ends training.
     """
 
     def __init__(self, folder: Path, rank: int, num_epochs: int) -> None:
@@ -108,7 +108,7 @@ class Heartbeat:
         self._where = step, epoch
 
     def close(self) -> None:
-        """Writes where it was last, and closes the file."""
+        """Writes the final progress and closes the file."""
         self._closed.set()
         self._thread.join()
         self._write()
@@ -130,12 +130,12 @@ class Heartbeat:
 
 
 def note_stop(folder: Path, signal_name: str) -> None:
-    """Notes that the attempt was asked to stop, for when all its processes are killed before they can say so."""
+    """Records that the attempt was asked to stop, in case all its processes are killed before they can."""
     write_json(folder / _STOP, {"signal": signal_name})
 
 
 def noted_stop(folder: Path) -> str:
-    """Name of the signal by which the attempt was asked to stop; empty where it was not."""
+    """Name of the signal by which the attempt was asked to stop; empty if it was not."""
     return next((str(value["signal"]) for value in _read(folder.glob(_STOP))), "")
 
 
@@ -148,12 +148,12 @@ def beats(folder: Path) -> dict[int, Beat]:
 
 
 def faults(folder: Path) -> list[Fault]:
-    """The processes' last words, by rank."""
+    """The processes' faults, by rank."""
     return [Fault(**value) for value in _read(sorted(folder.glob("fault-*.json")))]
 
 
 def kind_of(error: Exception) -> Kind:
-    """Whether the fault is one's own or an exchange broke: by type where torch has one, else by gloo's words."""
+    """Whether the fault is the process's own or an exchange broke: by torch's type if any, else by gloo's message."""
     from torch import distributed
 
     text = str(error).lower()
@@ -165,7 +165,7 @@ def kind_of(error: Exception) -> Kind:
 
 @contextmanager
 def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
-    """Whatever exception ends the block is written to the attempt's end: a stop, or a fault and whose it was."""
+    """Writes any exception that ends the block to the attempt's end.json: a stop, or a fault and its process."""
     heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
     watch = Watch(attempt, layout)
     try:
@@ -178,7 +178,7 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
     except SupersededError:
         raise
     except Exception as error:
-        with suppress(OSError, SupersededError):  # the disk may be what is at fault; the log has the traceback
+        with suppress(OSError, SupersededError):  # the disk may be the cause; the log has the traceback
             _tell(attempt, layout, Fault.of(error, layout.rank, _hint(cell, execution, layout)))
         raise
     finally:
@@ -187,10 +187,10 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
 
 
 class Watch:
-    """Ends this process where another one has failed and this one waits for it in a collective, deaf to signals.
+    """Ends this process if another one has failed and this one waits for it in a collective, unable to handle signals.
 
-    A thread looks at the others' last words, and at whether those on this machine live. Who is not out of the block
-    PATIENCE_SECONDS after is ended from here, with last words of its own.
+    A thread watches the others' fault files, and whether those on this machine are alive. If the process has not left
+    the block PATIENCE_SECONDS after a failure, the thread writes a fault for it and ends it.
     """
 
     def __init__(self, attempt: Attempt, layout: "Layout") -> None:
@@ -201,7 +201,7 @@ class Watch:
             self._thread.start()
 
     def close(self) -> None:
-        """This process is out of danger, or on its way out."""
+        """Stops watching: the process has finished or is exiting."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -219,7 +219,7 @@ class Watch:
 
     def _lost(self) -> int | None:
         """The rank of a process that has failed."""
-        with suppress(OSError):  # the file system is away: the others are, too
+        with suppress(OSError):  # the file system is unreachable: for the others, too
             for fault in faults(self._attempt.path):
                 if fault.rank != self._layout.rank and fault.kind == "own":
                     return fault.rank
@@ -238,17 +238,17 @@ def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:
     if fault.kind != "own":
         time.sleep(GRACE_SECONDS)
     spoken = faults(attempt.path)
-    # The first verdict stands: who wakes up from a hang finds the others gone, and would blame them.
+    # The first verdict is kept: a process that wakes up from a hang finds the others gone, and would blame them.
     if fault.rank == spoken[0].rank and attempt.end() is None:
         attempt.finish(**verdict(spoken, beats(attempt.path), layout.world_size, time.time()))
 
 
 def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now: float) -> dict[str, Any]:
-    """The end of the attempt that its processes' last words amount to.
+    """The attempt's end.json, derived from the faults that its processes wrote.
 
-    The first fault that a process has of its own is the run's. Where there is none, those that said nothing are at
-    fault: they hang, if somebody waited for them in vain, or died, which counts as their node's failure; a run that
-    lost a process may be taken up again.
+    The earliest fault of kind "own" is the run's. If there is none, the processes that wrote no fault caused the end:
+    they hang, if another process timed out waiting for them, or have died, which counts as a failure of their node; a
+    run that lost a process may be restarted.
     """
     own = [fault for fault in spoken if fault.kind == "own"]
     if own:

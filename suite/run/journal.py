@@ -1,8 +1,8 @@
-"""The append-only record of a run: one JSON object a line, written by process 0.
+"""The append-only record of a run: one JSON object per line, written by process 0.
 
 Each attempt begins with {"time": unix seconds, "attempt": n, "token": the attempt's}; then come its records,
 {"time", "attempt", "epoch": k, "metrics": {name: value}}. After a crash the epochs since the last checkpoint are
-trained again and recorded again; `read_metrics` keeps each epoch's record of the last attempt.
+trained and recorded again; `read_metrics` keeps the last attempt's record of each epoch.
 """
 
 import json
@@ -27,7 +27,7 @@ class Record:
 
 
 class Journal:
-    """Appends an attempt's records; a line torn by an earlier crash is ended first, so that it harms no other."""
+    """Appends an attempt's records; first ends a line torn by an earlier crash, so that it damages no other."""
 
     def __init__(self, path: Path, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -59,7 +59,7 @@ class Journal:
 
 
 def token(path: Path) -> str:
-    """Of the first attempt that wrote here: what makes this journal another than one of the same name. Empty: none."""
+    """Token of the first attempt that wrote here, which tells apart journals of the same name; empty if none did."""
     try:
         with path.open("rb") as file:
             return str(json.loads(file.readline())["token"])
@@ -68,7 +68,7 @@ def token(path: Path) -> str:
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
-    """(records from byte `offset` on, the offset after the last whole line); torn lines are passed over."""
+    """(records from byte `offset` on, the offset after the last whole line); torn lines are skipped."""
     if not path.exists():
         return [], offset
     with path.open("rb") as file:
@@ -79,7 +79,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by epoch, the last attempt's where an epoch was trained again."""
+    """Metrics by epoch; if an epoch was trained again, the last attempt's."""
     merged: dict[int, dict[str, float]] = {}
     for record in sorted(read(path)[0], key=lambda record: record.attempt):
         merged.setdefault(record.epoch, {}).update(record.metrics)
@@ -90,5 +90,5 @@ def _parse(content: bytes) -> Iterator[Record]:
     for line in content.splitlines():
         try:
             yield Record(**json.loads(line))
-        except (ValueError, TypeError):  # an attempt's first line, or one that a crash tore
+        except (ValueError, TypeError):  # an attempt's first line, or a torn one
             continue

@@ -1,6 +1,6 @@
-"""Locks that the kernel lets go of when their process ends, however it ends.
+"""Locks that the kernel releases when their process ends, however it ends.
 
-For politeness between commands, not for correctness: where the file system has no locks, everybody gets one.
+They keep commands out of each other's way, but correctness does not rely on them: without flock, every lock succeeds.
 """
 
 import errno
@@ -15,10 +15,10 @@ from typing import TextIO
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Holds the lock file for this process, True, or says that another process holds it, False."""
+    """Yields True if this process now holds the lock file, False if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        for _ in range(20):  # somebody asking for the holder has a free lock for microseconds
+        for _ in range(20):  # `holder` takes a free lock for microseconds
             if _try_lock(file, fcntl.LOCK_EX):
                 file.truncate(0)
                 file.write(str(os.getpid()))
@@ -30,7 +30,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def holder(path: Path) -> int | None:
-    """Process id of who holds the lock file, on its own machine; None if nobody does."""
+    """Id of the process that holds the lock file, on its own machine; None if the lock is free."""
     if not path.exists():
         return None
     with path.open(encoding="utf-8") as file:

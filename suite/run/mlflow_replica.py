@@ -1,8 +1,8 @@
-"""MLflow, a replica of the run directories: `sync` is idempotent and incremental, and loses nothing if it never ran.
+"""MLflow, a replica of the run directories: `sync` is idempotent and incremental, and nothing is lost if it never runs.
 
 One experiment for each grid of a ROOT, one flat run for each cell (also for cells that have not run yet), metrics with
-step = epoch. A stored run belongs to (root id, cell, token of the journal): a folder that was deleted and trained anew
-is another run, and so is another user's of the same grid on the same server.
+step = epoch. A stored run is identified by (root id, cell, token of the journal): a folder that was deleted and
+retrained is another run, and so is another user's run of the same grid on the same server.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
-"""Tags: whose the run is, and which; what its files looked like when it was last brought up to date; ours to delete."""
+"""Tags: the run's ROOT; its token; its files' state at the last sync; set on runs that sync itself deleted."""
 _SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
@@ -33,13 +33,13 @@ _PATIENCE_SECONDS = 120.0
 
 
 def default_uri(root: Path) -> str:
-    """The store of a ROOT: one sqlite file in it, whatever characters its path has."""
+    """URI of a ROOT's store: one sqlite file in it; any characters in the path are allowed."""
     path = str(root.resolve() / "mlflow.db")
     return f"{_SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def how_to_browse(uri: str, experiment_id: str) -> str:
-    """Where a person finds the grid's runs: a link, after the command that serves it where nobody does yet."""
+    """Link to the grid's runs, preceded by the command that serves them if no server does."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return f"{uri.rstrip('/')}/{page}"
@@ -47,7 +47,7 @@ def how_to_browse(uri: str, experiment_id: str) -> str:
 
 
 def browse(grid_dir: Path, uri: str) -> str:
-    """As `how_to_browse` has it, of the grid's experiment; what there is to say of a store that is not reached."""
+    """`how_to_browse` for the grid's experiment, or a message if the store cannot be reached."""
     try:
         experiment = _experiment(_client(uri), grid_dir, root_id(grid_dir.parent))
     except Exception as error:  # noqa: BLE001  (whatever a store can raise)
@@ -58,8 +58,8 @@ def browse(grid_dir: Path, uri: str) -> str:
 def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
     """Brings the grid's experiment up to date with its run directories.
 
-    A call that dies half-way leaves nothing wrong: metrics carry the journal's own times, so writing one twice stores
-    it once, and the offset up to which a journal is stored moves only afterwards. Two calls at once make nothing twice.
+    A call that dies half-way does no damage: metrics carry the journal's own times, so writing one twice stores it
+    once, and the stored offset into the journal moves only afterwards. Two concurrent calls create no duplicates.
 
     Returns:
         How many runs changed, and the experiment's id.
@@ -84,7 +84,7 @@ def _client(uri: str) -> "MlflowClient":
 
     client = MlflowClient(tracking_uri=uri)
     if uri.startswith(_SQLITE) and unquote(uri) != uri:
-        client.search_experiments(max_results=1)  # it makes a folder of the address as it is, and never uses it
+        client.search_experiments(max_results=1)  # creates a folder at the still-quoted path, never used
         with suppress(OSError):
             Path(uri.removeprefix(_SQLITE)).parent.rmdir()
     return client
@@ -92,7 +92,7 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def _alone(grid_dir: Path) -> Iterator[None]:
-    """One after the other, as far as the file system has locks; `_Replica._create` sees to the rest."""
+    """One sync at a time, if the file system has locks; `_Replica._create` handles the rest."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         with locked(grid_dir / "mlflow.lock") as mine:
@@ -103,7 +103,7 @@ def _alone(grid_dir: Path) -> Iterator[None]:
 
 
 def _experiment(client: "MlflowClient", grid_dir: Path, root: str) -> "Experiment":
-    """The grid's experiment, by the grid's name; where that is another ROOT's, with ours in parentheses."""
+    """The grid's experiment, named after the grid; if another ROOT has that name, with our id in parentheses."""
     from mlflow.exceptions import MlflowException
 
     for name in (grid_dir.name, f"{grid_dir.name} ({root[:6]})"):
@@ -133,7 +133,7 @@ def _note(grid_dir: Path) -> str:
 
 
 class _Replica:
-    """An experiment's runs by whose they are, and what makes them as the run directories are."""
+    """An experiment's runs by (cell id, token), and the operations that bring them up to date."""
 
     def __init__(self, client: "MlflowClient", experiment_id: str, root: str) -> None:
         self.client, self.experiment_id, self.root = client, experiment_id, root
@@ -162,7 +162,7 @@ class _Replica:
                 return
 
     def update(self, run: RunDir, *, is_current: bool) -> bool:
-        """Whether anything had to change of one run."""
+        """Updates one run; returns whether anything changed."""
         key = (run.path.name, journal.token(run.journal))
         self._seen.add(key)
         if key in self._deleted and key not in self._stored:
@@ -178,7 +178,7 @@ class _Replica:
         return True
 
     def retire(self) -> int:
-        """How many runs had to be put aside: of folders that are gone, or were not begun and now are."""
+        """Retires runs of deleted folders, and placeholders of runs that have begun since; returns their number."""
         num_changed = 0
         begun = {cell_id for cell_id, token in self._seen if token}
         for (cell_id, token), run in self._stored.items():
@@ -193,10 +193,10 @@ class _Replica:
         return num_changed
 
     def _create(self, run: RunDir, token: str) -> "Run":
-        """A run of ours in the store; another's, where two syncs that no lock parts made one at the same time."""
+        """Creates a run; returns another sync's instead if two unlocked syncs created one at the same time."""
         cell, first = run.cell(), run.first()
         tags = {ROOT: self.root, TOKEN: token, "cell_id": cell.id, "grid": run.path.parent.name}
-        # MLflow fixes a run's start when it makes it.
+        # MLflow fixes a run's start time on creation.
         start_ms = int(1000 * (first.facts.get("made", time.time()) if first is not None else time.time()))
         mine = self.client.create_run(self.experiment_id, start_ms, tags, cell.name)
         query = f"tags.`{ROOT}` = '{self.root}' and tags.cell_id = '{cell.id}' and tags.`{TOKEN}` = '{token}'"
@@ -254,7 +254,7 @@ class _Replica:
 
 
 def _mark(run: RunDir, *, is_current: bool) -> str:
-    """What a run's files look like from outside: while that stays, there is nothing new to store of it."""
+    """Fingerprint of a run's files: as long as it is unchanged, there is nothing new to store."""
     return " ".join([run.appearance(), *(["current"] if is_current else [])])
 
 
@@ -287,19 +287,19 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "git_commit": code.get("commit") or "",
         "data_checksum": provenance.get("data_checksum") or "",
         "device": provenance.get("device") or "",
-        # Ours to find, and the names that MLflow's own columns go by.
+        # The names that MLflow's own columns use.
         "mlflow.source.name": str(run.path),
         "mlflow.source.type": "JOB" if state.job_id else "LOCAL",
         "mlflow.source.git.commit": code.get("commit") or "",
         "attempts_differ_in": ", ".join(_differences(run)),
         **{f"execution.{key}": str(value) for key, value in (provenance.get("execution") or {}).items()},
-        # So that the store alone makes the tables, sizes included.
+        # So that the tables, sizes included, can be made from the store.
         **{key: str(result.get(key, "")) for key in _COUNTS},
     }
 
 
 def _differences(run: RunDir) -> list[str]:
-    """In what the run's attempts differ that its numbers may depend on: code, data, device."""
+    """Which of the things that numbers may depend on differ between the run's attempts: code, data, device."""
     found = [provenance for attempt in run.all_attempts() if (provenance := attempt.provenance())]
     return [
         name

@@ -1,4 +1,4 @@
-"""Which process somebody is, and whether that one still lives: a process id alone is soon another's."""
+"""Identifies a process, and tells whether it is still alive; a bare process id may be reused."""
 
 import multiprocessing
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, unmistakably. `machine` names a boot of a host and its namespace of process ids; `start` is in ticks
-    since boot. Both are empty where there is no /proc.
+    """A unique process. `machine` identifies a host's boot and its namespace of process ids; `start` is in ticks
+    since boot. Both are empty on systems without /proc.
     """
 
     host: str
@@ -24,11 +24,11 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
-        """The one that asks."""
+        """The calling process."""
         return cls(platform.node(), _machine(), os.getpid(), _start_of(os.getpid()) or "")
 
     def is_alive(self) -> bool | None:
-        """Whether it lives; None from where that cannot be seen: another machine, another container."""
+        """Whether it is alive; None if that cannot be seen from here: another machine or container."""
         if not self.machine or self.machine != _machine():
             return None
         return _start_of(self.pid) == self.start
@@ -44,9 +44,9 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When the process started; None where there is none, or only its remains that nobody has asked after."""
+    """Start time of the process; None if there is none, or only a zombie."""
     try:
-        # After the name, which stands in parentheses and may hold any character: state is field 3, start time 22.
+        # The name, field 2, is in parentheses and may contain any character. State is field 3, start time 22.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -54,7 +54,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def obey_the_parent() -> None:
-    """Called in a worker process: from now on it ignores Ctrl-C, and exits when its parent exits for any reason."""
+    """Makes a worker process ignore Ctrl-C and exit when its parent exits for any reason. Call it in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""What a number's reader needs to find out where it came from: code, versions, hardware, data."""
+"""The provenance of a run's numbers: code, versions, hardware, data."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch comes with it, and a launcher that only copies the code must not wait for that
+if TYPE_CHECKING:  # it imports torch, which a launcher that only copies the code must not wait for
     from suite.training.trainer import Trainer
 
 SNAPSHOT = "snapshot.json"
-"""File beside a copy of the packages that says what code_version said where they were copied from."""
+"""File beside a copy of the packages that holds the original's code_version."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
-    """Provenance of the attempt that this process is part of, as JSON; `execution` as it came out."""
+    """Provenance of this process's attempt, as JSON; `execution` has the actual values."""
     import torch
 
     layout = trainer.layout
@@ -32,7 +32,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(layout.device) if layout.device.type == "cuda" else _processor(),
         "num_processes": layout.world_size,
-        # Sums are split over threads: another number of them may round differently.
+        # Sums are split over threads: a different number of threads may round differently.
         "num_threads": torch.get_num_threads(),
         # The two round differently.
         "optimizer_step": "one pass" if trainer.optimizer.is_fused else "torch's operations",
@@ -44,9 +44,9 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
 
 
 def code_version() -> dict[str, str | None]:
-    """The commit this package was imported, or copied by the launcher, from, and what differs; None where git has none.
+    """The commit this package was imported or copied (by the launcher) from, and local changes; None without git.
 
-    Files that git does not know yet are listed.
+    Untracked files are listed.
     """
     snapshot = Path(__file__).parents[2] / SNAPSHOT
     if snapshot.exists():

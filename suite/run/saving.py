@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: checkpoints, which all processes take part in, and rank 0's record."""
+"""Saving during a run: checkpoints, a collective operation, and rank 0's record."""
 
 import io
 import logging
@@ -10,20 +10,20 @@ from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import RunDir
 from suite.run.journal import Journal
 
-if TYPE_CHECKING:  # torch and timm come with it, and a bad cell file should be told at once
+if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
     from suite.training.evaluation import Evaluation
     from suite.training.trainer import Trainer
 
 SAVING_SHARE = 0.005
-"""Of training time, that saving at the ends of epochs may take."""
+"""Share of training time that saving at the ends of epochs may take."""
 log = logging.getLogger("suite.train")
 
 
 class Checkpoints:
-    """Writes the run's checkpoints: every so many steps or minutes, and at the ends of epochs.
+    """Writes the run's checkpoints: every `every_steps` steps or `every_minutes` minutes, and at the ends of epochs.
 
-    Where epochs are short, not of all: the next is saved once saving, as long as it took last time, is SAVING_SHARE of
-    the time since. The first save has no such wait, nor has the last epoch's. Each process has one and calls the same
+    Short epochs are not all saved: an epoch is saved once the last save's duration is at most SAVING_SHARE of the time
+    elapsed since. This does not apply to the first save or the last epoch. Each process has one and calls the same
     methods.
     """
 
@@ -37,19 +37,19 @@ class Checkpoints:
         self._is_due_with_epoch = False
 
     def step(self, number: int) -> bool:
-        """To be called after step `number` over all epochs; whether it is time to stop, in which case all is saved."""
+        """Call after step `number` over all epochs; True if training is to stop, in which case all is saved."""
         trainer, stop = self.trainer, self.trainer.agreed.stop
         is_due = trainer.agreed.save or (self.every_steps is not None and (number + 1) % self.every_steps == 0)
-        # The last step's comes with the epoch's metrics, in a moment.
+        # An epoch's last step is saved by `epoch`, right after its metrics are recorded.
         self._is_due_with_epoch = is_due and trainer.step == trainer.steps_per_epoch
         if stop or (is_due and not self._is_due_with_epoch):
             self.save()
-        # The processes' clocks differ: one of them looks, and all save after the step in which it says so.
+        # The processes' clocks differ: rank 0 decides, and all save after the step at which they learn of it.
         trainer.wishes.save = trainer.layout.is_main and time.monotonic() - self._last >= self.every_seconds
         return stop
 
     def epoch(self) -> None:
-        """To be called after each epoch."""
+        """Call after each epoch."""
         is_last = self.trainer.epoch == self.trainer.cell.training.epochs
         is_affordable = SAVING_SHARE * (time.monotonic() - self._last) >= self._cost
         [is_due] = self.trainer.layout.agree(is_last or is_affordable or self._is_due_with_epoch)
@@ -57,10 +57,10 @@ class Checkpoints:
             self.save()
 
     def save(self) -> None:
-        """Saves where training stands; returns when it is on the disk."""
+        """Saves the current state; returns when it is on disk."""
         from suite.run import checkpoint
 
-        self.trainer.require_finite()  # a network that is lost is not worth keeping
+        self.trainer.require_finite()  # a diverged network is not worth keeping
         start = time.monotonic()
         state = self.trainer.state_dict()
         if self.trainer.layout.is_main:
@@ -71,19 +71,19 @@ class Checkpoints:
 
 
 class Record:
-    """Everything rank 0 writes besides."""
+    """Rank 0's other output: journal, predictions and result."""
 
     def __init__(self, run: RunDir, attempt: Attempt, trainer: "Trainer") -> None:
         self.run, self.attempt, self.trainer = run, attempt, trainer
         self.journal = Journal(run.journal, attempt)
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        """Journal first, then the checkpoint: an epoch that is trained again is recorded again, never lost."""
+        """Call before the epoch's checkpoint is saved: an epoch may then be recorded twice, but never lost."""
         self.journal.append(self.trainer.epoch, metrics)
         log.info("epoch %d/%d %s", self.trainer.epoch, self.trainer.cell.training.epochs, _line(metrics))
 
     def result(self, soft: "Evaluation", hard: "Evaluation", weights_sha256: str) -> None:
-        """predictions.npz, then result.json: its presence means done, so it comes after all else."""
+        """Writes predictions.npz, then result.json, whose presence means done, so it is written last."""
         trainer = self.trainer
         num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
         import numpy as np
@@ -92,7 +92,7 @@ class Record:
         self.journal.append(trainer.epoch, results)
         self.attempt.require_newest()
         content = io.BytesIO()
-        # Which test images it gets right, in the data set's order: what a comparison over images starts from.
+        # Which test images are classified correctly, in the data set's order: for comparisons image by image.
         np.savez_compressed(content, hard=hard.right.numpy(), soft=soft.right.numpy())
         write_bytes(self.run.predictions_path, content.getvalue(), self.attempt.require_newest)
         is_first = write_once(

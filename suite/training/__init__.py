@@ -1,4 +1,4 @@
-"""Building what a cell describes, and training it: model, loss, epochs, evaluation, averaging, mixup, seeds.
+"""Builds and trains a cell: model, loss, epochs, evaluation, averaging, mixup, seeds.
 
-Open `trainer` first.
+Start reading at `trainer`.
 """

@@ -1,4 +1,4 @@
-"""From a cell to the objects that train it: data, network, optimizer, schedules. Deterministic in the cell."""
+"""Builds the objects that train a cell: data, network, optimizer, schedules. A deterministic function of the cell."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The parts of a data set; `validation` is None where the recipe holds nothing out."""
+    """The parts of a data set; `validation` is None if the recipe holds nothing out."""
 
     train: Loader
     validation: Loader | None
@@ -42,10 +42,10 @@ class Loaders:
 
 
 def load_source(cell: Cell, layout: Layout, data_dir: Path, execution: Execution = AS_IS) -> Source:
-    """The cell's data set. The main process looks first: it alone downloads, and lists class folders for all.
+    """The cell's data set. The main process loads first: only it downloads, and it lists class folders for all.
 
     Raises:
-        DataError: as `datasets.load`; in the main process alone where that is what failed.
+        DataError: as `datasets.load`; only in the main process if the failure happened there.
     """
     found = datasets.load(cell.dataset, data_dir, execution.loader) if layout.is_main else None
     listed = layout.tell(found if found is not None and isinstance(found.train, Files) else None)
@@ -124,7 +124,7 @@ def _interpolation(cell: Cell) -> Interpolation:
 
 
 def _readers(cell: Cell, layout: Layout, execution: Execution) -> Callable[[Part], Reader]:
-    """Makes the reader of a part; those of image files share their workers."""
+    """A function that makes the reader of a part; readers of image files share their workers."""
     num_workers = execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
     interpolation, device = _interpolation(cell), layout.device
 
@@ -154,10 +154,10 @@ def pretrained_weights(
 ) -> tuple[dict[str, Tensor], str]:
     """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
 
-    Where they have to be downloaded, the main process does, before the others look.
+    If they have to be downloaded, the main process does so before the others look.
 
     Raises:
-        PretrainedError: they are neither in DATA/weights nor to be had.
+        PretrainedError: they are not in DATA/weights and cannot be downloaded.
     """
     from suite.training.pretrained import pretrained
 
@@ -255,10 +255,10 @@ def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim
 
 
 def wrap(cell: Cell, base: torch.optim.Optimizer, execution: Execution = AS_IS) -> ProxConnect:
-    """ProxConnect as the recipe has it around `base`, whose quantized parameters hold w* until now.
+    """Wraps `base`, whose quantized parameters still hold w*, in the recipe's ProxConnect.
 
     Raises:
-        EngineError: `execution.fused: true`, and the fused step cannot be had.
+        EngineError: `execution.fused: true`, but the fused step is not available.
     """
     quantization = cell.quantization
     try:

@@ -1,6 +1,6 @@
-"""Exponential moving average of what is trained: latents where there are any, parameters elsewhere; norm statistics.
+"""Exponential moving average of latents, of parameters without latents, and of norm statistics.
 
-Averaging w itself would leave {-1, +1}; the average of w* has a sign, which is what is deployed.
+Averaging w itself would leave {-1, +1}; the average of w* has a sign, which is deployed.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the values after a step."""
+        """Updates the averages after a step."""
         pairs = [(self.averages[name], value) for name, value in self._live()]
         moving = [pair for pair in pairs if pair[1].is_floating_point()]
         torch._foreach_lerp_([a for a, _ in moving], [x for _, x in moving], 1 - self.decay)
@@ -31,7 +31,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the latents and the rest of the model are the averages; outside, themselves to the bit."""
+        """In the block, the latents and the rest of the model hold the averages; restores them bit for bit on exit."""
         self.swap()
         try:
             yield
@@ -40,7 +40,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the averages with the values they are averages of, and rewrites w."""
+        """Swaps the averages with the current values, and rewrites w."""
         for name, value in self._live():
             held = value.clone()
             value.copy_(self.averages[name])

@@ -16,17 +16,17 @@ from suite.errors import DataError
 from suite.run.failures import DivergedError
 
 NUM_FIRST_CLASSES = 10
-"""From more classes on, top-5 says something."""
+"""Top-5 is meaningful only with more classes than this."""
 MASKED = 1e-3
 """A weight whose B is below this share of B(0) counts as masked: its gradient hardly reaches its latent."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a part of a data set says of a network; `right`, bool [N] on the CPU, in the order of the samples.
+    """A network's results on a part of a data set; `right`, bool [N] on the CPU, in the order of the samples.
 
-    `loss` is the mean cross-entropy with the labels as they are; `top5` the share of samples whose label is among the
-    five largest logits, None where there are ten classes or fewer.
+    `loss` is the mean cross-entropy with unsmoothed labels; `top5` is the fraction of samples whose label is among the
+    five largest logits, None for ten classes or fewer.
     """
 
     top1: float
@@ -75,7 +75,7 @@ def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: i
 
 
 class Health:
-    """What tells a stuck or noisy binarization, over all quantized weights, once an epoch.
+    """Signs of a stuck or noisy binarization, over all quantized weights, once an epoch.
 
     flip_rate: share of weights whose sign differs from the last call's.
     latent_gap: mean |w* - sign(w*)|.
@@ -90,7 +90,7 @@ class Health:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """The three numbers as `health/...`; nothing where nothing is quantized.
+        """The three numbers as `health/...`; empty if nothing is quantized.
 
         Raises:
             DivergedError: a latent is NaN or infinite, which a sign would hide: the loss stays finite.
@@ -115,9 +115,9 @@ class Health:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The signs that the next call compares with, by parameter, eight to a byte."""
+        """The signs that the next call compares against, by parameter, eight to a byte."""
         return {name: pack(torch.where(signs, 1, -1).to(torch.int8)) for name, signs in self._signs.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Compares with those of `state` next."""
+        """Makes the next call compare against the signs in `state`."""
         self._signs = {name: unpack(state[name], signs.shape, torch.int8) > 0 for name, signs in self._signs.items()}

@@ -1,10 +1,10 @@
-"""Published weights as a start: a local file if there is one, timm's on the Hugging Face hub otherwise.
+"""Published weights to start from: a local file if it exists, otherwise timm's on the Hugging Face hub.
 
     model, sha256 = pretrained("resnet18.a1_in1k", 1000, 224, 3, Path("data"))
 
-Looked for first: DATA/weights/NAME.safetensors, .pth, .pt, .bin, a state dict or a checkpoint of timm's (of which the
-averaged weights are taken, if it has both). The hub has what the name's tag says: a name without a tag is an
-architecture, and which weights timm means by it changes with timm's version.
+Local files are tried first: DATA/weights/NAME.safetensors, .pth, .pt, .bin, each a state dict or a timm checkpoint
+(the averaged weights, if it has both). On the hub, the name's tag selects the weights: a name without a tag is an
+architecture, whose default weights change with timm's version.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from suite.recipe.cell import Interpolation
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT_SECONDS = 5.0
-"""For the hub's first answer; a machine without internet is to say so soon."""
+"""Timeout for the hub's first answer, so that a machine without internet fails quickly."""
 
 
 class PretrainedError(UserError):
@@ -60,7 +60,7 @@ class Preprocessing(NamedTuple):
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """As timm's pretrained configuration has it; bilinear where that is neither bilinear nor bicubic."""
+    """From timm's pretrained configuration; bilinear if its interpolation is neither bilinear nor bicubic."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -74,7 +74,7 @@ def _local(name: str, data_dir: Path) -> Path | None:
 
 
 def require_named(name: str, data_dir: Path) -> None:
-    """PretrainedError where no file of the name lies in DATA/weights, and timm knows no weights by it."""
+    """PretrainedError if DATA/weights has no file of that name and timm knows no such weights."""
     if _local(name, data_dir) is not None:
         return
     import timm
@@ -117,7 +117,7 @@ def _download(hub_id: str) -> Path:
 
     file = _HUB_FILES[0]
     try:
-        # hf_hub_download on its own tries again for minutes where nobody answers.
+        # By itself, hf_hub_download retries for minutes if the hub does not answer.
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(hub_id, file), timeout=_HUB_TIMEOUT_SECONDS)
     except EntryNotFoundError:
         file = _HUB_FILES[1]
@@ -125,7 +125,7 @@ def _download(hub_id: str) -> Path:
 
 
 def _source(name: str, file: Path, image_size: int, in_chans: int) -> tuple[nn.Module, int]:
-    """The network as the file has it, but for image size and channels, and the number of classes of the file's head."""
+    """The file's network, adapted to the image size and channels, and the number of classes of the file's head."""
     import timm
 
     weights = _read(file)

@@ -38,9 +38,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Staged:
-    """Batches of a loader, each fetched while the step before it is still at work; `seconds` training waited for them.
+    """A loader's batches, each fetched during the step before it; training has waited `seconds` for them.
 
-    On a GPU a step is queued, not done, when its call returns: the next batch is decoded and finished meanwhile.
+    On a GPU a step is only queued when its call returns, so the next batch is decoded and finished while it runs.
     """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
@@ -58,7 +58,7 @@ class Staged:
         return batch
 
     def stage(self) -> None:
-        """Fetches the batch after the one under way."""
+        """Fetches the batch after the current one."""
         self._next = self._fetch()
 
     def _fetch(self) -> Batch | None:
@@ -70,14 +70,14 @@ class Staged:
 
 @dataclass
 class Wishes:
-    """What is to happen after the step under way: training stops, a checkpoint is saved."""
+    """Requests that take effect after the current step: stop training, save a checkpoint."""
 
     stop: bool = False
     save: bool = False
 
 
 class LateLoss:
-    """The loss [] of a step, read later. On a GPU its copy waits in the queue behind the step, and reading for that."""
+    """The loss [] of a step, read later. On a GPU its copy is queued behind the step, and read() waits for that."""
 
     def __init__(self, number: int, loss: Tensor) -> None:
         self.number, self._loss = number, loss
@@ -88,19 +88,19 @@ class LateLoss:
             self._copied.record()
 
     def read(self) -> float:
-        """Its value."""
+        """The loss's value."""
         if self._copied is not None:
             self._copied.synchronize()
         return float(self._loss)
 
 
 class Network:
-    """A cell's network with its optimizer and averages, on one process of its layout: what needs no data.
+    """A cell's network with its optimizer and averages, on one process of its layout; needs no data.
 
     Args:
-        cell: whose.
+        cell: the network's cell.
         description: of the data set.
-        layout: this process's place.
+        layout: this process's rank, world size and device.
         weights: to start from, by parameter name; None: drawn from the cell's seed.
         execution: how it runs.
     """
@@ -123,7 +123,7 @@ class Network:
         self.epoch = 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of this cell.
+        """Resumes from a checkpoint of this cell.
 
         Raises:
             CheckpointError: it is another cell's.
@@ -136,9 +136,9 @@ class Network:
             self.average.averages = {name: value.to(self.layout.device) for name, value in state["average"].items()}
 
     def deploy(self) -> None:
-        """Turns the trained network into the tested one: averages where kept, sign(w*).
+        """Turns the trained network into the tested one: averages if kept, sign(w*).
 
-        A function of the state that a checkpoint holds. Training does not go on from here.
+        Depends only on the state in a checkpoint. Training cannot continue afterwards.
         """
         if self.average is not None:
             self.average.swap()
@@ -146,23 +146,23 @@ class Network:
         models.harden_inputs(self.engine.model)
 
     def weights_digest(self) -> str:
-        """The digest of the network as it is: what result.json has of the tested one."""
+        """SHA-256 of the current network; result.json holds the tested network's."""
         return weights_digest(self.engine.state_dict()["model"])
 
 
 class Trainer(Network):
     """One cell on one process of its layout.
 
-    `epoch` counts finished epochs, `step` those of the epoch under way. `wishes` are this process's own, which a signal
-    handler may set at any moment; `agreed` are those that all processes act upon now: somebody's.
+    `epoch` counts finished epochs, `step` finished steps of the current epoch. `wishes` are this process's requests,
+    which a signal handler may set at any moment; `agreed` are the requests of any process, which all act on now.
 
     Args:
-        cell: to be trained.
-        layout: this process's place.
-        data_dir: where data sets lie.
-        weights: the parent cell's, to start from.
+        cell: the cell to train.
+        layout: this process's rank, world size and device.
+        data_dir: directory of the data sets.
+        weights: the parent cell's weights, to start from.
         execution: how it runs.
-        is_resumed: a checkpoint's state is loaded next: published weights are not fetched.
+        is_resumed: a checkpoint's state is loaded next, so published weights are not fetched.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Trainer(Network):
         self._sharpen_inputs()
 
     def train_epoch(self, on_step: Callable[[int, Tensor], None]) -> dict[str, float]:
-        """What is left of the epoch; the whole epoch's metrics, those of validation data with hardened weights.
+        """Trains the rest of the epoch; returns the whole epoch's metrics, for validation data with hardened weights.
 
         `on_step(number of the step over all epochs, loss [] of this process)` may save `state_dict()`.
 
@@ -208,7 +208,7 @@ class Trainer(Network):
         """
         self.engine.model.train()
         start, num_before = time.perf_counter(), float(self.totals[2])
-        # Closed, so that the loader's workers end with a training that fails: its traceback would keep them.
+        # Closed, so that the loader's workers exit if training fails: its traceback would keep them alive.
         with closing(self.loaders.train.epoch(self.epoch, self.step)) as loaded:
             batches = Staged(loaded)
             for images, labels in batches:
@@ -234,13 +234,13 @@ class Trainer(Network):
         return metrics
 
     def _train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step, after which a checkpoint may be taken; this process's mean loss []. Waits for no device."""
+        """One step, after which a checkpoint may be saved; this process's mean loss []. Never waits for the device."""
         self.lr_schedule.step_update(self._num_steps_done)
         self._sharpen_inputs()
         if self.sharpness is not None:
             self.sharpness.step()
-        # The only random numbers drawn outside the loaders are dropout's. Each step has a stream of its own, so that
-        # there is no generator's state to be saved, and none to be lost.
+        # The only random numbers drawn outside the loaders are dropout's. Each step has its own stream, so there is no
+        # generator state to save or lose.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.step, self.layout.rank))
         loss, logits = self.engine.train_step(*self._mixed(images, labels))
         if self.average is not None:
@@ -252,16 +252,16 @@ class Trainer(Network):
         return loss
 
     def _mixed(self, images: Tensor, labels: Tensor) -> Batch:
-        """The step's images and labels, which are [B, classes] where the recipe mixes images."""
+        """The step's images and labels; labels are [B, classes] if the recipe mixes images."""
         if not mixes(self.cell.training):
             return images, labels
         seed = stream(self.cell.seed, "mixing", self.epoch, self.step, self.layout.rank)
         return mix(images, labels, self.cell.training, len(self.description.classes), seed)
 
     def _look_back(self, number: int, loss: Tensor) -> None:
-        """Reads the loss of the step before `number`, and what the others wish, where that was asked.
+        """Reads the loss of the step before `number` and, if an exchange was started, the other processes' requests.
 
-        Both are there by now, so the device never waits for this process to look.
+        Both have arrived by now, so the device never waits for this process.
         """
         self._last_bad = max(self._last_bad, self._read_loss())
         self._unread = LateLoss(number, loss)
@@ -277,7 +277,7 @@ class Trainer(Network):
         self._agreement.start(self._last_bad, self.wishes.stop, self.wishes.save)
 
     def require_finite(self) -> None:
-        """DivergedError, on all processes, where the loss of a step so far is not finite. Collective."""
+        """DivergedError, on all processes, if the loss of any step so far is not finite. Collective."""
         self._last_bad = max(self._last_bad, self._read_loss())
         self._require_converging(self.layout.agree(self._last_bad)[0])
 
@@ -302,15 +302,15 @@ class Trainer(Network):
         return soft, self._evaluate(self.loaders.test)
 
     def deploy(self) -> None:
-        """As Network's; and batch norms measured anew, if the recipe asks for that."""
+        """Like Network.deploy; also re-estimates batch-norm statistics if the recipe asks for it."""
         super().deploy()
         if self.cell.training.reestimate_norm:
             self._reestimate_norm()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from. All processes call it; what they get is the same.
+        """The complete training state, the same on all processes. Collective.
 
-        Tensors may be the live ones.
+        Tensors may be the live ones, not copies.
         """
         return {
             "cell": self.cell.id,
@@ -326,7 +326,7 @@ class Trainer(Network):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint of this cell.
+        """Resumes from a checkpoint of this cell.
 
         Raises:
             CheckpointError: it is another cell's, or was trained on other data.
@@ -345,7 +345,7 @@ class Trainer(Network):
         self.health.load_state_dict(state["health"])
 
     def resolved_execution(self) -> dict[str, Any]:
-        """How this attempt runs, every default replaced by what it came to."""
+        """How this attempt runs, with every default resolved to its actual value."""
         share = self.cell.training.batch_size // self.layout.world_size
         return {
             **self.execution.model_dump(mode="json"),
@@ -359,7 +359,7 @@ class Trainer(Network):
         }
 
     def _validate(self, validation: Loader) -> Evaluation:
-        """With hardened weights; training goes on as if nothing had happened."""
+        """Evaluates with hardened weights, then restores the training state."""
         with self.average.in_place() if self.average is not None else nullcontext():
             self.engine.harden()
             models.harden_inputs(self.engine.model)
@@ -370,36 +370,36 @@ class Trainer(Network):
 
     @property
     def _num_steps_done(self) -> int:
-        """Over all epochs."""
+        """Finished steps over all epochs."""
         return self.epoch * self.steps_per_epoch + self.step
 
     def _no_totals(self) -> Tensor:
-        """Sum of losses, right answers and images, of this process in the epoch under way: float64 [3]."""
+        """This process's sums of losses, correct predictions and images in the current epoch: float64 [3], all 0."""
         return torch.zeros(3, dtype=torch.float64, device=self.layout.device)
 
     def _own_totals(self, totals: Tensor) -> Tensor:
-        """This process's of each process's totals [world_size, 3]; on another number of processes, all for the first.
+        """This process's row of all totals [processes, 3]; if their number changed, the first process gets the sum.
 
-        Not the sum for everybody: the order of a sum is in its bits.
+        Not summed across ranks: floating-point sums depend on their order, and this must resume bit-exactly.
         """
         if len(totals) == self.layout.world_size:
             return totals[self.layout.rank].clone()
         return totals.sum(0) if self.layout.is_main else self._no_totals()
 
     def _sharpen_inputs(self) -> None:
-        """Gives binary inputs the mu of the next forward pass: what w has there, too."""
+        """Gives binary inputs the mu of the next forward pass, the same as w's."""
         if self.input_mu is not None:
             models.set_input_mu(self.engine.model, self.input_mu(self._num_steps_done / self.num_steps))
 
     def _evaluate(self, loader: Loader) -> Evaluation:
-        # Each process has norm statistics of its own batches; what is measured is the network that is saved.
+        # Each process has its own batches' norm statistics; we evaluate the ones that are saved.
         self.layout.broadcast(self.engine.model.buffers())
         return evaluate(self.engine, loader, self.layout, self.execution.micro_batch_size)
 
     def _reestimate_norm(self) -> None:
-        """Batch-norm statistics of the hardened network over one epoch of training data; process 0's share counts.
+        """Batch-norm statistics of the hardened network over one epoch of process 0's share of the training data.
 
-        As in training: in its precision, over its micro-batches. Each counts the same in the mean.
+        With training's precision and micro-batches. All micro-batches have equal weight in the mean.
         """
         model = self.engine.model
         # Dropout is on while statistics are gathered: its own stream, so that a resumed run deploys the same network.
@@ -424,7 +424,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())
-        # Flat before it is seen as bytes: a 1x1 convolution in channels-last order calls itself contiguous and is not.
+        # Flatten before viewing as bytes: a 1x1 convolution in channels-last order claims to be contiguous but is not.
         flat = value.cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data if value.ndim else repr(value.item()).encode())
     return digest.hexdigest()

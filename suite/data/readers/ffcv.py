@@ -1,9 +1,9 @@
-"""Images decoded by threads from an FFCV file: the fast way for what does not fit in memory.
+"""Images decoded by threads from an FFCV file: the fast reader for data sets that do not fit in memory.
 
-FFCV gives the file, the JPEG decoder in C, the thread that decodes ahead, and pinned buffers for a GPU. Which samples
-come, in which order and through which window is said from outside. FFCV's own order is not used: over several processes
-it repeats samples until they divide evenly, and takes seed 0 unless told otherwise. Nor is its augmentation, which
-draws from a random state that cannot be seeded. Where there is no GPU, its threads also mirror and normalise.
+FFCV provides the file format, the C JPEG decoder, the thread that decodes ahead, and pinned buffers for a GPU. The
+caller chooses samples, order and windows. FFCV's own order is not used: over several processes it repeats samples
+until they divide evenly, and its seed defaults to 0. Nor is its augmentation, which draws from a random state that
+cannot be seeded. Without a GPU, its threads also mirror and normalise.
 """
 
 import io
@@ -43,15 +43,15 @@ from ffcv.pipeline.state import State  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
 
 STUCK_SECONDS = 300.0
-"""A batch that has not come by then will not come."""
+"""A batch that has not arrived by then never will."""
 CLOSING_SECONDS = 10.0
-"""How long one who stops half-way waits for the batch that is being decoded."""
+"""How long a reader that is stopped early waits for the batch being decoded."""
 TASKS_PER_THREAD = 4
 """Parts of a batch per decoding thread: few enough to cost nothing, enough that none waits long for the slowest."""
 
 
 def _set_num_threads(num_threads: int) -> None:
-    """In place of FFCV's, which sets torch's number too, at import and in every epoch: rounding depends on that one."""
+    """Replaces FFCV's, which also sets torch's thread count, at import and in every epoch: that changes rounding."""
     Compiler.num_threads = max(num_threads, 1)
     numba.set_num_threads(min(Compiler.num_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
@@ -62,10 +62,10 @@ torch.set_num_threads(_torch_threads)
 
 @dataclass(frozen=True)
 class Wish:
-    """What a pass makes of samples: windows of size x size, as they are or, where `normalized` is given, finished.
+    """A pass's output: windows of size x size, as bytes or, if `normalized` is given, mirrored and normalised.
 
     `interpolation` is an index of kernels.INTERPOLATIONS. `mirrored` is bool [N]. `normalized`, float32 [256, 3], is
-    what becomes of each level.
+    each level's normalised value.
     """
 
     crops: Crops
@@ -76,28 +76,28 @@ class Wish:
 
     @property
     def dtype(self) -> type[np.uint8 | np.float32]:
-        """Of the images."""
+        """Type of the images."""
         return np.uint8 if self.normalized is None else np.float32
 
 
 def normalized(normalization: Normalization) -> NDArray[np.float32]:
-    """[256, 3]: what it makes of each level of each channel."""
+    """[256, 3]: the normalised value of each level in each channel."""
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 3, -1, -1)
     return normalization(levels)[0, :, :, 0].T.contiguous().numpy()
 
 
 class FFCVReader:
-    """Windows of an FFCV file's images; those that have the size already stay exact.
+    """Windows of an FFCV file's images; a window already of the right size is exact.
 
     JPEGs are decoded with TurboJPEG's fast cosine transform, which is within a few levels of Pillow's.
 
     Args:
-        part: which samples of which file.
+        part: the file and its samples to read.
         batch_size: of every batch that `read` is asked for; the last may be smaller.
         num_workers: decoding threads.
         device: where batches go.
-        interpolation: how windows are resized. Of raw images they have the bits of the torch loader's windows, but for
-            area, which may differ by one level.
+        interpolation: how windows are resized. Windows of raw images are bit-identical to the torch loader's, except
+            with area, which may differ by one level.
     """
 
     name = "ffcv"
@@ -157,8 +157,8 @@ class FFCVReader:
         """On the GPU, copies: FFCV decodes into the same few pinned buffers again and again."""
         if self._stream is None:
             return images, labels
-        # Without non_blocking the copies are there when .to() returns, and FFCV may have its buffer back. On a stream
-        # of their own they do not wait for the network's work.
+        # Without non_blocking the copies are complete when .to() returns, and FFCV may reuse its buffer. On a separate
+        # stream they do not wait for the network's work.
         with torch.cuda.stream(self._stream):
             copies = images.to(self._device), labels.to(self._device)
         for copy in copies:
@@ -309,7 +309,7 @@ def _rows(index: Index, samples: NDArray[np.int64]) -> Index:
 
 
 def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]. TurboJPEG takes a stray byte for an error; Pillow, which `prepare` trusted, reads such files."""
+    """uint8 [H, W, 3]. TurboJPEG rejects a stray byte; Pillow, which `prepare` trusted, reads such files."""
     try:
         with Image.open(io.BytesIO(stored)) as image:
             pixels = np.ascontiguousarray(image.convert("RGB"))
@@ -318,12 +318,12 @@ def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]
             f"{path}: sample {sample} cannot be decoded ({error}); has the file changed since it was made? "
             f"python -m suite.data verify {path}"
         ) from error
-    pixels.flags.writeable = False  # so it is of one type with the file's content
+    pixels.flags.writeable = False  # so that numba sees the same type as for the file's content
     return pixels
 
 
 class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
-    """FFCV's loader of one file's images, without what it would make of the rest."""
+    """FFCV's loader of one file's images, without the rest of its machinery."""
 
     def __init__(self, path: Path, batch_size: int, decoder: _Decoder) -> None:
         with _nothing_compiled():
@@ -351,7 +351,7 @@ class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
 
 @contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """FFCV takes functions as they are: what is worth compiling has been, and the rest is one call per batch."""
+    """Keeps FFCV from compiling functions: the hot ones are compiled already, the rest run once per batch."""
     Compiler.set_enabled(False)
     try:
         yield
@@ -397,7 +397,7 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         return images  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is decoding. One that is stuck is left: it will not end."""
+        """Ends the thread after the batch it is decoding. A stuck thread is abandoned: it will not end."""
         self.iter_ixes = iter(())
         self.terminate_event.set()
         deadline = time.monotonic() + CLOSING_SECONDS

@@ -1,4 +1,4 @@
-"""Images decoded from files by worker processes: for what does not fit in memory, without FFCV."""
+"""Images decoded from files by worker processes: for data sets that do not fit in memory, without FFCV."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -25,12 +25,12 @@ from suite.recipe.cell import Interpolation
 class FolderReader:
     """Windows of image files: decoded by Pillow; resized as uint8 by torch, antialiased, as torchvision does it.
 
-    FFCV's reader gives the same bytes where its file is raw, but for area, where they may differ by one level. A window
-    that has the size already stays exact.
+    FFCV's reader gives the same bytes for raw files, except with area, which may differ by one level. A window
+    already of the right size is exact.
 
     Args:
         part: the files.
-        workers: who decodes; readers may share them.
+        workers: decoding processes; readers may share them.
         device: where batches go.
         interpolation: how windows are resized.
     """
@@ -184,7 +184,7 @@ def _resized(window: NDArray[np.uint8], size: int, interpolation: Interpolation)
 def _begin(_worker: int) -> None:
     from suite.run.processes import obey_the_parent
 
-    # Also where the server was started before, by someone who did not ask for it.
+    # Also if the fork server was already started by code that did not ask for it.
     import suite.data.readers.block_stop_signals  # noqa: F401  # isort: skip  # importing it blocks them
 
     obey_the_parent()

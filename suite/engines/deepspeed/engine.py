@@ -4,7 +4,7 @@ ZeRO flattens each parameter group and gives every process a part of it, as floa
 Quantizers are scalar maps, so ProxConnect treats a shard as it would a parameter: it is made after ZeRO, takes w* from
 the shards and writes w into them, and ZeRO spreads that as it spreads any weights (docs/decisions/006).
 
-`settings` has the configuration, `shards` what is read of ZeRO beyond its documented interface.
+`settings` holds the configuration; `shards` reads ZeRO's undocumented internals.
 """
 
 import json
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 class DeepSpeedEngine:
     """The protocol over `deepspeed.initialize`, with ProxConnect as its optimizer.
 
-    Numerics are those of the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
-    processes and micro-batches. With gradient clipping the step is taken after DeepSpeed's own, for the norm is of
-    B . grad over all shards, which only then are there: one more gathering of the weights per step.
+    Same numerics as the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
+    processes and micro-batches. With gradient clipping we step after DeepSpeed's own step, because the norm of B . grad
+    needs all shards, which are complete only then; this gathers the weights once more per step.
     """
 
     def __init__(
@@ -117,20 +117,20 @@ class DeepSpeedEngine:
         return torch.autocast(self.layout.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def harden(self) -> None:
-        """The model holds the deployed weights, exactly +-1 where they are binary."""
+        """Puts the deployed weights into the model, exactly +-1 where they are binary."""
         self.layout.broadcast(self.model.buffers())
         with self._in_groups():
             self.optimizer.harden()
         spread(self._zero, self._stage)
 
     def soften(self) -> None:
-        """The model holds w again."""
+        """Restores w."""
         with self._in_groups():
             self.optimizer.soften()
         spread(self._zero, self._stage)
 
     def latents(self) -> Iterator[Latent]:
-        """The latents, each gathered from its shards when it is asked for."""
+        """The latents, each gathered from its shards on demand."""
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name in names:
@@ -139,7 +139,7 @@ class DeepSpeedEngine:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as `Engine.state_dict` has it, gathered parameter by parameter into the CPU's memory."""
+        """The state described in `Engine.state_dict`, gathered parameter by parameter into the CPU's memory."""
         self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         with self._in_groups():
             own = self.optimizer.state_dict()
@@ -179,10 +179,10 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of any engine.
+        """Resumes from a state of any engine.
 
         Raises:
-            ValueError: it is a state of another recipe.
+            ValueError: the state is of another recipe.
         """
         saved, weights = state["optimizer"], state["model"]
         require_same_recipe(saved, self.optimizer, self._names)
@@ -206,9 +206,9 @@ class DeepSpeedEngine:
         spread(self._zero, self._stage)
 
     def _own_state(self, shard: Tensor, names: list[str], saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """A shard's part of the optimizer's state of the parameters that it has pieces of."""
+        """A shard's part of the optimizer state, for the parameters it holds pieces of."""
         here = [name for name in names if (piece := self._shards.pieces[name]) is not None and piece.shard is shard]
-        # Of a shard that is all padding, any parameter of the group tells what is not spread: the number of steps.
+        # A shard that is all padding takes its unsharded state (the step count) from any parameter of the group.
         example = next((name for name in here or names if name in saved), None)
         if example is None:
             return {}
@@ -223,7 +223,7 @@ class DeepSpeedEngine:
         return own
 
     def _whole(self, name: str, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `of` gives for the shards of a parameter, gathered to the parameter's shape. To the bit; collective."""
+        """`of` applied to a parameter's shards, gathered to the parameter's shape. Bit-exact; collective."""
         shape, piece = self._shapes[name], self._shards.pieces[name]
         whole = torch.zeros(shape.numel(), device=self.layout.device)
         if piece is not None:
@@ -244,20 +244,20 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _in_groups(self) -> Iterator[None]:
-        """Inside, the groups list all shards, which stage 3 puts there one at a time, and only while it steps."""
+        """In the block, the groups list all shards; stage 3 itself lists one at a time, and only during its step."""
         before = [group["params"] for group in self._base.param_groups]
         for group, shards in zip(self._base.param_groups, self._shards.groups, strict=True):
             group["params"] = shards
         try:
             yield
         finally:
-            # Looked up again: a state that is loaded brings groups of its own.
+            # Looked up again: loading a state replaces the groups.
             for group, parameters in zip(self._base.param_groups, before, strict=True):
                 group["params"] = parameters
 
 
 class _StandIn(Optimizer):
-    """Stands where DeepSpeed steps: has ProxConnect step, or keeps a copy of each shard's gradient for a later step."""
+    """The optimizer DeepSpeed steps: it steps ProxConnect, or copies each shard's gradient for a later step."""
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
@@ -265,7 +265,7 @@ class _StandIn(Optimizer):
         self.step_shards: Callable[[], Any] | None = None
         self._gradients: dict[Tensor, Tensor] = {}
 
-    # The base's own, so that what DeepSpeed lists in the groups is what ProxConnect finds there.
+    # The base's own groups, so that ProxConnect finds there what DeepSpeed puts there.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

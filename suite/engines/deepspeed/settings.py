@@ -20,7 +20,7 @@ PLACES = {
     "fp16": "training.precision: bf16",
     "amp": "training.precision: bf16",
 }
-"""What may not be laid over it, and where it is set instead."""
+"""Keys that may not be overridden, and where each is set instead."""
 
 
 def configuration(training: Training, execution: Execution, layout: Layout, num_parameters: int) -> dict[str, Any]:

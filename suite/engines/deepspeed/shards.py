@@ -1,6 +1,6 @@
-"""Where ZeRO has put what, and how it is told that shards were written.
+"""Where ZeRO keeps each parameter's shards, and how to make it use values written into them.
 
-All that this project reads of DeepSpeed beyond its documented interface is in this file; tried with version 0.19.8.
+All of this project's access to undocumented DeepSpeed internals is in this file; tested with version 0.19.8.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 
 class Piece(NamedTuple):
-    """The part of a parameter that this process has: flat[start : start + length] is shard[at : at + length]."""
+    """This process's part of a parameter: flat[start : start + length] is shard[at : at + length]."""
 
     shard: Tensor
     at: int
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """This process's shards, by group, and its piece of each parameter, by name (None where it has nothing of it)."""
+    """This process's shards, by group, and its piece of each parameter, by name (None if it has none)."""
 
     groups: list[list[Tensor]]
     pieces: dict[str, Piece | None]
@@ -32,7 +32,7 @@ def layout_of(
     names: list[list[str]],
     parameters: Mapping[str, Tensor],
 ) -> Shards:
-    """Where ZeRO has put what."""
+    """This process's shards and pieces at the given ZeRO stage."""
     zero = engine.optimizer
     if stage == 0:
         groups = [[parameters[name] for name in group] for group in names]
@@ -53,7 +53,7 @@ def layout_of(
 
 
 def _piece_of_two(parameter: Any, shard: Tensor) -> Piece | None:  # noqa: ANN401  (attributes are ZeRO's)
-    """Stages 1 and 2: a group end to end, cut in as many equal parts as there are processes."""
+    """Stages 1 and 2: a group's parameters are concatenated and cut into one equal part per process."""
     mapping = parameter._hp_mapping  # noqa: SLF001  (what deepspeed.utils.safe_get_full_fp32_param reads)
     if mapping is None:
         return None
@@ -62,7 +62,7 @@ def _piece_of_two(parameter: Any, shard: Tensor) -> Piece | None:  # noqa: ANN40
 
 
 def _piece_of_three(zero: Any, parameter: Any) -> Piece | None:  # noqa: ANN401  (attributes are ZeRO's)
-    """Stage 3: each parameter cut in equal parts, the last one padded."""
+    """Stage 3: each parameter is cut into equal parts, the last one padded."""
     index, at, length = zero.grad_position[zero.get_param_id(parameter)]
     start = length * distributed.get_rank()
     length = min(length, parameter.ds_numel - start)
@@ -71,7 +71,7 @@ def _piece_of_three(zero: Any, parameter: Any) -> Piece | None:  # noqa: ANN401 
 
 @torch.no_grad()
 def spread(engine: Any, stage: int) -> None:  # noqa: ANN401  (deepspeed is untyped)
-    """Bring what was written into the shards to the model's parameters, on every process."""
+    """Copies values written into the shards to the model's parameters, on every process."""
     zero = engine.optimizer
     if stage in {1, 2}:
         zero.update_lp_params()
