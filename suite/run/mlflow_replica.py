@@ -163,6 +163,8 @@ class _Replica:
 
     def update(self, run: RunDir, *, is_current: bool) -> bool:
         """Updates one run; returns whether anything changed."""
+        from mlflow.exceptions import MlflowException
+
         key = (run.path.name, journal.token(run.journal))
         self._seen.add(key)
         if key in self._deleted and key not in self._stored:
@@ -174,7 +176,13 @@ class _Replica:
         state = run.state()
         if stored is None:
             stored = self._create(run, key[1])
-        self._fill(run, stored, state, {"current": str(is_current).lower(), MARK: mark})
+        try:
+            self._fill(run, stored, state, {"current": str(is_current).lower(), MARK: mark})
+        except MlflowException:
+            # Deleted meanwhile, in the UI or by another sync that made way for this one: the next sync sees to it.
+            if self.client.get_run(stored.info.run_id).info.lifecycle_stage != "deleted":
+                raise
+            return False
         return True
 
     def retire(self) -> int:

@@ -69,7 +69,7 @@ def test_a_job_runs_the_code_that_was_submitted_not_what_was_edited_since(
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "submitted"]):
         subprocess.run([*as_author, *words], check=True)
     commit = subprocess.check_output([*as_author, "rev-parse", "HEAD"], text=True).strip()
-    with (checkout / "suite" / "seeds.py").open("a", encoding="utf-8") as file:
+    with (checkout / "suite" / "training" / "seeds.py").open("a", encoding="utf-8") as file:
         file.write("\n# not committed\n")
     (checkout / "suite" / "new.py").touch()
     nodes = ",".join(cluster.nodes)

@@ -142,7 +142,7 @@ def test_a_launched_grid_ends_done_and_says_where_to_look(launched: tuple[Path, 
         "digits/resnet8/bnn++/s0": "done",
         "digits/resnet8/bc/s0/finetune": "done",
     }
-    assert f"mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db" in output
+    assert f"mlflow ui --backend-store-uri 'sqlite:///{root}/mlflow.db', then http://127.0.0.1:5000/#/exp" in output
     assert "python -m analysis tables tiny" in output
 
 

@@ -367,7 +367,7 @@ def test_a_network_is_exported_without_its_data(copied: RunDir, monkeypatch: pyt
         (lambda run: shutil.rmtree(run.path), "not a run directory"),
         (lambda run: run.cell_path.write_text("model: ["), "its cell.yaml or result.json is damaged"),
         (lambda run: run.cell_path.write_text("model: resnet8"), "is damaged: dataset: Field required"),
-        (lambda run: run.result_path.write_text("{"), "its cell.yaml or result.json is damaged"),
+        (lambda run: run.result_path.write_text("{"), "result.json: not what a run writes there"),
         (lambda run: (run.path / "packed.safetensors.d").mkdir(), "cannot be written: Is a directory"),
     ],
 )

@@ -178,6 +178,7 @@ def test_on_postgresql_as_on_sqlite(tmp_path: Path, postgresql: str) -> None:
     with _server(postgresql, tmp_path) as uri:
         run = _grid(tmp_path, "tiny", 0.5, 0.4)
         _syncs_at_once(run.path.parent, uri, 2, with_locks=False)
+        sync(run.path.parent, uri)  # where each of the two made way for the other
         num_changed, experiment = sync(run.path.parent, uri)
         assert num_changed == 0
         (stored,) = _runs(uri, experiment)
