@@ -4,8 +4,8 @@
 
 The cells run as `suite.train` runs them, in this process, on a loader in memory: every call of the four is timed where
 it is made. An epoch is put together of medians: its first batch (which draws the epoch's order and augmentation), its
-other batches (their mean, for several are made together), its steps with their signs of life, and its end: journal,
-state.json and checkpoint (where epochs are short, its part of one). So a few steps stand for an epoch of a real data
+other batches (their mean, for several are made together), its steps with their signs of life, and its end: journal
+and checkpoint (where epochs are short, its part of one). So a few steps stand for an epoch of a real data
 set's length. Shares are of the whole epoch, without validation.
 
 The forwarder is no part of a cell: the launcher calls it every few seconds. Its share is the processor time of a call
@@ -173,7 +173,7 @@ def main(
             first, other = milliseconds["first batch"], 1e3 * clock.mean("loader")
             table.add_row("loader", f"{other:.3f} a batch, {first:.2f} the first", f"{found['loader']:.3%}")
             beat, end = milliseconds["signs of life"], milliseconds["journal"]
-            table.add_row("journal, state.json", f"{beat:.3f} a step, {end:.2f} an epoch", f"{found['journal']:.3%}")
+            table.add_row("journal", f"{beat:.3f} a step, {end:.2f} an epoch", f"{found['journal']:.3%}")
             look, save = milliseconds["looking at the clock"], milliseconds["checkpoint"]
             table.add_row("checkpoint", f"{look:.3f} a step, {save:.2f} an epoch", f"{found['checkpoint']:.3%}")
             call = f"{1e3 * forwarder * SYNC_SECONDS:.0f} every {SYNC_SECONDS:g} s, {NUM_CELLS} cells"

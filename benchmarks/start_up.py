@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from suite.recipe.grid_file import load_grid
+from suite.run.directory import run_dirs
 
 # Also where the packages are: or tests/models would be `models`.
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "tests"))
@@ -74,8 +75,8 @@ print(json.dumps(stamps))
 MOMENTS = (
     ("batch script starts", "SLURM's prolog, the shell"),
     ("the job's Python is up", "srun, the import of submitit and launch"),
-    ("the training process has its run", "the gate; the import of torch, to check the cell"),
-    ("data, network and optimizer are ready", "the import of timm, the data, the network"),
+    ("the job has claimed the run", "the gate"),
+    ("data, network and optimizer are ready", "the import of torch and timm, the data, the network"),
     ("the first step is done and saved", "one step, one checkpoint"),
     ("the job has ended", "the rest of the training; the processes' ends"),
 )
@@ -138,14 +139,14 @@ def _parts(command: Sequence[str], folder: str) -> dict[str, tuple[float, float]
 
 
 def moments(root: Path, job: str) -> list[float]:
-    """Unix seconds of MOMENTS for a job, whose run is the one that state.json says was its."""
+    """Unix seconds of MOMENTS for a job, whose run is the one whose first attempt names it."""
     (log,) = root.glob(f"tiny/jobs/*/{job}_0_log.out")
     stamps = [_unix(stamp) for stamp in re.findall(r"INFO \((.*?)\)", log.read_text(encoding="utf-8"))]
-    states = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in root.glob("tiny/*/state.json")}
-    (run,) = (folder for folder, state in states.items() if state["job_id"] == job)
-    files = [run / "lock", run / "provenance.json", min((run / "checkpoints").iterdir())]
+    attempts = {run: attempt for run in run_dirs(root / "tiny") if (attempt := run.first()) is not None}
+    ((run, attempt),) = ((run, attempt) for run, attempt in attempts.items() if attempt.job_id == job)
+    files = [attempt.provenance_path, min(run.checkpoints.iterdir())]
     began = float((root / f"began-{job}").read_text(encoding="utf-8"))
-    return [began, stamps[0], *(path.stat().st_mtime for path in files), stamps[-1]]
+    return [began, stamps[0], attempt.facts["made"], *(path.stat().st_mtime for path in files), stamps[-1]]
 
 
 def _unix(stamp: str) -> float:

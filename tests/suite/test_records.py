@@ -21,7 +21,7 @@ from suite.run.locks import holder, locked
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.json"
+    path = tmp_path / "end.json"
     write_bytes(path, b"old")
 
     def full_disk(_file: int) -> None:
