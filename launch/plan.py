@@ -62,13 +62,13 @@ class Signs:
     is_held: bool = False
     """A process holds the run's lock."""
     is_alive: bool = False
-    """The process that state.json names as its local job lives."""
+    """The process of its local job lives."""
     submitted_as: str = ""
     """Id of the SLURM job that the cell belongs to."""
     job: JobInfo | None = None
     """That job, as the queue or else the accounting has it; None where neither knows it."""
     heartbeat_age_seconds: float | None = None
-    """Where SLURM has the cell and cannot be asked: since when state.json is as it is."""
+    """Where SLURM has the cell and cannot be asked: how old its last sign of life is."""
 
 
 def stand(cell: Cell, state: State, signs: Signs) -> Standing:
