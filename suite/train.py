@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def _train(
         trainer.load_state_dict(state)
         del state  # otherwise latents, moments and weights would be in memory twice
         if layout.is_main:
-            log.info("going on from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
+            log.info("resuming from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
     _collect_from_here()
     checkpoints = Checkpoints(run, attempt, trainer, options.checkpoint_steps, options.checkpoint_minutes)
     with ExitStack() as stack:
@@ -245,8 +246,8 @@ def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
     return weights
 
 
-def open_run(cell_path: Path) -> RunDir:
-    """The run directory of a cell file: the file's own folder if its name is the cell's id, else runs/adhoc/<id>/.
+def open_run(cell_path: Path, adhoc: Path = Path("runs") / "adhoc") -> RunDir:
+    """The run directory of a cell file: the file's own folder if its name is the cell's id, else adhoc/<id>/.
 
     Raises:
         CellError: the file is missing or not a cell.
@@ -266,7 +267,7 @@ def open_run(cell_path: Path) -> RunDir:
     except ValidationError as error:
         raise CellError(f"{cell_path}: not a cell: {first_fault(error)}") from error
     place = cell_path.absolute().parent  # a link to another directory is not resolved
-    return RunDir.create(place if place.name == cell.id else Path("runs") / "adhoc" / cell.id, cell)
+    return RunDir.create(place if place.name == cell.id else adhoc / cell.id, cell)
 
 
 def read_execution(text: str) -> Execution:
@@ -316,13 +317,14 @@ def main(
     for number in STOP_SIGNALS:  # first: until then these signals kill the process
         signal.signal(number, _stop)
     try:
-        run = open_run(cell)
         options = Options(read_execution(execution), checkpoint_steps, checkpoint_minutes, timeout_seconds)
-        if resume == "never" and max_steps is None:
-            _require_fresh(run)
         if max_steps is not None:
-            first_steps(run, data_dir, max_steps, options.execution)
+            with tempfile.TemporaryDirectory() as adhoc:
+                first_steps(open_run(cell, Path(adhoc)), data_dir, max_steps, options.execution)
             return
+        run = open_run(cell)
+        if resume == "never":
+            _require_fresh(run)
     except UserError as error:
         if is_main:
             print(error, file=sys.stderr)

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 LEASE_SECONDS = 120.0
 """Maximum age of the last heartbeat of an attempt on another machine; after that, a new attempt may begin."""
-End = Literal["done", "preempted", "failed"]
 
 
 class BusyError(Exception):
@@ -103,7 +102,7 @@ class Attempt:
         return read_json(self._end_path) or None
 
     def is_judged(self) -> bool:
-        """Whether its end is the last word: where a job looks after it, that is the job's, which may try again."""
+        """Whether its end is final: a job that supervises it decides whether a failure is retried."""
         end = self.end()
         if end is None:
             return False

@@ -170,10 +170,10 @@ class _Replica:
         if key in self._deleted and key not in self._stored:
             return False
         stored = self._stored.get(key)
-        mark = _mark(run, is_current=is_current)
+        state = run.state()
+        mark = _mark(run, state, is_current=is_current)
         if stored is not None and stored.data.tags.get(MARK) == mark:
             return False
-        state = run.state()
         if stored is None:
             stored = self._create(run, key[1])
         try:
@@ -261,9 +261,12 @@ class _Replica:
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
 
 
-def _mark(run: RunDir, *, is_current: bool) -> str:
-    """Fingerprint of a run's files: as long as it is unchanged, there is nothing new to store."""
-    return " ".join([run.appearance(), *(["current"] if is_current else [])])
+def _mark(run: RunDir, state: State, *, is_current: bool) -> str:
+    """Fingerprint of a run: as long as it is unchanged, there is nothing new to store.
+
+    The state is part of it: a failed attempt is final once its job is gone, and no file changes then.
+    """
+    return " ".join([run.appearance(), state.state, *(["current"] if is_current else [])])
 
 
 def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:

@@ -84,10 +84,10 @@ class Record:
 
     def result(self, soft: "Evaluation", hard: "Evaluation", weights_sha256: str) -> None:
         """Writes predictions.npz, then result.json, whose presence means done, so it is written last."""
-        trainer = self.trainer
-        num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
         import numpy as np
 
+        trainer = self.trainer
+        num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
         results = soft.metrics("test", "_soft") | hard.metrics("test", "_hard")
         self.journal.append(trainer.epoch, results)
         self.attempt.require_newest()

@@ -120,4 +120,7 @@ class Health:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Makes the next call compare against the signs in `state`."""
-        self._signs = {name: unpack(state[name], signs.shape, torch.int8) > 0 for name, signs in self._signs.items()}
+        self._signs = {
+            name: (unpack(state[name], signs.shape, torch.int8) > 0).to(signs.device)
+            for name, signs in self._signs.items()
+        }

@@ -178,7 +178,6 @@ class Trainer(Network):
         source = load_source(cell, layout, data_dir, execution)
         self.data_checksum = source.checksum
         self.weights_checksum: str | None = None
-        self.num_test_images = len(source.test.labels)
         self.loaders = build_loaders(cell, source, layout, execution)
         if cell.init == "pretrained" and not is_resumed:
             weights, self.weights_checksum = pretrained_weights(cell, source.description, layout, data_dir)

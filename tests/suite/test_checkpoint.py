@@ -142,7 +142,7 @@ def test_every_damage_to_a_real_run_is_survived_with_the_same_bits_or_refused(
         if content is not None:
             newest.write_bytes(content)
         train(run, NOWHERE)
-        assert f"going on from epoch 1, step 0 ({before.name})" in caplog.text
+        assert f"resuming from epoch 1, step 0 ({before.name})" in caplog.text
         assert run.result() == undisturbed.result()
         caplog.clear()
     run.result_path.unlink()

@@ -146,7 +146,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step_and_goes_on_from_there
         assert (state.state, state.reason, state.attempt) == ("preempted", f"stopped by {name}", attempt)
         assert place_of(checkpoint.newest_first(run.checkpoints)[0]) == place
     main(run.cell_path)
-    assert "going on from epoch 1, step 3" in caplog.text
+    assert "resuming from epoch 1, step 3" in caplog.text
     assert run.result() == undisturbed.result()
     assert numbers(run) == numbers(undisturbed)
 

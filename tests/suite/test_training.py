@@ -313,6 +313,16 @@ def test_first_steps_record_nothing(make_run: Callable[..., RunDir], caplog: pyt
     assert {path.name for path in run.path.iterdir()} == {"cell.yaml"}
 
 
+def test_first_steps_of_a_cell_file_leave_no_run_directory(
+    make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "mine.yaml"
+    elsewhere.write_bytes(make_run().cell_path.read_bytes())
+    main(elsewhere, max_steps=1)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_cell_file_outside_a_run_directory_runs_in_one_of_its_own(
     make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
