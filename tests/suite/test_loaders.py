@@ -213,7 +213,7 @@ def test_folder_evaluation_covers_every_file_once_over_processes(files: Files) -
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_folder_images_are_torchvisions_windows_to_the_bit(files: Files, interpolation: Interpolation) -> None:
+def test_folder_images_are_torchvisions_windows(files: Files, interpolation: Interpolation) -> None:
     reader = FolderReader(files, Workers(0, ALONE.device), ALONE.device, interpolation)
     crops = draw(SETTINGS, 10, seed=0, epoch=0).crops
     ((images, _),) = reader.read([torch.arange(10)], crops, 16)
@@ -222,7 +222,10 @@ def test_folder_images_are_torchvisions_windows_to_the_bit(files: Files, interpo
         extent = (np.array([length]) for length in original.shape[1:])
         box = crops.boxes(np.array([number]), *extent)[0].tolist()
         mode = InterpolationMode(interpolation)
-        assert torch.equal(image, resized_crop(original, *box, size=[16, 16], interpolation=mode, antialias=True))
+        expected = resized_crop(original, *box, size=[16, 16], interpolation=mode, antialias=True)
+        # Without vector instructions torch may round to the other level, by the order of the window's memory.
+        most = 0 if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else 1
+        assert (image.int() - expected.int()).abs().max() <= most
 
 
 def test_area_shows_the_mean_of_what_a_pixel_covers(files: Files) -> None:
