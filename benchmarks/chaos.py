@@ -2,13 +2,16 @@
 
     python benchmarks/chaos.py --seed 0
     for seed in $(seq 0 9); do python benchmarks/chaos.py --seed $seed --reference digests.json; done
+    python benchmarks/chaos.py --seed 0 --two-hosts
 
 Starts a private cluster of four nodes (as tests/cluster does: root, and `make setup`), launches 24 small cells and,
-while they train, kills nodes, preempts jobs, requeues them, sends them USR2, and kills launchers, the first of them
-between two of its arrays. Then it launches again, as a user would, until every cell is settled. Clean means: all are
-done, each with one result.json that was never written twice, with the undisturbed weights, and no run was ever trained
-by two processes at once. The last line of standard output is the verdict, in JSON; exit status 0 is clean, 1 is not,
-and then the runs are kept.
+while they train, kills nodes, preempts workers, with and without a requeue, requeues them, sends them USR2, and kills
+launchers, the first of them in the middle of its launch. Then it launches again, as a user would, until every cell is
+settled. With --two-hosts, ROOT has no flock, two launchers start at once, nobody sees the processes of others (each
+worker has its own namespace of process ids), and workers are paused past their lease and woken. Clean means: all cells
+are done, each with one result.json that was never written twice, with the undisturbed weights, and no attempt wrote to
+a journal after a later one had begun. The last line of standard output is the verdict, in JSON; exit status 0 is clean,
+1 is not, and then the runs are kept.
 """
 
 import heapq
@@ -16,12 +19,14 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,8 +38,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cluster import processes
 from cluster.configuration import Settings
 from cluster.lab import Lab, obstacle
+
+from suite.run.attempt import LEASE_SECONDS
 
 GRID: dict[str, Any] = {
     "name": "chaos",
@@ -47,9 +55,10 @@ GRID: dict[str, Any] = {
     "quantization": {"sharpness": {"bnn++": {"shape": "exponential", "start": 2.0, "end": 500.0}}},
     "blocks": [{}, {"init": "finetune", "quantizers": ["bnn"]}],
 }
-NUM_CELLS, NUM_ARRAYS = 24, 7
-ON_SLURM = ["--partition", "gpu", "--max-parallel", "4", "--cpus-per-task", "1", "--mem", "2G", "--time", "1h"]
-REFUSAL = b"another process has this run"
+NUM_CELLS = 24
+ON_SLURM = ["--workers", "4", "--cpus-per-task", "1", "--mem", "2G", "--time", "1h"]
+PAUSE_SECONDS = LEASE_SECONDS + 15
+NO_FLOCK = "#include <errno.h>\nint flock(int file, int operation) { errno = ENOLCK; return -1; }\n"
 LAUNCH_SECONDS = 30.0  # between a user's launches, once nothing disturbs any more
 PATIENCE_SECONDS = 1200.0
 
@@ -57,8 +66,11 @@ PATIENCE_SECONDS = 1200.0
 class Chaos:
     """A disturbed grid: what is to happen when, what has happened, and which results were seen."""
 
-    def __init__(self, lab: Lab, root: Path, grid: Path, seed: int) -> None:
-        self.lab, self.root, self.grid = lab, root, grid
+    def __init__(self, lab: Lab, root: Path, grid: Path, seed: int, *, two_hosts: bool = False) -> None:
+        self.lab, self.root, self.grid, self.two_hosts = lab, root, grid, two_hosts
+        self.environment = dict(lab.environment)
+        if two_hosts:
+            self.environment["LD_PRELOAD"] = str(without_flock(root))
         self.chance = random.Random(seed)  # noqa: S311  (no secret)
         self.start = time.monotonic()
         self.events: list[tuple[float, str, str]] = []
@@ -70,9 +82,11 @@ class Chaos:
 
     def plan(self, num_disturbances: int) -> None:
         """Puts the disturbances, each kind as often as the next, at random moments of the agenda."""
-        kinds = [self.kill_node, self.preempt, self.requeue, self.send_usr2, self.kill_launcher]
+        kinds = [self.kill_node, self.preempt, self.requeue, self.send_usr2, self.kill_launcher, self.cancel_worker]
         chosen = [kinds[number % len(kinds)] for number in range(num_disturbances)]
         self.chance.shuffle(chosen)
+        if self.two_hosts:  # early: a pause lasts longer than the rest of the grid
+            chosen[1:1] = [self.pause_worker] * 2
         after = 5.0
         for kind in chosen:
             after += self.chance.uniform(2, 14)
@@ -118,8 +132,34 @@ class Chaos:
         self.lab.run("sbatch", *where, "--wrap", f"sleep {self.chance.uniform(1, 6):.1f}")
 
     def requeue(self) -> None:
-        """An administrator requeues a task."""
+        """An administrator requeues a worker."""
         self._on_a_task("requeue", "scontrol", "requeue")
+
+    def cancel_worker(self) -> None:
+        """A worker's job is cancelled: a preemption after which SLURM does not start it again."""
+        self._on_a_task("cancel worker", "scancel")
+
+    def pause_worker(self) -> None:
+        """A worker and its children stand still until others have taken their cells, and then go on."""
+        tasks = self._running().split()
+        if not tasks:
+            self.note("no task to pause")
+            return
+        task = self.chance.choice(tasks)
+        node = self.lab.run("squeue", "-h", "-j", task, "-o", "%N").strip()
+        found = [pid for pid in processes.found(self.lab.mark, f"SLURMD_NODENAME={node}") if is_python(pid)]
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self.note("pause worker", f"{task}: {len(found)} processes on {node}")
+
+        def wake() -> None:
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            self.note("wake worker", task)
+
+        self.later(PAUSE_SECONDS, wake)
 
     def send_usr2(self) -> None:
         """What a time limit sends, to a task's processes."""
@@ -128,7 +168,7 @@ class Chaos:
     def kill_launcher(self) -> None:
         """Launches the grid once more, and kills that before it is through."""
         with (self.root / "launchers.log").open("ab") as log:
-            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.lab.environment)
+            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.environment)
 
         def kill() -> None:
             was_running = launcher.poll() is None
@@ -139,26 +179,31 @@ class Chaos:
         self.later(self.chance.uniform(0, self.launch_seconds), kill)
 
     def launch_halfway(self) -> None:
-        """Launches the grid for the first time, and kills that while it is at one of its arrays."""
-        num_records, records = self.chance.randint(1, NUM_ARRAYS), self.root / GRID["name"] / "submissions"
+        """Launches the grid for the first time, and kills that at one of its steps."""
+        step = self.chance.choice(["launches.jsonl", "plan.json", "*/cell.yaml", "jobs/*/spec.json", "jobs/*/*.pkl"])
         with (self.root / "launchers.log").open("ab") as log:
-            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.lab.environment)
-        while launcher.poll() is None and len(list(records.glob("*.json"))) < num_records:
+            launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.environment)
+        while launcher.poll() is None and not list((self.root / GRID["name"]).glob(step)):
             time.sleep(0.005)
         launcher.kill()
         launcher.wait()
-        self.note("kill launcher", f"at array {num_records} of {NUM_ARRAYS}")
+        self.note("kill launcher", f"after it wrote {step}")
 
     def launch(self) -> None:
-        """Launches the grid, as a user would.
+        """Launches the grid, as a user would; from two machines at once with two hosts.
 
         Raises:
-            CalledProcessError: the launch failed; its messages are in launchers.log.
+            RuntimeError: a launch failed; its messages are in launchers.log.
         """
         self.note("launch")
         start = time.monotonic()
         with (self.root / "launchers.log").open("ab") as log:
-            subprocess.run(self._launch(), stdout=log, stderr=log, env=self.lab.environment, check=True)
+            launchers = [
+                subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.environment)
+                for _ in range(1 + self.two_hosts)
+            ]
+        if any(launcher.wait() for launcher in launchers):
+            raise RuntimeError(f"a launch failed; see {self.root / 'launchers.log'}")
         self.launch_seconds = time.monotonic() - start
 
     def statuses(self) -> list[dict[str, Any]]:
@@ -175,7 +220,10 @@ class Chaos:
         return len(self.results)
 
     def _launch(self) -> list[str]:
-        return [sys.executable, "-m", "launch", "grid", str(self.grid), *ON_SLURM, "--root", str(self.root)]
+        where = ["--partition", "gpu"]
+        if self.two_hosts:
+            where += ["--python", f"unshare --pid --fork --mount-proc {sys.executable}"]
+        return [sys.executable, "-m", "launch", "grid", str(self.grid), *where, *ON_SLURM, "--root", str(self.root)]
 
     def _job_on(self, node: str) -> str:
         return self._running("-w", node) or "idle"
@@ -195,6 +243,21 @@ class Chaos:
         self.note(event, f"{task} {done.stderr.strip()}")
 
 
+def without_flock(folder: Path) -> Path:
+    """A library that makes flock fail, as on a file system without it."""
+    source, library = folder / "noflock.c", folder / "noflock.so"
+    source.write_text(NO_FLOCK, encoding="utf-8")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+def is_python(pid: int) -> bool:
+    """Whether it is one of a worker's own processes, rather than SLURM's or the shell's."""
+    with suppress(OSError):
+        return b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    return False
+
+
 def look(path: Path) -> tuple[int, bytes]:
     """By what a rewritten file would differ: when it was written, and what is in it."""
     return path.stat().st_mtime_ns, path.read_bytes()
@@ -206,7 +269,7 @@ def undisturbed(grid: Path, reference: Path | None) -> dict[str, str]:
         digests: dict[str, str] = json.loads(reference.read_text(encoding="utf-8"))
         return digests
     # One thread for each cell, as on the cluster: with more, sums come in another order.
-    command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--max-parallel", str(os.cpu_count())]
+    command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--workers", str(os.cpu_count())]
     with tempfile.TemporaryDirectory() as root:
         subprocess.run([*command, "--root", root], check=True, stdout=subprocess.DEVNULL)
         results = [json.loads(path.read_text(encoding="utf-8")) for path in Path(root).glob("*/*/result.json")]
@@ -258,17 +321,16 @@ def faults(chaos: Chaos, expected: dict[str, str]) -> list[str]:
             found.append(f"{cell}: its result was written twice")
         if json.loads(path.read_bytes())["weights_sha256"] != expected.get(cell):
             found.append(f"{cell}: not the undisturbed weights")
-    refused = [path for path in folder.glob("*/logs/*") if path.is_file() and REFUSAL in path.read_bytes()]
-    found += [f"{path.parents[1].name}: started while another process had it, see {path.name}" for path in refused]
     return found + [
         f"{path.parent.name}: attempts interleave" for path in folder.glob("*/journal.jsonl") if mixed(path)
     ]
 
 
 def mixed(journal: Path) -> bool:
-    """Whether an attempt wrote to the journal after a later one had."""
-    attempts = [json.loads(line)["attempt"] for line in journal.read_bytes().splitlines() if line.endswith(b"}")]
-    return attempts != sorted(attempts)
+    """Whether an attempt wrote to the journal after a later one had: attempts or epochs that go back."""
+    found = [json.loads(line) for line in journal.read_bytes().splitlines() if line.endswith(b"}")]
+    numbers = [each["attempt"] for each in found if "attempt" in each]
+    return numbers != sorted(numbers)
 
 
 def story(chaos: Chaos) -> Table:
@@ -282,6 +344,9 @@ def story(chaos: Chaos) -> Table:
 def main(
     seed: Annotated[int, typer.Option(help="Of the disturbances and their moments.")] = 0,
     disturbances: Annotated[int, typer.Option(min=0, help="How many.")] = 12,
+    two_hosts: Annotated[
+        bool, typer.Option("--two-hosts", help="Without flock, two launchers at once, workers paused past their lease.")
+    ] = False,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -302,7 +367,7 @@ def main(
     # One core a node: one cell a node. Where preemption has grace it sends USR2 first, else it kills.
     settings = Settings(cpus_per_node=1, gpus_per_node=0, grace_seconds=random.Random(seed).choice([0, 20]))  # noqa: S311
     with Lab(settings) as lab:
-        chaos = Chaos(lab, root, grid, seed)
+        chaos = Chaos(lab, root, grid, seed, two_hosts=two_hosts)
         try:
             disturb(chaos, disturbances, console)
             found = faults(chaos, expected)
@@ -315,7 +380,7 @@ def main(
         shutil.rmtree(root)
     events = dict(Counter(event for _, event, _ in chaos.events))
     verdict = {"seed": seed, "clean": not found, "faults": len(found), "seconds": round(seconds), "events": events}
-    print(json.dumps(verdict | {"grace_seconds": settings.grace_seconds}))
+    print(json.dumps(verdict | {"grace_seconds": settings.grace_seconds, "two_hosts": two_hosts}))
     raise SystemExit(bool(found))
 
 

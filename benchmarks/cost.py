@@ -9,65 +9,13 @@ pass; element-wise work is not among them. No network is trained, and none is ev
 """
 
 from collections import defaultdict
-from functools import cache
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-import torch
 import typer
-from torch.utils.flop_counter import FlopCounterMode
 
-import models
+from launch.cost import SIZES, operations, total_operations
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import load_grid
-
-
-class Size(NamedTuple):
-    """A data set's training images, classes and, as it comes, image side and channels."""
-
-    num_images: int
-    num_classes: int
-    image_size: int
-    in_chans: int = 3
-
-
-SIZES = {
-    "digits": Size(1_438, 10, 8, 1),
-    "fashion-mnist": Size(60_000, 10, 28, 1),
-    "cifar10": Size(50_000, 10, 32),
-    "cifar100": Size(50_000, 100, 32),
-    "imagenet": Size(1_281_167, 1000, 224),
-}
-
-
-class Operations(NamedTuple):
-    """Of one image."""
-
-    forward: float
-    step: float
-
-
-@cache
-def operations(model: str, dataset: str, image_size: int | None) -> Operations:
-    """Counted on two images without memory, for one: forward, and forward with backward."""
-    size = SIZES[dataset]
-    side = image_size or size.image_size
-    with torch.device("meta"):
-        network = models.create(model, size.num_classes, side, size.in_chans)
-        images = torch.randn(2, size.in_chans, side, side)
-    with FlopCounterMode(display=False) as counter:
-        logits = network(images)
-    forward = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        logits.sum().backward()
-    return Operations(forward / 2, (forward + counter.get_total_flops()) / 2)
-
-
-def total_operations(cell: Cell) -> float:
-    """Of a cell's training, with the validation after each epoch; without its one test."""
-    each = operations(cell.model, cell.dataset, cell.data.image_size)
-    held_out = SIZES[cell.dataset].num_images * cell.data.validation_fraction
-    trained = SIZES[cell.dataset].num_images - held_out
-    return cell.training.epochs * (trained * each.step + held_out * each.forward)
 
 
 def table(cells: list[Cell], rate: float) -> list[str]:

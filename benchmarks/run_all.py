@@ -92,6 +92,7 @@ PROGRAMS = (
         ("--steps", "10"),
     ),
     Program("start_up", "How long from the command to the first step?", "5 s; 0.5 s for --help"),
+    Program("throughput", "How many cells an hour?", "a submitit array, hydra's launcher", ("--repeats", "1")),
     Program("shares", "What of a cell's time is not training?", "1 % of it", ("--epochs", "2", "--steps", "20")),
     Program("memory", "Does a step hold copies that nobody needs?", "w, w*, gradient, momentum and activations"),
     Program(

@@ -28,12 +28,12 @@ from noise import cell_of, synchronize
 from rich.console import Console
 from rich.table import Table
 
-from launch.local import SYNC_SECONDS
+from launch.here import SYNC_SECONDS
 from suite.engines.process_group import joined
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import load_grid
 from suite.run import mlflow_replica
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.failures import Heartbeat
 from suite.run.journal import Journal
 from suite.run.saving import SAVING_SHARE, Checkpoints, Record
@@ -136,7 +136,7 @@ def forwarder_share(folder: Path, num_calls: int) -> float:
     cells = [Cell.model_validate(template.model_dump() | {"seed": seed}) for seed in range(NUM_CELLS)]
     grid = folder / "forwarded"
     runs = [RunDir.create(grid / cell.id, cell) for cell in cells]
-    write_plan(grid, cells)
+    write_plan(grid, map(Planned, cells))
     seconds, journal = [], Journal(runs[0].journal, runs[0].claim())
     for call in range(1 + num_calls):
         journal.append(1 + call, METRICS)

@@ -4,24 +4,23 @@
     python benchmarks/start_up.py --on-cluster     a job on a private cluster (as tests/cluster: root, `make setup`)
 
 Here, `suite.train` runs the digits grid's first steps again and again; the parts are those of a process that does the
-same one after the other. The best of the repeats counts: whatever else the machine does makes a start longer. Seconds
-of processor time beside those of the clock tell how busy it was.
+same one after the other. So do children of the nursery, whose own start is not counted. The best of the repeats counts:
+whatever else the machine does makes a start longer. Seconds of processor time beside those of the clock tell how busy
+it was.
 
-On the cluster small cells run one after another, and the moments are times of files: what the batch script's first line
-writes, submitit's first message, the run's lock, provenance.json (written when data, network and optimizer are ready),
-and the checkpoint after the first step.
+On the cluster one worker trains small cells one after another, and the moments are times of files: what the batch
+script's first line writes, the attempt's record, provenance.json (written when data, network and optimizer are ready),
+the checkpoint after the first step, and the result.
 """
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +30,16 @@ from machine import describe, verdict
 from rich.console import Console
 from rich.table import Table
 
+from launch.worker.nursery import Nursery
 from suite.recipe.grid_file import load_grid
-from suite.run.directory import run_dirs
+from suite.run.directory import RunDir, run_dirs
 
 # Also where the packages are: or tests/models would be `models`.
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "tests"))
 from cluster.lab import Lab, obstacle
 from tiny_cells import tiny_grid
 
-BAR_SECONDS, BAR_HELP_SECONDS = 5.0, 0.5
+BAR_SECONDS, BAR_WARM_SECONDS, BAR_HELP_SECONDS = 5.0, 1.0, 0.5
 COMMANDS = (
     *("launch", "launch grid", "launch status", "launch doctor", "analysis", "analysis tables", "analysis figures"),
     *("quantizers", "quantizers certify", "suite.data", "suite.data prepare", "suite.export", "suite.train"),
@@ -73,12 +73,11 @@ done("first step")
 print(json.dumps(stamps))
 """
 MOMENTS = (
-    ("batch script starts", "SLURM's prolog, the shell"),
-    ("the job's Python is up", "srun, the import of submitit and launch"),
-    ("the job has claimed the run", "the gate"),
-    ("data, network and optimizer are ready", "the import of torch and timm, the data, the network"),
-    ("the first step is done and saved", "one step, one checkpoint"),
-    ("the job has ended", "the rest of the training; the processes' ends"),
+    "the batch script starts, or the cell before is done",
+    "the worker has claimed the run",
+    "data, network and optimizer are ready",
+    "the first step is done and saved",
+    "the result is written",
 )
 
 
@@ -102,6 +101,7 @@ def here(repeats: int, console: Console) -> list[str]:
         command = [sys.executable, "-m", "suite.train", str(cell), "--max-steps", "1"]
         whole = sorted(timed(command, folder)[:2] for _ in range(repeats))
         rows = [_parts([sys.executable, "-c", PARTS, str(cell)], folder) for _ in range(repeats)]
+        warm = _warm(cell, repeats)
         helps = {}
         for name in COMMANDS:
             status.update(f"{name} --help")
@@ -113,6 +113,7 @@ def here(repeats: int, console: Console) -> list[str]:
         best = min((row[part] for row in rows), key=lambda times: times[0])
         table.add_row(part, f"{best[0]:.2f}", f"{best[1]:.2f}")
     table.add_row("the command, to its end after one step", f"{whole[0][0]:.2f}", f"{whole[0][1]:.2f}")
+    table.add_row("a child of the nursery, to its end after one step", f"{warm:.2f}", "")
     console.print(table)
     table = Table("--help of", "seconds", "of processor time", title=f"best of {repeats}")
     for name, best in helps.items():
@@ -122,9 +123,23 @@ def here(repeats: int, console: Console) -> list[str]:
     return [
         verdict("the command, one step of a cell", whole[0][0], BAR_SECONDS, unit=" s"),
         verdict("of processor time", min(busy for _, busy in whole), BAR_SECONDS, unit=" s"),
+        verdict("a child of the nursery, one step of a cell", warm, BAR_WARM_SECONDS, unit=" s"),
         verdict(f"--help, the slowest ({slowest})", helps[slowest][0], BAR_HELP_SECONDS, unit=" s"),
         verdict("of processor time", max(busy for _, busy in helps.values()), BAR_HELP_SECONDS, unit=" s"),
     ]
+
+
+def _warm(cell: Path, repeats: int) -> float:
+    """Seconds from asking a running nursery for a child to the child's end after one step."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    nursery = Nursery(environment, cell.parent)
+    seconds = []
+    for _ in range(repeats + 1):  # the first child waits for the nursery
+        start = time.perf_counter()
+        nursery.spawn([str(cell), "--max-steps", "1"], {}, cell.with_name("log.txt")).wait()
+        seconds.append(time.perf_counter() - start)
+    nursery.close()
+    return min(seconds[1:])
 
 
 def _parts(command: Sequence[str], folder: str) -> dict[str, tuple[float, float]]:
@@ -138,23 +153,17 @@ def _parts(command: Sequence[str], folder: str) -> dict[str, tuple[float, float]
     }
 
 
-def moments(root: Path, job: str) -> list[float]:
-    """Unix seconds of MOMENTS for a job, whose run is the one whose first attempt names it."""
-    (log,) = root.glob(f"tiny/jobs/*/{job}_0_log.out")
-    stamps = [_unix(stamp) for stamp in re.findall(r"INFO \((.*?)\)", log.read_text(encoding="utf-8"))]
-    attempts = {run: attempt for run in run_dirs(root / "tiny") if (attempt := run.first()) is not None}
-    ((run, attempt),) = ((run, attempt) for run, attempt in attempts.items() if attempt.job_id == job)
-    files = [attempt.provenance_path, min(run.checkpoints.iterdir())]
-    began = float((root / f"began-{job}").read_text(encoding="utf-8"))
-    return [began, stamps[0], attempt.facts["made"], *(path.stat().st_mtime for path in files), stamps[-1]]
-
-
-def _unix(stamp: str) -> float:
-    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").astimezone().astimezone(timezone.utc).timestamp()
+def moments(run: RunDir, before: float) -> list[float]:
+    """Unix seconds of MOMENTS for a cell; `before` is when the worker became free."""
+    attempt = run.first()
+    if attempt is None:
+        raise RuntimeError(f"{run.path}: never begun")
+    files = [attempt.provenance_path, min(run.checkpoints.iterdir()), run.result_path]
+    return [before, attempt.facts["made"], *(path.stat().st_mtime for path in files)]
 
 
 def cluster(cells: int, console: Console) -> None:
-    """Prints the moments of jobs on a private cluster; the first job warms the file cache and is left out."""
+    """Prints the moments of the cells of one worker on a private cluster: the first one, and medians of the others."""
     if why := obstacle():
         print(why, file=sys.stderr)
         raise SystemExit(2)
@@ -163,27 +172,30 @@ def cluster(cells: int, console: Console) -> None:
     # Two epochs of one step: the checkpoint after the first is still there at the end.
     training = {"epochs": 2, "batch_size": 1024, "optimizer": "adamw", "learning_rate": 0.003}
     grid.write_text(yaml.safe_dump(tiny_grid(seeds=list(range(cells)), quantizers=["bnn++"], training=training)))
-    mark = f"date +%s.%N > {root}/began-${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
-    asked = ["--partition", "gpu", "--gpus-per-node", "0", "--cpus-per-task", "1", "--max-parallel", "1"]
+    asked = ["--partition", "gpu", "--gpus-per-node", "0", "--cpus-per-task", "1", "--workers", "1"]
+    mark = f"date +%s.%N > {root}/began"
     command = [sys.executable, "-m", "launch", "grid", str(grid), *asked, "--setup", mark, "--root", str(root)]
     with Console(stderr=True).status("running"), Lab() as lab:
         subprocess.run(command, env=lab.environment, stdout=subprocess.DEVNULL, check=True)
         while lab.run("squeue", "-h"):
             time.sleep(1)
-    jobs = sorted(path.name.removeprefix("began-") for path in root.glob("began-*"))[1:]
-    found = [moments(root, job) for job in jobs]
-    table = Table("moment", "seconds since the start", "this part", "what it is", title=f"medians of {len(jobs)} jobs")
-    for number, (moment, what) in enumerate(MOMENTS):
-        since = statistics.median(row[number] - row[0] for row in found)
-        part = statistics.median(row[number] - row[max(number - 1, 0)] for row in found)
-        table.add_row(moment, f"{since:.2f}", f"{part:.2f}", what)
+    runs = sorted(run_dirs(root / "tiny"), key=lambda run: run.result_path.stat().st_mtime)
+    free = [float((root / "began").read_text(encoding="utf-8")), *(run.result_path.stat().st_mtime for run in runs)]
+    first, *others = [moments(run, before) for run, before in zip(runs, free, strict=False)]
+    title = f"seconds since the worker was free: its first cell, and medians of {len(others)} others"
+    table = Table("moment", "first cell", "this part", "others", "this part", title=title)
+    for number, moment in enumerate(MOMENTS):
+        last = max(number - 1, 0)
+        since, part = (statistics.median(row[number] - row[at] for row in others) for at in (0, last))
+        mine, my_part = first[number] - first[0], first[number] - first[last]
+        table.add_row(moment, f"{mine:.2f}", f"{my_part:.2f}", f"{since:.2f}", f"{part:.2f}")
     console.print(table)
 
 
 def main(
     repeats: Annotated[int, typer.Option(min=1, help="How often each command is started here.")] = 3,
-    on_cluster: Annotated[bool, typer.Option("--on-cluster", help="Start jobs on a private SLURM cluster.")] = False,
-    cells: Annotated[int, typer.Option(min=2, help="How many jobs there; medians are shown.")] = 6,
+    on_cluster: Annotated[bool, typer.Option("--on-cluster", help="Start a worker on a private cluster.")] = False,
+    cells: Annotated[int, typer.Option(min=2, help="How many there; medians are shown.")] = 6,
 ) -> None:
     """Measure what it costs to start a cell."""
     print(describe())

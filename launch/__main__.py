@@ -1,23 +1,26 @@
 """The launcher's commands; `python -m launch --help` teaches them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch import slurm, upkeep
-from launch.options import Where, with_where
+from launch import upkeep
+from launch.options import CellsPerGpu, CpusPerCell, GpusPerCell, Where, with_where
 from launch.selection import (
     DEFAULT_DATA,
     DEFAULT_ROOT,
     Cells,
     DataDir,
     GridArgument,
+    GridName,
     OfGrid,
     Only,
     Root,
     Set,
     TrackingUri,
+    Yes,
     fail,
     grid_dir_of,
     matching,
@@ -27,18 +30,26 @@ from suite.errors import UserError
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
     from collections.abc import Mapping
 
-    from launch.resources import Profile
+    from launch.slurm.resources import Profile
+    from launch.start import Start
     from suite.recipe.cell import Cell, Execution
+    from suite.run.directory import Planned
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Runs grids of (model x quantizer x seed) and tells how they stand.\n\n"
     "A first one, minutes on a laptop: [bold]python -m launch grid digits --local[/]\n\n"
     "Then: [bold]python -m analysis tables digits[/]",
 )
+First = Annotated[
+    list[str] | None, typer.Option(help="Train cells matching this before all others; also in a live grid. Repeatable.")
+]
+ConfirmGpuHours = Annotated[
+    float | None,
+    typer.Option(min=0, help="Ask before launching more GPU-hours than this, by estimate.", show_default="100"),
+]
 
 
 @app.command()
@@ -51,31 +62,76 @@ def grid(
     ] = False,
     set_: Set = None,
     only: Only = None,
+    first: First = None,
+    keep_former: Annotated[
+        bool, typer.Option("--keep-former", help="Finish cells that the grid had before it was edited.")
+    ] = False,
+    cancel_former: Annotated[
+        bool, typer.Option("--cancel-former", help="Cancel cells that the grid had before it was edited.")
+    ] = False,
+    confirm_gpu_hours: ConfirmGpuHours = None,
+    yes: Yes = False,
+    on_finish: Annotated[
+        str | None,
+        typer.Option(
+            help="Shell command to run when the grid is over; PROXBENCH_GRID and PROXBENCH_SUMMARY say how.",
+            metavar="CMD",
+        ),
+    ] = None,
     root: Root = None,
     data_dir: DataDir = None,
     tracking_uri: TrackingUri = None,
     where: Where,
 ) -> None:
-    """Run a grid's cells that are not done, running or queued yet: on SLURM, or with --local here.
+    """Run a grid's cells that are not done: by workers on SLURM, or with --local here.
+
+    [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
+
+    [dim]python -m launch grid imagenet --partition gpu --time 24h --workers 16[/]
 
     Launching again goes on where the last launch stopped: done cells stay done, killed ones resume from their newest
     checkpoint, failed ones wait for [bold]retry[/].
-
-    [dim]python -m launch grid imagenet --partition gpu --time 24h --max-parallel 16[/]
-
-    [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
     """
-    from launch.plan import select
-    from suite.recipe.grid_file import load_grid
+    from launch.plan import matches, select
+    from suite.recipe.grid_file import load_grid, path_of
 
     loaded = load_grid(grid, set_)
-    cells = loaded.cells()
+    cells, executions = loaded.cells(), loaded.executions()
     wanted = select(cells, only or [])
     if not wanted:
         fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without it lists them")
-    profile = where.profile()
+    if lost := [pattern for pattern in first or [] if not any(matches(cell, pattern) for cell in cells)]:
+        fail(f"--first {lost[0]} matches no cell of {grid}; --dry-run lists them")
+    if keep_former and cancel_former:
+        fail("--keep-former and --cancel-former: one of them")
+    if not dry_run:
+        _require_a_place(where)
+    is_asking_slurm = not dry_run or where.flags or where.cluster
+    profile = (where if is_asking_slurm else replace(where, local=True)).profile()
     grid_dir = (root or profile.root or DEFAULT_ROOT) / loaded.name
-    _start(grid_dir, cells, wanted, loaded.executions(), data_dir, tracking_uri, where, profile, dry_run=dry_run)
+    planned = _planned(grid_dir, cells, executions, where, profile)
+    planned = {
+        cell_id: replace(each, is_first=any(matches(each.cell, pattern) for pattern in first or []))
+        for cell_id, each in planned.items()
+    }
+    start = _start(
+        "grid",
+        grid_dir,
+        planned,
+        frozenset(cell.id for cell in wanted),
+        where,
+        profile,
+        text=(grid, path_of(grid).read_text(encoding="utf-8"), tuple(set_ or [])),
+        data_dir=data_dir,
+        tracking_uri=tracking_uri,
+        on_finish=on_finish,
+        confirm_gpu_hours=confirm_gpu_hours,
+    )
+    start = replace(start, former="keep" if keep_former else "cancel" if cancel_former else None, is_sure=yes)
+    if dry_run:
+        start.show()
+    else:
+        start.run()
 
 
 @app.command()
@@ -111,6 +167,7 @@ def retry(
     timeout: Annotated[
         bool, typer.Option("--timeout", help="Only cells that hung or got no further in their time.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which cells; change and start nothing.")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,24 +176,29 @@ def retry(
             help="Run them in another way, execution.micro_batch_size=64 say; their recipe stays.",
         ),
     ] = None,
+    confirm_gpu_hours: ConfirmGpuHours = None,
+    yes: Yes = False,
     grid: OfGrid = None,
     root: Root = None,
     data_dir: DataDir = None,
     tracking_uri: TrackingUri = None,
     where: Where,
 ) -> None:
-    """Start failed and cancelled cells again, from their newest checkpoints, and the cells that wait for them.
+    """Start failed and cancelled cells again, from their newest checkpoints. What is not said is as in the last launch.
 
-    [dim]python -m launch retry --oom --partition gpu --mem 64G[/]
+    [dim]python -m launch retry --failed[/]
 
-    [dim]python -m launch retry --oom --local --set execution.micro_batch_size=64[/]
+    [dim]python -m launch retry --oom --mem 64G[/]
+
+    [dim]python -m launch retry --oom --set execution.micro_batch_size=64[/]
     """
+    from launch import launches
+    from launch.status import standings
     from suite.recipe.grid_file import laid_over_execution
-    from suite.run.directory import RunDir, planned_executions
+    from suite.run.directory import read_plan
 
-    profile = where.profile()
-    grid_dir = grid_dir_of(root or profile.root, grid)
-    rows = upkeep.standings(grid_dir)
+    grid_dir = grid_dir_of(root, grid)
+    rows = standings(grid_dir, read_plan(grid_dir))
     causes = [cause for cause, is_asked in (("oom", oom), ("timeout", timeout)) if is_asked]
     again = [
         row
@@ -146,77 +208,167 @@ def retry(
     ]
     if not again:
         fail("nothing to retry: no such cell has failed or was cancelled")
-    _require_a_place(where, profile)
-    executions = planned_executions(grid_dir)
-    changed = {row.cell.id: laid_over_execution(executions[row.cell.id], set_ or []) for row in again}
-    ids = {row.cell.id for row in again}
-    again += [row for row in rows if row.cell.parent in ids and row.state.state == "cancelled"]
+    last = launches.last(grid_dir)
+    where = where.after(last)
+    _require_a_place(where)
+    profile = where.profile()
+    ids = {row.cell.id for row in again} | {row.cell.parent for row in again}
+    ids |= {row.cell.id for row in rows if row.cell.parent in ids}
+    planned = {row.cell.id: row.planned for row in rows}
     for row in again:
-        RunDir(grid_dir / row.cell.id).plan_again()
-    family = ids | {row.cell.id for row in rows if row.cell.parent in ids} | {row.cell.parent for row in again}
-    wanted = [row.cell for row in rows if row.cell.id in family]
-    _start(grid_dir, [row.cell for row in rows], wanted, executions | changed, data_dir, tracking_uri, where, profile)
+        execution = laid_over_execution(row.planned.execution, set_ or [])
+        shape = row.planned.shape if where.local else profile.for_cell(row.cell).shape
+        planned[row.cell.id] = replace(row.planned, execution=execution, shape=shape)
+    start = _start(
+        "retry",
+        grid_dir,
+        planned,
+        frozenset(row.cell.id for row in rows if row.cell.id in ids and row.state.state != "planned"),
+        where,
+        profile,
+        text=(last.grid, last.text, last.overrides) if last else ("", "", ()),
+        data_dir=data_dir or (Path(last.data_dir) if last else None),
+        tracking_uri=tracking_uri or (last.tracking_uri if last else None),
+        on_finish=last.on_finish if last else None,
+        confirm_gpu_hours=confirm_gpu_hours,
+    )
+    start = replace(start, again=frozenset(row.cell.id for row in again), is_sure=yes)
+    if dry_run:
+        start.show()
+    else:
+        start.run()
 
 
 @app.command()
-def cancel(cells: Cells = None, grid: OfGrid = None, root: Root = None) -> None:
-    """Stop cells that are not done; what they learnt up to their newest checkpoint is kept for a retry."""
-    from launch.stopping import cancel as stop
+def worker(
+    grid: GridName = None,
+    only: Only = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Wait for cells that others train, until the grid is over.")
+    ] = False,
+    slots: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: all that fit.")] = None,
+    gpus_per_cell: GpusPerCell = None,
+    cells_per_gpu: CellsPerGpu = None,
+    cpus_per_cell: CpusPerCell = None,
+    root: Root = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Train cells of a launched grid in this process: in a PBS or LSF job, a pod, or on a colleague's machine.
+
+    Any number of workers that see ROOT share a grid; each cell is trained by one of them.
+
+    [dim]python -m launch worker digits --root /project/runs --data-dir /project/data[/]
+    """
+    from rich.console import Console
+
+    from launch import launches
+    from launch.here import work_here
+    from launch.plan import select
+    from launch.worker.slots import slots_here
+    from launch.worker.spec import WorkerSpec
+    from launch.worker.worker import EXIT_AGAIN, finish
+    from suite.run.directory import planned_cells
 
     grid_dir = grid_dir_of(root, grid)
-    rows = upkeep.standings(grid_dir)
-    print(f"{stop(grid_dir, matching(rows, cells), rows)} cancelled")
+    last = launches.last(grid_dir)
+    wanted = None if only is None else tuple(cell.id for cell in select(planned_cells(grid_dir).values(), only))
+    spec = WorkerSpec(
+        grid_dir.resolve(),
+        (data_dir or Path(last.data_dir if last else DEFAULT_DATA)).resolve(),
+        Path(last.code) if last else None,
+        cells=wanted,
+        gpus_per_cell=gpus_per_cell or 1,
+        cells_per_gpu=cells_per_gpu or 1,
+        cpus_per_cell=cpus_per_cell,
+        max_slots=slots,
+        train_options=last.train_options if last else (),
+    )
+    outcome, reason = work_here(spec, slots_here(spec), None, Console(), stays=stay)
+    print(f"worker: {outcome}{f' ({reason})' if reason else ''}")
+    if outcome == "again":
+        raise SystemExit(EXIT_AGAIN)
+    finish(grid_dir)
+    raise SystemExit(1 if outcome == "retired" else 0)
 
 
-for _command in (upkeep.status, upkeep.logs, upkeep.sync, upkeep.clean, upkeep.doctor):
+for _command in (
+    upkeep.status,
+    upkeep.logs,
+    upkeep.cancel,
+    upkeep.scale,
+    upkeep.sync,
+    upkeep.adopt,
+    upkeep.clean,
+    upkeep.doctor,
+):
     app.command()(_command)
 
 
+def _planned(
+    grid_dir: Path, cells: "list[Cell]", executions: "Mapping[str, Execution]", where: Where, profile: "Profile"
+) -> "dict[str, Planned]":
+    """The grid's cells with their shapes; a launch here leaves those that SLURM's workers go by."""
+    from suite.run.directory import Planned, read_plan
+
+    before = read_plan(grid_dir) if where.local else {}
+    return {
+        cell.id: Planned(
+            cell,
+            executions[cell.id],
+            before[cell.id].shape if cell.id in before else profile.for_cell(cell).shape,
+        )
+        for cell in cells
+    }
+
+
 def _start(
+    command: str,
     grid_dir: Path,
-    cells: "list[Cell]",
-    wanted: "list[Cell]",
-    executions: "Mapping[str, Execution]",
-    data_dir: Path | None,
-    tracking_uri: str | None,
+    planned: "Mapping[str, Planned]",
+    wanted: frozenset[str],
     where: Where,
     profile: "Profile",
     *,
-    dry_run: bool = False,
-) -> None:
+    text: tuple[str, str, tuple[str, ...]],
+    data_dir: Path | None,
+    tracking_uri: str | None,
+    on_finish: str | None,
+    confirm_gpu_hours: float | None,
+) -> "Start":
+    from launch.launches import Launch
     from launch.start import Start
     from suite.run.mlflow_replica import default_uri
 
-    start = Start(
-        grid_dir,
-        cells,
-        wanted,
-        executions,
-        data_dir or profile.data_dir or DEFAULT_DATA,
+    resources = {}
+    for each in planned.values():
+        asked = profile.for_cell(each.cell)
+        if asked.shape == each.shape:
+            resources[each.shape] = asked.model_dump(mode="json")
+    name, content, overrides = text
+    launch = Launch(
+        command,
+        name,
+        content,
+        overrides,
+        "local" if where.local else "slurm",
+        where.cluster,
+        dict(where.flags),
+        resources,
+        str((data_dir or profile.data_dir or DEFAULT_DATA).resolve()),
         tracking_uri or profile.tracking_uri or default_uri(grid_dir.parent),
-        profile,
+        "",
         where.train_options,
+        on_finish or profile.on_finish,
+        len(wanted),
     )
-    if dry_run and (where.local or not (profile.names_a_partition and slurm.available())):
-        start.show_local()
-        return
-    _require_a_place(where, profile)
-    if where.local:
-        start.locally()
-    if dry_run:
-        start.show_on_slurm()
-    else:
-        start.on_slurm()
+    limit = profile.confirm_gpu_hours if confirm_gpu_hours is None else confirm_gpu_hours
+    return Start(grid_dir, launch, planned, wanted, where, profile, confirm_gpu_hours=limit)
 
 
-def _require_a_place(where: Where, profile: "Profile") -> None:
-    if where.local:
-        return
-    if not slurm.available():
-        fail("no SLURM here (sbatch is not on PATH); add --local to run on this machine")
-    if not profile.names_a_partition:
-        names = ", ".join(slurm.partitions())
-        fail(f"where? --partition ({names}), a profile with --cluster, or --local for this machine")
+def _require_a_place(where: Where) -> None:
+    from launch.start import require_a_place
+
+    require_a_place(where)
 
 
 if __name__ == "__main__":

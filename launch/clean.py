@@ -1,16 +1,13 @@
-"""What of a launched grid can be deleted without losing anything still in use: listed first, deleted on request."""
+"""What can be deleted of a launched grid without losing anything still in use: listed first, deleted on request."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.plan import Standing
-from launch.slurm import JobInfo
-from launch.submissions import Submission, owners
+from launch.worker.spec import WorkerSpec
 from suite.run.directory import RunDir, run_dirs
-
-Queue = Mapping[str, JobInfo]
 
 
 @dataclass(frozen=True)
@@ -24,29 +21,24 @@ class Waste:
 
 
 def old_jobs(
-    grid_dir: Path, rows: Iterable[Standing], records: Sequence[Submission], queue: Queue | None
+    grid_dir: Path, live_jobs: Collection[Path] | None, last_code: str, *, has_live_workers: bool
 ) -> list[Waste]:
-    """Folders of jobs that left the queue, and code snapshots that no job uses but the newest submission's.
-
-    Nothing where SLURM could not be asked; no code while a cell runs on this machine.
+    """Folders of jobs that left the queue, and code snapshots that no worker uses, except the last launch's.
 
     Args:
         grid_dir: the grid.
-        rows: where its cells stand.
-        records: its submissions, oldest first.
-        queue: SLURM's, of this moment; None: it could not be asked. Empty is right where nothing was ever submitted.
+        live_jobs: folders of the jobs in the queue; None: SLURM could not be asked, and nothing is deleted.
+        last_code: the last launch's code snapshot.
+        has_live_workers: some may use any of the code.
     """
-    if queue is None:
+    if live_jobs is None:
         return []
-    old = [record for record in records if not _is_live(record, queue)]
-    kept = {record.code for record in records if _is_live(record, queue)} | {record.code for record in records[-1:]}
-    if any(row.has_job and row.state.job_id not in queue for row in rows):
-        kept |= {path.name for path in _folders(grid_dir / "code")}
-    jobs = [grid_dir / "jobs" / record.token for record in old]
-    code = [path for path in _folders(grid_dir / "code") if path.name not in kept]
+    jobs = [path for path in _folders(grid_dir / "jobs") if path not in live_jobs]
+    used = {Path(last_code), *filter(None, (WorkerSpec.read(path / "spec.json").code for path in live_jobs))}
+    code = [path for path in _folders(grid_dir / "code") if path.resolve() not in used and not has_live_workers]
     return [
-        *(_waste(path, "folder of a job that has ended") for path in jobs if path.is_dir()),
-        *(_waste(path, "code that no job uses") for path in code),
+        *(_waste(path, "folder of a job that has ended") for path in jobs),
+        *(_waste(path, "code that no worker uses") for path in code),
     ]
 
 
@@ -60,42 +52,24 @@ def old_checkpoints(grid_dir: Path, rows: Iterable[Standing]) -> list[Waste]:
     ]
 
 
-def orphans(grid_dir: Path, planned: Iterable[str], records: Sequence[Submission], queue: Queue | None) -> list[Waste]:
-    """Run directories of earlier recipes: in the plan no more, held by no process and no job in the queue.
-
-    Args:
-        grid_dir: the grid.
-        planned: ids of the cells of the last launch.
-        records: the grid's submissions, oldest first.
-        queue: SLURM's; None: it could not be asked, and whatever was submitted stays.
-    """
-    has_job = {cell_id for cell_id, (record, _) in owners(records).items() if queue is None or _is_live(record, queue)}
-    kept = {*planned, *has_job}
+def orphans(grid_dir: Path, planned: Collection[str]) -> list[Waste]:
+    """Run directories of former recipes: no longer in the plan, and trained by nobody."""
     return [
-        _waste(run.path, f"run of an earlier recipe, {run.cell().name}, {run.state().state}", run)
+        _waste(run.path, f"run of a former recipe, {run.cell().name}, {run.state().state}", run)
         for run in run_dirs(grid_dir)
-        if run.path.name not in kept and not run.is_live()
+        if run.path.name not in planned and not run.is_live()
     ]
 
 
-def delete(waste: Iterable[Waste]) -> int:
-    """Deletes what nobody holds, and returns how many bytes that were."""
+def delete(waste: Sequence[Waste]) -> int:
+    """Deletes what nobody uses, and returns how many bytes that were."""
     num_bytes = 0
     for each in waste:
-        if each.run is not None and each.run.is_live():  # looked at before, but the answer may have taken hours
+        if each.run is not None and each.run.is_live():  # checked before, but the answer may have taken hours
             continue
         _remove(each.path)
         num_bytes += each.num_bytes
     return num_bytes
-
-
-def _is_live(record: Submission, queue: Queue) -> bool:
-    """Without an id, sbatch may be at work this very moment."""
-    return record.job_id is None or any(
-        queue[job_id].is_live
-        for job_id in (record.task_job_id(index) for index in range(len(record.tasks)))
-        if job_id in queue
-    )
 
 
 def _folders(path: Path) -> list[Path]:

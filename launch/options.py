@@ -1,42 +1,61 @@
-"""The options of the commands that start jobs: where these run, and what they ask of SLURM."""
+"""The options of the commands that start workers: where these run, and what they ask of SLURM."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:  # imports pydantic's models, which --help must not wait for
-    from launch.resources import Profile
+    from launch.launches import Launch
+    from launch.slurm.resources import Profile
 
+GpusPerCell = Annotated[
+    int | None, typer.Option(min=1, help="GPUs that a cell is trained on, one process each; default 1.")
+]
+CellsPerGpu = Annotated[int | None, typer.Option(min=1, help="Cells trained side by side on each GPU; default 1.")]
+CpusPerCell = Annotated[
+    int | None, typer.Option(min=1, help="Without GPUs: cores of a cell; default: here 1, on SLURM all of the job's.")
+]
 _ON_SLURM = "On SLURM"
 _TRAINING = "Saving"
 
 
 @dataclass(frozen=True)
 class Where:
-    """`resources` holds what was given of launch.resources.Resources' keys."""
+    """`flags` holds what was given of the keys of launch.slurm.resources' profile."""
 
     local: bool
     cluster: str | None
-    resources: dict[str, Any]
+    flags: Mapping[str, Any]
     train_options: tuple[str, ...]
 
+    def after(self, last: "Launch | None") -> "Where":
+        """What was not given is as in the last launch."""
+        if last is None:
+            return self
+        from launch.slurm.resources import load_profile
+
+        is_local = self.local or (last.place == "local" and not load_profile(self.cluster, self.flags).is_for_slurm)
+        options = self.train_options or last.train_options
+        if is_local and last.place != "local":  # SLURM's flags mean nothing here
+            return replace(self, train_options=options)
+        return Where(is_local, self.cluster or last.cluster, {**last.flags, **self.flags}, options)
+
     def profile(self) -> "Profile":
-        """What jobs ask for, with defaults that suit the cluster where one is asked for.
+        """What workers ask for, with defaults that suit the cluster if one is asked for.
 
         Raises:
             ProfileError: no such profile, or anything wrong with it or the flags.
             SlurmError: the cluster is away.
         """
-        from launch import slurm
-        from launch.resources import load_profile
+        from launch.slurm import client
+        from launch.slurm.resources import load_profile
 
-        profile = load_profile(self.cluster, self.resources)
-        is_for_slurm = not self.local and profile.names_a_partition and slurm.available()
-        return profile.on(slurm.partitions()) if is_for_slurm else profile
+        profile = load_profile(self.cluster, self.flags)
+        return profile.on(client.partitions()) if not self.local and client.available() else profile
 
 
 def with_where(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,11 +79,17 @@ def _slurm(*names: str, help: str, metavar: str | None = None, **limits: Any) ->
 
 
 def _where(
-    local: Annotated[bool, typer.Option("--local", help="Run on this machine, in parallel processes.")] = False,
-    max_parallel: Annotated[
+    local: Annotated[bool, typer.Option("--local", help="Run on this machine.")] = False,
+    workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs at a time; default: on SLURM no limit, here one per GPU, else one per core."),
+        typer.Option(
+            min=1,
+            help="SLURM: jobs at a time; default: as many as find work. Here: cells at a time; default: all slots.",
+        ),
     ] = None,
+    gpus_per_cell: GpusPerCell = None,
+    cells_per_gpu: CellsPerGpu = None,
+    cpus_per_cell: CpusPerCell = None,
     cluster: Annotated[
         str | None,
         _slurm(
@@ -73,20 +98,36 @@ def _where(
             metavar="NAME",
         ),
     ] = None,
-    partition: Annotated[str | None, _slurm("--partition", help="Where jobs queue.")] = None,
-    nodes: Annotated[int | None, _slurm("--nodes", help="Nodes of a job; default 1.", min=1)] = None,
+    partition: Annotated[
+        str | None, _slurm("--partition", help="Partition, or several: a,b; default: the site's.")
+    ] = None,
+    nodes: Annotated[int | None, _slurm("--nodes", help="Nodes that one cell is trained on; default 1.", min=1)] = None,
     gpus_per_node: Annotated[
-        int | None, _slurm("--gpus-per-node", help="One process each; default: 1 where the partition has GPUs.", min=0)
+        str | None,
+        _slurm("--gpus-per-node", help="GPUs of a job; default: 1 if the partition has any.", metavar="[TYPE:]N"),
+    ] = None,
+    gres: Annotated[
+        str | None, _slurm("--gres", help="The same, for sites that insist on it.", metavar="gpu:[TYPE:]N")
     ] = None,
     cpus_per_task: Annotated[int | None, _slurm("--cpus-per-task", help="Cores of a job on each node.", min=1)] = None,
     mem: Annotated[str | None, _slurm("--mem", help="Memory of a job on each node.", metavar="32G")] = None,
     time: Annotated[
         str | None,
-        _slurm("--time", help="Limit of a job: near it, a run saves and queues again.", metavar="12h"),
+        _slurm(
+            "--time", help="Time limit of each job, not of a run: shortly before, it saves and requeues.", metavar="12h"
+        ),
     ] = None,
-    account: Annotated[str | None, _slurm("--account", help="Who pays.")] = None,
+    account: Annotated[str | None, _slurm("--account", help="Account to charge.")] = None,
     qos: Annotated[str | None, _slurm("--qos", help="Quality of service.")] = None,
     constraint: Annotated[str | None, _slurm("--constraint", help="Features that nodes must have.")] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        _slurm(
+            "--sbatch",
+            help="Any other option of sbatch, e.g. exclude=node7, exclusive. Repeatable.",
+            metavar="KEY[=VALUE]",
+        ),
+    ] = None,
     setup: Annotated[
         list[str] | None,
         _slurm("--setup", help="Shell line before a job's Python, e.g. 'module load cuda'. Repeatable.", metavar="CMD"),
@@ -97,29 +138,33 @@ def _where(
     python: Annotated[
         str | None, _slurm("--python", help="Interpreter on the nodes; default: this one.", metavar="PATH")
     ] = None,
-    pack: Annotated[int | None, _slurm("--pack", help="Cells side by side on a job's GPUs.", min=1)] = None,
     checkpoint_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Save when the last time is so long ago.", rich_help_panel=_TRAINING)
+        float | None,
+        typer.Option(min=0, help="Save a checkpoint at least every N minutes; default 10.", rich_help_panel=_TRAINING),
     ] = None,
     checkpoint_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save every so many steps.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(min=1, help="Save a checkpoint every N steps, too.", rich_help_panel=_TRAINING)
     ] = None,
 ) -> Where:
     given = {
+        "workers": workers,
+        "gpus_per_cell": gpus_per_cell,
+        "cells_per_gpu": cells_per_gpu,
+        "cpus_per_cell": cpus_per_cell,
         "partition": partition,
         "nodes": nodes,
         "gpus_per_node": gpus_per_node,
+        "gres": gres,
         "cpus_per_task": cpus_per_task,
         "mem": mem,
         "time": time,
         "account": account,
         "qos": qos,
         "constraint": constraint,
+        "sbatch": sbatch,
         "setup": setup,
         "container": container,
         "python": python,
-        "pack": pack,
-        "max_parallel": max_parallel,
     }
     saving = {"--checkpoint-minutes": checkpoint_minutes, "--checkpoint-steps": checkpoint_steps}
     return Where(

@@ -46,6 +46,7 @@ Cells = Annotated[
     list[str] | None,
     typer.Argument(help="Ids or patterns, 'resnet20/bnn++', '*/s0'; default: all.", metavar="[CELL]..."),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 OfGrid = Annotated[
     str | None, typer.Option("--grid", help="Name of a launched grid; may be left out where ROOT holds only one.")
 ]
@@ -53,14 +54,18 @@ OfGrid = Annotated[
 
 def grid_dir_of(root: Path | None, grid: str | None) -> Path:
     """Where the runs of the launched grid lie; of the only one where no name is given."""
-    root = root or DEFAULT_ROOT
-    launched = sorted(path.parent.name for path in root.glob("*/plan.json"))
-    if grid is None and len(launched) == 1:
-        return root / launched[0]
-    if grid in launched:
+    root, found = root or DEFAULT_ROOT, launched(root)
+    if grid is None and len(found) == 1:
+        return root / found[0]
+    if grid in found:
         return root / str(grid)
     what = "which grid?" if grid is None else f"no grid {grid!r}."
-    return fail(f"{what} {root} holds {', '.join(launched) or 'none: launch one, or name another --root'}")
+    return fail(f"{what} {root} holds {', '.join(found) or 'none: launch one, or name another --root'}")
+
+
+def launched(root: Path | None) -> list[str]:
+    """Names of the grids that were launched into ROOT."""
+    return sorted(path.parent.name for path in (root or DEFAULT_ROOT).glob("*/plan.json"))
 
 
 def matching(rows: "Sequence[Standing]", patterns: Sequence[str] | None) -> "list[Standing]":

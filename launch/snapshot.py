@@ -6,9 +6,11 @@ quantizers (`mine:PAIR`), and snapshot.json: the commit, and what differs from i
 
 import hashlib
 import json
+import secrets
 import shutil
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +28,14 @@ def take(grid_dir: Path, cells: "Collection[Cell]" = ()) -> str:
     """Copies the code into the grid's directory, unless it lies there already; returns its name, 12 hex digits."""
     files = _files() | _users_modules(cells)
     folder = folder_of(grid_dir, _name(files))
-    if not (folder / SNAPSHOT).exists():  # written last: a copy that was broken off is made again
-        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         for path, content in files.items():
-            write_bytes(folder / path, content)
-        write_json(folder / SNAPSHOT, code_version())
+            write_bytes(part / path, content)
+        write_json(part / SNAPSHOT, code_version())
+        with suppress(OSError):  # another launch was quicker
+            part.rename(folder)
+        shutil.rmtree(part, ignore_errors=True)
     return folder.name
 
 

@@ -1,140 +1,280 @@
-"""From a command's options to jobs: shows what would start, or starts it, here or on SLURM."""
+"""From a command's options to workers: everything is checked first, then recorded, then started, here or on SLURM."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from suite.recipe.cell import Cell, Execution
+import typer
+from rich.console import Console
+from rich.progress import track
 
-if TYPE_CHECKING:  # they import what a command of another kind must not wait for
-    from rich.console import Console
+from launch import launches, snapshot
+from launch.launches import Launch
+from launch.options import Where
+from launch.plan import Standing, ready
+from launch.preflight import LaunchError, preflight
+from launch.selection import fail
+from launch.slurm import client
+from launch.status import standing, standings
+from launch.view import matrix, problems, summary
+from launch.worker import registry
+from launch.worker.slots import slots_here
+from launch.worker.spec import WorkerSpec
+from suite.recipe.cell import Cell
+from suite.run.directory import Planned, RunDir, read_plan, write_plan
 
-    from launch.arrays import Array
-    from launch.cluster import SlurmCluster
-    from launch.plan import Standing
-    from launch.resources import Profile
-    from launch.submissions import Submission
+if TYPE_CHECKING:
+    from launch.slurm.resources import Profile, Resources
 
 EXIT_INTERRUPTED = 130  # the shells' number for Ctrl-C
+Former = Literal["keep", "cancel"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
-    """The `wanted` ones of the grid's `cells`, to run as `executions` (by cell id) and the profile say.
+    """A launch that has been asked for. `planned` is the whole grid, `wanted` are the ids of the cells to run.
 
-    `train_options` go to suite.train.
+    `again` are cells whose failure or cancellation is forgotten. `former`: what becomes of unfinished cells that the
+    grid had before and has no more; None: the user is asked.
     """
 
     grid_dir: Path
-    cells: list[Cell]
-    wanted: list[Cell]
-    executions: Mapping[str, Execution]
-    data_dir: Path
-    tracking_uri: str
+    launch: Launch
+    planned: Mapping[str, Planned]
+    wanted: frozenset[str]
+    where: Where
     profile: "Profile"
-    train_options: tuple[str, ...]
+    again: frozenset[str] = frozenset()
+    former: Former | None = None
+    is_sure: bool = False
+    confirm_gpu_hours: float = 100.0
+    console: Console = field(default_factory=Console)
 
-    def locally(self) -> NoReturn:
-        """Runs them here and says what came of it. Exit status 1 if one of them is not done."""
-        from rich.console import Console
+    def run(self) -> None:
+        """Starts it where it was asked to."""
+        if self.where.local:
+            self._here()
+        self._on_slurm()
 
-        from launch.cluster import LocalCluster
-        from launch.local import launch
+    def _here(self) -> NoReturn:
+        """Runs it here and says what came of it. Exit status 1 if a wanted cell is not done."""
+        from launch.here import work_here
+        from launch.worker.worker import finish
         from suite.run.mlflow_replica import browse
 
-        cluster = LocalCluster(self.data_dir, self.profile.max_parallel, self.train_options)
-        console = Console()
-        try:
-            rows = launch(self.grid_dir, self.cells, self.wanted, self.executions, cluster, self.tracking_uri, console)
-        except KeyboardInterrupt:
-            print("stopped; the cells keep what they learnt: launch again to go on", file=sys.stderr)
-            raise SystemExit(EXIT_INTERRUPTED) from None
-        show(console, self.grid_dir.name, rows, self.grid_dir)
+        slots = slots_here(self._spec())
+        wanted = self.wanted.union(self._commit())
+        spec = replace(self._spec(), cells=tuple(wanted))
+        outcome, reason = work_here(spec, slots, self.launch.tracking_uri, self.console, stays=True)
+        rows = [row for row in standings(self.grid_dir, read_plan(self.grid_dir)) if row.cell.id in wanted]
+        show(self.console, self.grid_dir.name, rows, self.grid_dir)
+        if outcome == "again":
+            print(f"{reason}; the cells keep what they learnt: launch again to go on", file=sys.stderr)
+            raise SystemExit(EXIT_INTERRUPTED)
+        if outcome == "retired":
+            print(f"the worker {reason}", file=sys.stderr)
+        finish(self.grid_dir)
         print(f"table:  python -m analysis tables {self.grid_dir.name} --root {self.grid_dir.parent}")
-        print(f"browse: {browse(self.grid_dir, self.tracking_uri)}")
+        print(f"browse: {browse(self.grid_dir, self.launch.tracking_uri)}")
         raise SystemExit(0 if all(row.state.state == "done" for row in rows) else 1)
 
-    def on_slurm(self) -> None:
-        """Submits them and says where to look."""
-        from rich.console import Console
+    def _spec(self) -> WorkerSpec:
+        """What a worker here is told."""
+        asked = self.profile.for_cell(None)
+        return WorkerSpec(
+            self.grid_dir.resolve(),
+            Path(self.launch.data_dir),
+            Path(self.launch.code),
+            cells=tuple(self.wanted),
+            gpus_per_cell=asked.gpus_per_cell,
+            cells_per_gpu=asked.cells_per_gpu,
+            cpus_per_cell=asked.cpus_per_cell,
+            max_slots=self.profile.workers,
+            train_options=self.launch.train_options,
+        )
 
-        from launch.cluster import SlurmCluster
-        from launch.remote import launch
+    def _on_slurm(self) -> None:
+        """Hands workers in and says where to look."""
+        from launch.slurm import hand_over
+        from launch.slurm.resources import check
+        from launch.supply import jobs, supply
 
-        cluster = partial(SlurmCluster, self.grid_dir, self.data_dir, train_options=self.train_options)
-        made = launch(self.grid_dir, self.cells, self.wanted, self.executions, self.profile, cluster, Console())
+        rows = self._rows()
+        starting = [row for row in rows if row.state.state != "done" and row.cell.id in self.wanted]
+        resources = self.resources(row.planned for row in starting).values()
+        check(resources)
+        for each in resources:
+            hand_over.test(each, self.grid_dir.resolve() / "jobs" / "test")
+        self._commit()
+        try:
+            made = supply(self.grid_dir, is_asked=True)
+        except KeyboardInterrupt:
+            handed = ", ".join(jobs(self.grid_dir)) or "none"
+            print(f"stopped; in the queue: {handed}; launch again to go on", file=sys.stderr)
+            raise SystemExit(EXIT_INTERRUPTED) from None
         place = f"{self.grid_dir.name} --root {self.grid_dir.parent}"
-        print(_submitted(made) if made else "nothing to submit: every cell is settled, or has a job in the queue")
+        if made.num_workers:
+            told = ", ".join(made.job_ids)
+            print(f"handed in {_count(made.num_workers, 'worker')} for {self._to_do(rows)} (job {told})")
+        else:
+            print(self._nothing_new(rows))
+        if made.held_back:
+            print(f"{_count(made.held_back, 'more worker')} could work; they are handed in as SLURM's limits have room")
         print(f"status: python -m launch status {place} --watch")
         print(f"MLflow: python -m launch sync {place} --watch, which prints where to look")
 
-    def show_local(self) -> None:
-        """Prints what `locally` would do."""
-        from rich.console import Console
+    def _to_do(self, rows: Sequence[Standing]) -> str:
+        return _count(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
 
-        from launch.plan import ready
-        from launch.status import standings
+    def _nothing_new(self, rows: Sequence[Standing]) -> str:
+        said = summary(rows)
+        if any(row.state.state == "failed" for row in rows):
+            return f"no worker is missing: {said} (python -m launch retry --failed)"
+        return f"no worker is missing: {said}"
 
-        rows = standings(self.grid_dir, self.wanted)
-        show(Console(), f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
-        print(f"{len(ready(rows))} would start at once; nothing was started (with --partition: the SLURM scripts)")
+    def resources(self, planned: Iterable[Planned]) -> "dict[str, Resources]":
+        """What the cells' workers ask for, by shape."""
+        found = {}
+        for each in planned:
+            resources = self.profile.for_cell(each.cell)
+            found[resources.shape] = resources
+        return found
 
-    def show_on_slurm(self) -> None:
-        """Prints what `on_slurm` would submit: the arrays, and the script of the first of each shape, whole."""
-        from rich.console import Console
+    def _rows(self) -> list[Standing]:
+        """Where the cells stand, as if those to be retried had not been started."""
+        rows = standings(self.grid_dir, self.planned)
+        return [
+            replace(row, state=replace(row.state, state="queued"))
+            if row.cell.id in self.again or (row.state.state == "planned" and row.cell.id in self.wanted)
+            else row
+            for row in rows
+        ]
 
-        from launch import slurm, snapshot
-        from launch.cluster import SlurmCluster
-        from launch.remote import planned_arrays
-        from launch.resources import check
-        from launch.status import standings
+    def _commit(self) -> Collection[str]:
+        """Checks what is left to check, then records the launch. From here on, live workers take the cells.
 
-        queue = slurm.queue()
-        planned = planned_arrays(self.grid_dir, self.wanted, queue, self.profile)
-        check(array.resources for array in planned)
-        rows = standings(self.grid_dir, self.wanted, queue)
-        show(Console(), f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
-        cluster = SlurmCluster(self.grid_dir, self.data_dir, snapshot.name(self.wanted), self.train_options)
-        _print_scripts(planned, cluster)
-        _print_sizes(planned)
+        Returns:
+            Ids of the former cells that are kept.
+        """
+        rows = self._rows()
+        starting = [row.cell for row in rows if row.cell.id in self.wanted and not row.is_settled]
+        executions = {cell_id: each.execution for cell_id, each in self.planned.items()}
+        preflight(starting, executions, Path(self.launch.data_dir), self.console)
+        former = self._former_cells()
+        kept = self._what_becomes_of(former)
+        self._confirm_cost(starting)
+        plan = {**self.planned, **(former if kept == "keep" else {})}
+        self.grid_dir.mkdir(parents=True, exist_ok=True)
+        code = snapshot.folder_of(self.grid_dir, snapshot.take(self.grid_dir, starting))
+        before = launches.last(self.grid_dir)
+        known = {**(before.resources if before else {}), **self.launch.resources}
+        shapes = {each.shape for each in plan.values()}
+        resources = {shape: each for shape, each in known.items() if shape in shapes}
+        self.launch = replace(self.launch, code=str(code), resources=resources)
+        launches.remember(self.grid_dir, self.launch)
+        if not self.where.local:
+            registry.set_limit(self.grid_dir, self.profile.workers)
+        for cell_id in former if kept == "cancel" else ():
+            RunDir(self.grid_dir / cell_id).cancel("the grid has no such cell any more")
+        write_plan(self.grid_dir, plan.values())
+        for cell_id in self.again:
+            RunDir(self.grid_dir / cell_id).plan_again()
+        self._create([each.cell for each in self.planned.values() if each.cell.id in self.wanted])
+        return former.keys() if kept == "keep" else ()
+
+    def _create(self, cells: Sequence[Cell]) -> None:
+        """The cells' run directories, several at a time: the disk takes long."""
+        with ThreadPoolExecutor(8) as pool:
+            made = pool.map(lambda cell: RunDir.create(self.grid_dir / cell.id, cell), cells)
+            is_quiet = not self.console.is_terminal
+            for _ in track(made, "run directories", len(cells), console=self.console, transient=True, disable=is_quiet):
+                pass
+
+    def _former_cells(self) -> dict[str, Planned]:
+        """Unfinished cells that were asked for and that this grid does not have."""
+        former = {}
+        for cell_id, each in read_plan(self.grid_dir).items():
+            if cell_id not in self.planned:
+                row = standing(RunDir(self.grid_dir / cell_id), each)
+                if not row.is_settled and row.state.state != "planned":
+                    former[cell_id] = replace(each, is_former=True)
+        return former
+
+    def _what_becomes_of(self, former: Mapping[str, Planned]) -> Former:
+        if not former or self.former is not None:
+            return self.former or "cancel"
+        words = f"the former recipe has {_count(len(former), 'unfinished cell')}"
+        if not sys.stdin.isatty():
+            raise LaunchError(f"{words}: say --keep-former or --cancel-former")
+        return "cancel" if typer.confirm(f"{words}: cancel them?", default=True) else "keep"
+
+    def _confirm_cost(self, cells: Sequence[Cell]) -> None:
+        """Asks before a launch that costs more than is spent without a question."""
+        if self.where.local:
+            uses_gpus = bool(slots_here(self._spec())[0].devices)
+        else:
+            asked = self.resources(self.planned[cell.id] for cell in cells)
+            uses_gpus = any(resources.num_gpus for resources in asked.values())
+        if not cells or not uses_gpus:
+            return
+        from launch.cost import gpu_hours
+
+        hours = gpu_hours(cells)
+        if hours is None or hours < 1:
+            return
+        words = f"{self.grid_dir.name}: about {hours:,.0f} GPU-hours of an A100, by an estimate (docs/reproducing.md)"
+        print(words)
+        if hours <= self.confirm_gpu_hours or self.is_sure:
+            return
+        if not sys.stdin.isatty():
+            raise LaunchError(f"that is more than --confirm-gpu-hours {self.confirm_gpu_hours:g}: say --yes")
+        if not typer.confirm("launch it?"):
+            fail("nothing was launched")
+
+    def show(self) -> None:
+        """Prints what `run` would do; changes nothing."""
+        rows = [row for row in self._rows() if row.cell.id in self.wanted]
+        show(self.console, f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
+        if self.profile.is_for_slurm and not self.where.local and client.available():
+            self._show_scripts(rows)
+            return
+        at_once = f"{len(slots_here(self._spec()))} at a time on this machine"
+        print(f"{len(ready(rows))} could start at once, {at_once}; nothing was started")
+        print("(with --partition or --cluster: the SLURM script)")
+
+    def _show_scripts(self, rows: Sequence[Standing]) -> None:
+        from launch.slurm import hand_over
+        from launch.slurm.resources import check
+        from launch.supply import lacking
+
+        resources = self.resources([row.planned for row in rows if not row.is_settled])
+        check(resources.values())
+        slots = {shape: each.num_slots for shape, each in resources.items()}
+        for shape, count in lacking(rows, slots, {}, self.profile.workers).items():
+            folder = self.grid_dir.resolve() / "jobs" / "<token>"
+            print(f"# ---- {_count(count, 'worker')}, {_count(slots[shape], 'cell')} at a time each")
+            print(hand_over.script(resources[shape], folder / "spec.json", count))
+        from launch.cost import gpu_hours
+
+        hours = gpu_hours(row.cell for row in rows if not row.is_settled)
+        if hours is not None:
+            print(f"about {hours:,.0f} GPU-hours of an A100, by an estimate; nothing was submitted")
 
 
-def show(console: "Console", title: str, rows: "list[Standing]", grid_dir: Path) -> None:
+def show(console: Console, title: str, rows: Sequence[Standing], grid_dir: Path) -> None:
     """Prints the matrix of the rows, and what is wrong with some."""
-    from launch.view import matrix, problems
-
     console.print(matrix(rows, title))
     for problem in problems(rows, grid_dir):
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
 
 
-def _submitted(made: "list[Submission]") -> str:
-    num_cells = sum(len(task) for record in made for task in record.tasks)
-    jobs = ", ".join(str(record.job_id) for record in made[:5]) + (", ..." if len(made) > 5 else "")  # noqa: PLR2004
-    return f"submitted {_count(num_cells, 'cell')} as {_count(len(made), 'job')} ({jobs})"
-
-
-def _print_scripts(planned: "list[Array]", cluster: "SlurmCluster") -> None:
-    """The first script of each shape, as sbatch would get it: only its name's token is drawn anew at submission."""
-    from launch.arrays import dependency
-    from launch.submissions import new_token
-
-    for number, array in enumerate(planned):
-        cells = _count(sum(len(task) for task in array.tasks), "cell")
-        print(f"# ---- job {number + 1} of {len(planned)}: {_count(len(array.tasks), 'task')}, {cells}")
-        words = dependency(array, [f"<job {place + 1}>" for place in range(number)], f"<job of {array.parent}>")
-        print(cluster.script(array, new_token(number), words if array.parent or array.after else None))
-
-
-def _print_sizes(planned: "list[Array]") -> None:
-    num_cells = sum(len(task) for array in planned for task in array.tasks)
-    hours = [len(array.tasks) * array.resources.nodes * array.resources.time / 60 for array in planned]
-    gpus = sum(each * (array.resources.gpus_per_node or 0) for each, array in zip(hours, planned, strict=True))
-    print(f"{_count(num_cells, 'cell')} as {_count(len(planned), 'job')} would be submitted; nothing was")
-    print(f"at most {gpus:,.0f} GPU-hours ({sum(hours):,.0f} node-hours): tasks x time limit")
+def require_a_place(where: Where) -> None:
+    """Refuses a launch on SLURM where there is none."""
+    if not where.local and not client.available():
+        fail("no SLURM here (sbatch is not on PATH); add --local to run on this machine")
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,87 +1,55 @@
-"""Where a grid stands: run directories and what SLURM says -> standings -> a matrix for people or JSON for programs."""
+"""Where a grid stands, from its run directories and workers, and what it has cost."""
 
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch import slurm, submissions
-from launch.plan import BUSY, SETTLED, Signs, Standing, stand, without_lost_children
-from launch.slurm import JobInfo
-from suite.recipe.cell import Cell
-from suite.run.directory import RunDir, State, planned_cells
-
-Queue = Mapping[str, JobInfo]
+from launch.plan import Standing
+from launch.worker.registry import Worker
+from suite.run.directory import Planned, RunDir
 
 
-def standings(grid_dir: Path, cells: Sequence[Cell] | None = None, queue: Queue | None = None) -> list[Standing]:
-    """Every cell, in order; says in one line on stderr where SLURM was to be asked and could not be.
-
-    Args:
-        grid_dir: where the runs lie, if there are any yet.
-        cells: which ones, parents among them; default: those of the last launch.
-        queue: SLURM's, of this moment. Default: one squeue and, for jobs it does not know, one sacct, where cells that
-            are not settled were submitted.
-    """
-    by_id = planned_cells(grid_dir) if cells is None else {cell.id: cell for cell in cells}
-    states = {cell_id: RunDir(grid_dir / cell_id).state() for cell_id in by_id}
-    submitted = _submitted(grid_dir, states)
-    jobs = _jobs(submitted, queue)
-    rows = []
-    for cell_id, cell in by_id.items():
-        run, job_id = RunDir(grid_dir / cell_id), submitted.get(cell_id, "")
-        job = jobs.get(job_id) if jobs is not None else None
-        # A job that has left the queue may have settled its run since that was read.
-        is_gone = bool(job_id) and not (job is not None and job.is_live)
-        state = run.state() if is_gone else states[cell_id]
-        rows.append(stand(cell, state, _signs(run, state, job_id, job, is_known=not job_id or jobs is not None)))
-    return without_lost_children(rows, submitted)
+def standings(
+    grid_dir: Path, plan: Mapping[str, Planned], known: Mapping[str, Standing] | None = None
+) -> list[Standing]:
+    """Every planned cell, in order. `known` ones, which will not change, are not looked at again."""
+    known = known or {}
+    return [known.get(cell_id) or standing(RunDir(grid_dir / cell_id), each) for cell_id, each in plan.items()]
 
 
-def standing(run: RunDir, cell: Cell, is_alive: Callable[[str], bool]) -> Standing:
-    """Where one run of the local launcher stands, whose directory need not exist."""
+def standing(run: RunDir, planned: Planned) -> Standing:
+    """The true state of one cell, whose run directory need not exist."""
     state = run.state()
-    is_held = state.state in BUSY and run.is_live()
-    return stand(cell, state, Signs(is_held=is_held, is_alive=bool(state.job_id) and is_alive(state.job_id)))
+    if state.state == "running" and not run.is_live():
+        state = run.state()  # its worker may have settled it since it was read
+        if state.state == "running":
+            state = replace(state, state="preempted", reason="its worker is gone")
+    return Standing(planned, state)
 
 
-def _submitted(grid_dir: Path, states: Mapping[str, State]) -> dict[str, str]:
-    """Cell id -> SLURM's id of its newest job, of those that are not settled."""
-    return {
-        cell_id: record.task_job_id(index)
-        for cell_id, (record, index) in submissions.owners(submissions.read(grid_dir)).items()
-        if cell_id in states
-        and states[cell_id].state not in SETTLED
-        # Planned again by hand: a job that was submitted before that is not this cell's any more.
-        and not (states[cell_id].state == "planned" and states[cell_id].heartbeat > record.made)
-    }
+@dataclass(frozen=True)
+class Cost:
+    """Worker-hours (GPU-hours if workers have GPUs) spent and, at the same rate, to go; `eta` in unix seconds."""
+
+    unit: str
+    spent: float
+    to_go: float | None
+    eta: float | None
 
 
-def _jobs(submitted: Mapping[str, str], queue: Queue | None) -> Queue | None:
-    """What SLURM knows of the jobs, None where it cannot be asked."""
-    if queue is not None or not submitted:
-        return queue or {}
-    try:
-        queue = slurm.queue()
-    except slurm.SlurmError as error:
-        print(f"{error}; {len(submitted)} cells are judged by their locks and heartbeats", file=sys.stderr)
-        return None
-    gone = {job_id.partition("_")[0] for job_id in submitted.values() if job_id not in queue}
-    try:
-        return {**(slurm.accounting(gone) if gone else {}), **queue}
-    except slurm.SlurmError:  # it only adds how a job ended
-        return queue
+def cost(rows: Sequence[Standing], workers: Sequence[Worker]) -> Cost:
+    """Estimated from the epochs trained so far: exact only if all epochs cost the same."""
+    spent = sum(worker.gpu_hours for worker in workers)
+    total = sum(row.cell.training.epochs for row in rows if row.state.state not in {"failed", "cancelled", "planned"})
+    trained = sum(_epochs(row) for row in rows)
+    live = sum(max(worker.num_gpus, 1) for worker in workers if worker.is_live)
+    to_go = spent * (total - trained) / trained if trained else None
+    eta = time.time() + 3600 * to_go / live if to_go and live else None
+    return Cost("GPU-hours" if any(worker.num_gpus for worker in workers) else "worker-hours", spent, to_go, eta)
 
 
-def _signs(run: RunDir, state: State, job_id: str, job: JobInfo | None, *, is_known: bool) -> Signs:
-    is_busy = state.state in BUSY
-    is_held = is_busy and run.is_live()
-    is_local = is_busy and not is_held and state.job_id not in {"", job_id}
-    age_seconds = None if is_known else time.time() - state.heartbeat
-    return Signs(is_held, is_local and _is_alive(state.job_id), job_id, job, age_seconds)
-
-
-def _is_alive(job_id: str) -> bool:
-    from launch.cluster import is_alive  # late: imports submitit
-
-    return is_alive(job_id)
+def _epochs(row: Standing) -> int:
+    if row.state.state in {"failed", "cancelled", "planned"}:
+        return 0
+    return row.cell.training.epochs if row.state.state == "done" else row.state.epoch

@@ -1,4 +1,4 @@
-"""The commands that look after a launched grid: status, logs, sync, clean, doctor."""
+"""The commands that look after a launched grid: status, logs, cancel, scale, sync, adopt, clean, doctor."""
 
 import json
 import sys
@@ -13,13 +13,16 @@ from launch.options import Where, with_where
 from launch.selection import (
     DEFAULT_DATA,
     DEFAULT_ROOT,
+    Cells,
     DataDir,
     GridName,
     OfGrid,
     Root,
     TrackingUri,
+    Yes,
     fail,
     grid_dir_of,
+    launched,
     matching,
 )
 
@@ -31,34 +34,53 @@ SYNC_SECONDS = 30.0
 
 def status(
     grid: GridName = None,
+    cell: Annotated[
+        str | None, typer.Argument(help="A cell's id or pattern: show its attempts.", metavar="[CELL]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one object per cell.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until every cell is settled.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing more will happen.")] = False,
     root: Root = None,
 ) -> None:
-    """Show where each cell of a grid stands, and why cells failed."""
+    """Show where each cell of a grid stands, why cells failed or wait, its workers, and what it costs.
+
+    [dim]python -m launch status digits[/]
+
+    [dim]python -m launch status digits resnet8/bnn++/s0[/]
+    """
     from rich.console import Console
 
     from launch import view
     from launch.start import show
+    from launch.supply import overview
 
+    if cell is None and grid not in {None, *(found := launched(root))} and len(found) == 1:
+        grid, cell = None, grid
     grid_dir = grid_dir_of(root, grid)
-    if as_json:
+    console = Console()
+    if cell is not None:
+        for row in matching(standings(grid_dir), [cell]):
+            console.print(view.attempts(row, grid_dir))
+    elif as_json:
         print(json.dumps(view.as_json(standings(grid_dir)), indent=2))
     elif watch:
-        rows = view.watch(Console(), lambda: standings(grid_dir), grid_dir.name)
-        show(Console(), grid_dir.name, rows, grid_dir)
+        rows = view.watch(console, lambda: standings(grid_dir), lambda rows: overview(grid_dir, rows), grid_dir.name)
+        show(console, grid_dir.name, rows, grid_dir)
     else:
-        show(Console(), grid_dir.name, standings(grid_dir), grid_dir)
+        rows = standings(grid_dir)
+        show(console, f"{grid_dir.name} in {grid_dir.parent}", rows, grid_dir)
+        for line in overview(grid_dir, rows):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def logs(
     cell: Annotated[str, typer.Argument(help="A cell's id, or a pattern that fits one: resnet20/bnn++/s0.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the cell is settled.")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines.")] = None,
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
-    """Print a cell's log, its newest attempt's."""
-    from launch import follow as log
+    """Print a cell's log, its newest attempt's; before the first, what the grid's last worker printed."""
+    from launch import logs as log
     from launch.plan import SETTLED
     from suite.run.directory import RunDir
 
@@ -67,31 +89,111 @@ def logs(
     if len(rows) > 1:
         fail(f"{cell} fits {len(rows)} cells, {rows[0].cell.name} and {rows[1].cell.name} among them; name one")
     run = RunDir(grid_dir / rows[0].cell.id)
+    path = log.newest_log(run)
     if follow:
         log.follow(run, sys.stdout, lambda: run.state().state in SETTLED)
-    elif (path := log.newest_log(run)) is not None:
+    elif path is not None:
+        text = path.read_text(encoding="utf-8", errors="replace") if lines is None else None
+        sys.stdout.write("\n".join([*log.last_lines(path, lines), ""]) if lines is not None else str(text))
+    elif (path := log.worker_log(grid_dir)) is not None:
+        print(f"{rows[0].cell.name} is {rows[0].state.state}; the last worker's log, {path}:", file=sys.stderr)
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
     else:
         fail(f"{rows[0].cell.name} has no log yet: it is {rows[0].state.state}")
 
 
+def cancel(cells: Cells = None, yes: Yes = False, grid: OfGrid = None, root: Root = None) -> None:
+    """Stop cells that are not done; what they learnt up to their newest checkpoint is kept for a retry.
+
+    Workers stop them within seconds, wherever they are; jobs that have nothing left to train end.
+
+    [dim]python -m launch cancel 'vit*' --grid imagenet[/]
+    """
+    from launch.plan import is_over
+    from launch.supply import withdraw
+    from suite.run.directory import RunDir
+
+    grid_dir = grid_dir_of(root, grid)
+    rows = standings(grid_dir)
+    chosen = [row for row in matching(rows, cells) if not row.is_settled and row.state.state != "planned"]
+    if not chosen:
+        fail("nothing to cancel: no such cell runs or waits")
+    if not cells and not yes:
+        if not sys.stdin.isatty():
+            fail(f"that cancels all {len(chosen)} unfinished cells of {grid_dir.name}: say --yes, or name some")
+        if not typer.confirm(f"cancel all {len(chosen)} unfinished cells of {grid_dir.name}?"):
+            return
+    for row in reversed(chosen):  # those that wait before those that run, or they would start in between
+        RunDir(grid_dir / row.cell.id).cancel("cancelled by hand")
+    print(f"{len(chosen)} cancelled")
+    if is_over(standings(grid_dir)):
+        withdraw(grid_dir, 0)
+
+
+def scale(
+    workers: Annotated[int, typer.Argument(min=0, help="How many workers may work at a time.", metavar="N")],
+    grid: OfGrid = None,
+    root: Root = None,
+) -> None:
+    """Change the number of workers of a live grid: surplus ones save and leave, missing ones are handed in.
+
+    [dim]python -m launch scale 8 --grid imagenet[/]
+    """
+    from launch.supply import supply, withdraw
+    from launch.worker import registry
+
+    grid_dir = grid_dir_of(root, grid)
+    before = registry.limit(grid_dir)
+    registry.set_limit(grid_dir, workers)
+    withdraw(grid_dir, workers)
+    made = supply(grid_dir, is_asked=True)
+    was = "no limit" if before is None else str(before)
+    print(f"at most {workers} workers (before: {was}); {made.num_workers} handed in")
+
+
 def sync(
     grid: GridName = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Every 30 s, until every cell is settled.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Every 30 s, until nothing more will happen.")] = False,
     root: Root = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Bring the MLflow store up to date with the run directories, or rebuild it from them."""
+    from launch import launches
+    from launch.plan import is_over
     from suite.run import mlflow_replica
 
     grid_dir = grid_dir_of(root, grid)
-    uri = tracking_uri or mlflow_replica.default_uri(grid_dir.parent)
+    last = launches.last(grid_dir)
+    uri = tracking_uri or (last.tracking_uri if last else mlflow_replica.default_uri(grid_dir.parent))
     num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
-    while watch and not all(row.is_settled for row in standings(grid_dir)):
+    while watch and not is_over(standings(grid_dir)):
         print(f"{time.strftime('%H:%M:%S')} {num_changed} runs changed", flush=True)
         time.sleep(SYNC_SECONDS)
-        num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
+        try:
+            num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
+        except Exception as error:  # noqa: BLE001  (a server that is away for a while; the next turn catches up)
+            num_changed = 0
+            print(f"{uri} not reached, nothing lost: {str(error).splitlines()[0]}", file=sys.stderr)
     print(f"{num_changed} runs changed; look at them: {mlflow_replica.how_to_browse(uri, experiment)}")
+
+
+def adopt(
+    source: Annotated[Path, typer.Argument(help="A grid's folder in another ROOT.", metavar="DIR")],
+    grid: OfGrid = None,
+    root: Root = None,
+) -> None:
+    """Take finished runs over from another ROOT or cluster, after checking their ids and checksums.
+
+    [dim]python -m launch adopt /mnt/other/runs/digits --grid digits[/]
+    """
+    from launch.adopt import adopt as take
+
+    grid_dir = grid_dir_of(root, grid)
+    found = take(grid_dir, source)
+    for each in found:
+        if each.refusal:
+            print(f"{each.name}: left, {each.refusal}")
+    print(f"{sum(not each.refusal for each in found)} of {len(found)} runs adopted")
 
 
 def clean(
@@ -100,9 +202,9 @@ def clean(
         bool, typer.Option("--checkpoints", help="Also all checkpoints of done cells but the newest.")
     ] = False,
     orphans: Annotated[
-        bool, typer.Option("--orphans", help="Also runs of earlier recipes, which the grid has no cell for any more.")
+        bool, typer.Option("--orphans", help="Also runs of former recipes, which the grid has no cell for any more.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    yes: Yes = False,
     root: Root = None,
 ) -> None:
     """Delete what a launched grid needs no more: folders of ended jobs, old copies of the code."""
@@ -110,21 +212,25 @@ def clean(
     from rich.table import Table
 
     from launch import clean as rubbish
-    from launch import slurm, submissions
-    from suite.run.locks import locked
+    from launch import launches
+    from launch.slurm import client
+    from launch.supply import jobs
+    from launch.worker import registry
+    from suite.run.directory import read_plan
 
     grid_dir = grid_dir_of(root, grid)
-    rows, records = standings(grid_dir), submissions.read(grid_dir)
-    queue = None
-    if not records:
-        queue = {}
-    elif slurm.available():
-        queue = slurm.queue()
-    found = rubbish.old_jobs(grid_dir, rows, records, queue)
+    rows, last = standings(grid_dir), launches.last(grid_dir)
+    live = None
+    if not (grid_dir / "jobs").is_dir():
+        live = set()
+    elif client.available():
+        live = {grid_dir / "jobs" / job.info.name.rpartition("-")[2] for job in jobs(grid_dir).values()}
+    has_live_workers = bool(registry.live_numbers(grid_dir, set()))
+    found = rubbish.old_jobs(grid_dir, live, last.code if last else "", has_live_workers=has_live_workers)
     if checkpoints:
         found += rubbish.old_checkpoints(grid_dir, rows)
     if orphans:
-        found += rubbish.orphans(grid_dir, [row.cell.id for row in rows], records, queue)
+        found += rubbish.orphans(grid_dir, set(read_plan(grid_dir)))
     if not found:
         print("nothing to delete")
         return
@@ -132,11 +238,7 @@ def clean(
     for each in found:
         table.add_row(each.what, str(each.path), f"{each.num_bytes / 1e6:,.1f}")
     Console().print(table)
-    if not (yes or typer.confirm("delete all of it?")):
-        return
-    with locked(grid_dir / "launcher.lock") as mine:  # a launch might be about to use the very code
-        if not mine:
-            fail(f"{grid_dir}: a launcher is at work on this grid; try again when it has ended")
+    if yes or typer.confirm("delete all of it?"):
         print(f"{rubbish.delete(found) / 1e6:,.1f} MB deleted")
 
 
@@ -154,12 +256,12 @@ def doctor(
     """
     from rich.console import Console
 
-    from launch import doctor as examination
-    from launch import slurm
-    from launch.resources import load_profile
+    from launch.doctor import examination
+    from launch.slurm import client as slurm
+    from launch.slurm.resources import load_profile
 
-    profile = load_profile(where.cluster, where.resources)
-    is_for_slurm = not where.local and profile.names_a_partition
+    profile = load_profile(where.cluster, where.flags)
+    is_for_slurm = not where.local and profile.is_for_slurm
     if is_for_slurm:
         with suppress(slurm.SlurmError):  # the doctor will tell
             profile = profile.on(slurm.partitions())
@@ -172,5 +274,6 @@ def doctor(
 def standings(grid_dir: Path) -> "list[Standing]":
     """Where the grid's cells stand."""
     from launch import status
+    from suite.run.directory import read_plan
 
-    return status.standings(grid_dir)
+    return status.standings(grid_dir, read_plan(grid_dir))

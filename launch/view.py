@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from launch.follow import last_lines, newest_log
-from launch.plan import Standing, blocked
+from launch.logs import last_lines, newest_log
+from launch.plan import Standing, blocked, is_over
 from suite.run.directory import RunDir, StateName
 
 COLOURS: Mapping[StateName, str] = {
@@ -86,7 +86,8 @@ def _has_several_seeds(groups: Groups) -> bool:
 
 def _label(row: Standing, *, with_dataset: bool) -> str:
     cell = row.cell
-    setting = [cell.init] * (cell.init != "scratch") + [cell.task] * (cell.task != "bw")
+    setting: list[str] = [cell.init] * (cell.init != "scratch") + [cell.task] * (cell.task != "bw")
+    setting += ["former recipe"] * row.planned.is_former
     return f"{cell.dataset}/" * with_dataset + cell.model + f" ({', '.join(setting)})" * bool(setting)
 
 
@@ -139,13 +140,13 @@ def _log_lines(run: RunDir) -> list[str]:
 
 
 def _held_up(rows: Sequence[Standing]) -> list[str]:
-    """Lines on what was cancelled, waits for what failed, or lost its job before it began, by reason."""
+    """Lines on what was cancelled, was stopped, or waits for what failed, by reason."""
     waiting = blocked(rows)
     by_reason: dict[str, list[Standing]] = {}
     for row in rows:
         if row.cell.id in waiting:
             by_reason.setdefault(f"waits: {waiting[row.cell.id]}", []).append(row)
-        elif row.state.state in {"cancelled", "planned"} and row.state.reason:
+        elif row.state.state in {"cancelled", "preempted"} and row.state.reason:
             by_reason.setdefault(f"{row.state.state}: {row.state.reason}", []).append(row)
     lines = []
     for reason, those in list(by_reason.items())[:NUM_SHOWN]:
@@ -160,15 +161,22 @@ def _rest(num_all: int) -> list[str]:
 
 def as_json(rows: Sequence[Standing]) -> list[dict[str, Any]]:
     """One object per cell, with the fields of its State."""
-    return [{"cell": row.cell.id, "name": row.cell.name, **vars(row.state)} for row in rows]
+    return [
+        {"cell": row.cell.id, "name": row.cell.name, "is_former": row.planned.is_former, **vars(row.state)}
+        for row in rows
+    ]
 
 
 def watch(
-    console: Console, look: Callable[[], list[Standing]], name: str, seconds: float = WATCH_SECONDS
+    console: Console,
+    look: Callable[[], list[Standing]],
+    more: Callable[[list[Standing]], list[str]],
+    name: str,
+    seconds: float = WATCH_SECONDS,
 ) -> list[Standing]:
-    """Shows the matrix, looking again every so often, until all cells are settled or Ctrl-C; returns the last look.
+    """Shows the matrix, looking again every so often, until nothing more will happen or Ctrl-C; returns the last look.
 
-    Without a terminal it prints a line whenever the counts change.
+    Without a terminal it prints a line whenever the counts change. `more` are lines to show below the matrix.
     """
     rows = look()
     with Live(console=console, auto_refresh=False) as live:
@@ -177,13 +185,32 @@ def watch(
             while True:
                 now = datetime.now().astimezone()
                 if console.is_terminal:
-                    live.update(matrix(rows, f"{name}, {now:%H:%M:%S}"), refresh=True)
+                    below = Text("\n".join(more(rows)))
+                    live.update(Group(matrix(rows, f"{name}, {now:%H:%M:%S}"), below), refresh=True)
                 elif (line := summary(rows)) != last:
                     console.print(f"{now:%Y-%m-%d %H:%M:%S} {name}: {line}", highlight=False)
                     last = line
-                if all(row.is_settled for row in rows):
+                if is_over(rows):
                     return rows
                 time.sleep(seconds)
                 rows = look()
         except KeyboardInterrupt:
             return rows
+
+
+def attempts(row: Standing, grid_dir: Path) -> RenderableType:
+    """One cell: its attempts, where each ran, how it ended and where its log is."""
+    run = RunDir(grid_dir / row.cell.id)
+    table = Table("attempt", "began", "on", "job", "how it ended", Column("log", overflow="fold"))
+    for attempt in run.all_attempts():
+        facts, end = attempt.facts, attempt.end() or {}
+        began = datetime.fromtimestamp(facts.get("made", attempt.last_seen())).astimezone()
+        words = ": ".join(str(each) for each in (end.get("state"), end.get("cause"), end.get("reason")) if each)
+        is_open = "is running" if attempt.is_live() else "its worker is gone"
+        where = f"{facts.get('host', '')} (worker {facts['worker']})" if facts.get("worker") else facts.get("host", "")
+        log = str(attempt.log().relative_to(run.path)) if attempt.log().exists() else ""
+        table.add_row(str(attempt.number), f"{began:%d %b %H:%M:%S}", where, attempt.job_id, words or is_open, log)
+    state = row.state
+    words = ": ".join(str(each) for each in (state.state, state.cause, state.reason) if each)
+    progress = f", epoch {state.epoch} of {row.cell.training.epochs}"
+    return Group(Text(f"{row.cell.name} ({row.cell.id}) {words}{progress}", style="bold"), table, Text(str(run.path)))

@@ -10,6 +10,7 @@ attempt's end.json says which, and why), 2 bad input, 3 another process has the 
 """
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -17,12 +18,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 import yaml
@@ -47,6 +48,12 @@ if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be re
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """The signals that a scheduler sends before it takes the machine back."""
+_IMPORTED_LATE = (
+    *("pydantic.type_adapter", "ruamel.yaml", "timm.data", "timm.loss", "timm.scheduler", "torch._dynamo"),
+    *("torch.utils.serialization.config", "suite.data.readers.image_folder", "suite.run.provenance"),
+    *("suite.training.pretrained", "suite.training.trainer"),
+)
+"""What training, or a library on its behalf, imports only where it is used; a test keeps it complete."""
 log = logging.getLogger("suite.train")
 
 
@@ -389,16 +396,46 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise PreemptedError(signal.Signals(number).name)
 
 
-def _leave(status: int) -> None:
+def run(arguments: Sequence[str]) -> int:
+    """Trains as `python -m suite.train ARGUMENTS` does; returns the exit status. Call it at most once in a process.
+
+    For a process that has disabled garbage collection to start faster: training enables it again.
+    """
+    sys.argv = [__file__, *arguments]
+    try:
+        typer.run(main)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BaseException:  # noqa: BLE001  (as the interpreter ends: a stop during start-up is one)
+        sys.excepthook(*sys.exc_info())
+        return EXIT_FAILED
+    return 0
+
+
+def preload() -> None:
+    """Imports what `run` would import, for processes forked from this one. Starts no thread and uses no GPU."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    import models
+
+    models.names()
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """Exits without Python's finalization, but with all output written."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _leave(status: int) -> NoReturn:
     """Exits; skips Python's finalization if gloo threads remain, which may abort it (see `joined`).
 
     DeepSpeed keeps its process groups, and therefore their threads, until the process ends.
     """
     if _has_gloo_threads():
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave_at_once(status)
     gc.freeze()  # otherwise the interpreter's final collection walks all of torch's objects for a second
     raise SystemExit(status)
 
@@ -414,9 +451,4 @@ def _has_gloo_threads() -> bool:
 if __name__ == "__main__":
     # Imports create a million permanent objects; looking for garbage among them takes a tenth of the start-up time.
     gc.disable()
-    code = 0
-    try:
-        typer.run(main)
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    _leave(code)
+    _leave(run(sys.argv[1:]))

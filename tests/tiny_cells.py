@@ -7,7 +7,7 @@ from typing import Any
 
 from suite.recipe.cell import Cell
 from suite.run.attempt import Attempt, newest_number
-from suite.run.directory import RunDir
+from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.processes import Process
 
 
@@ -39,8 +39,6 @@ def _shared() -> dict[str, Any]:
 def put(run: RunDir, *, state: str, attempt: int = 0, job_id: str = "", **end: object) -> Attempt:
     """Has the run's files say where it stands; the attempt (default: the newest, or the first) is a dead process's."""
     number = attempt or newest_number(run.attempts) or 1
-    if state in {"queued", "planned"}:
-        run.hand_over(job_id, "queued" if state == "queued" else "planned")
     made = Attempt(run.attempts, number)
     made.path.mkdir(parents=True, exist_ok=True)
     nobody = replace(Process.this(), start="0")
@@ -50,3 +48,8 @@ def put(run: RunDir, *, state: str, attempt: int = 0, job_id: str = "", **end: o
     elif state in {"done", "failed", "preempted"}:
         made.finish(state=state, **end)
     return made
+
+
+def plan(run: RunDir, *others: RunDir) -> None:
+    """Writes the plan of the runs' grid: these, in order."""
+    write_plan(run.path.parent, [Planned(each.cell()) for each in (run, *others)])

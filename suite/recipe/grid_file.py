@@ -37,7 +37,7 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     Raises:
         GridError: anything wrong with the file or an override, all faults at once.
     """
-    path = _find(name_or_path)
+    path = path_of(name_or_path)
     raw, lines = read(path, "a grid", [*Block.model_fields, *_KEYS_OF_A_FILE], GridError)
     settings = dict(_parse_override(text) for text in overrides or [])
     faults = Faults(path, lines, set(settings), _KEYS_OF_A_FILE)
@@ -71,7 +71,12 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     return grid
 
 
-def _find(name_or_path: str) -> Path:
+def path_of(name_or_path: str) -> Path:
+    """The file of a bundled grid's name, or of a path.
+
+    Raises:
+        GridError: there is none.
+    """
     if name_or_path in bundled_names():
         return BUNDLED / f"{name_or_path}.yaml"
     path = Path(name_or_path)

@@ -13,7 +13,6 @@ writes, and stops. No lock is needed, on any file system.
 
 import os
 import secrets
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -83,6 +82,16 @@ class Attempt:
         text = yaml.dump({**self.facts, **facts}, Dumper=yaml.CSafeDumper, sort_keys=False)
         write_bytes(self._facts_path, text.encode())
 
+    def touch(self) -> None:
+        """Shows other machines that the process that created it is alive."""
+        with suppress(OSError):
+            os.utime(self._facts_path)
+
+    def last_seen(self) -> float:
+        """Unix time of its last sign of life, by the file server's clock."""
+        files = [self.path, self._facts_path, *self.path.glob("heartbeat-*.json")]
+        return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
     def provenance(self) -> dict[str, Any]:
         """Provenance of its numbers; empty before training began."""
         return read_json(self.provenance_path)
@@ -102,16 +111,21 @@ class Attempt:
         return read_json(self._end_path) or None
 
     def is_judged(self) -> bool:
-        """Whether its end is final: a job that supervises it decides whether a failure is retried."""
+        """Whether its end is final: the worker that supervises it decides whether a failure is retried."""
         end = self.end()
         if end is None:
             return False
-        is_jobs = self.facts.get("is_jobs", False) and "failures" not in end
-        return end["state"] != "failed" or not is_jobs or self.pid() is None
+        if end["state"] != "failed" or "failures" in end or not self.facts.get("is_jobs", False):
+            return True
+        return not self._has_process()
 
     def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of directory.State)
         """Records how it ended, or corrects the record; not after a later attempt has begun."""
         self.require_newest()
+        self.write_end(**changes)
+
+    def write_end(self, **changes: Any) -> None:  # noqa: ANN401  (anything JSON holds)
+        """`finish` of a folder made by `enrol`, beside which later ones live."""
         write_json(self._end_path, {**(self.end() or {}), **changes, "time": time.time()})
 
     def require_newest(self) -> None:
@@ -127,31 +141,22 @@ class Attempt:
         """
         if self.end() is not None:
             return False
-        facts, beat = self.facts, self.beat()
+        facts = self.facts
         if job_id and facts.get("job_id") == job_id and facts.get("token"):
-            return any(process.is_alive() for process in _processes(facts, beat))
-        alive = [process.is_alive() for process in _processes(facts, beat)]
+            return any(process.is_alive() for process in _processes(facts, self.beat()))
+        return self._has_process()
+
+    def _has_process(self) -> bool:
+        alive = [process.is_alive() for process in _processes(self.facts, self.beat())]
         if any(alive):
             return True
         if alive and None not in alive:
             return False
         return self._silent_seconds() < LEASE_SECONDS
 
-    def stop(self) -> None:
-        """Asks its processes on this machine, if any, to save and exit."""
-        for process in _processes(self.facts, self.beat()):
-            if process.is_alive():
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
-
-    def pid(self) -> int | None:
-        """Id of one of its processes that is alive on this machine."""
-        return next((each.pid for each in _processes(self.facts, self.beat()) if each.is_alive()), None)
-
     def _silent_seconds(self) -> float:
         """Time since its last sign of life, by the file server's clock: other machines' clocks differ."""
-        files = [self.path, self._facts_path, *self.path.glob("heartbeat-*.json")]
-        last = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+        last = self.last_seen()
         probe = self.path.parent / f".clock.{secrets.token_hex(4)}"
         try:
             probe.touch()
@@ -181,11 +186,23 @@ def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN
             raise BusyError(f"{folder.parent}: another process has this run ({_who(before)})")
         if before.end() is None:  # its processes died before they could write it
             write_once(before.path / "end.json", as_json(_lost(before)))
-    attempt = Attempt(folder, number + 1)
     try:
-        attempt.path.mkdir()
+        return _create(folder, number + 1, job_id, **facts)
     except FileExistsError:
         raise BusyError(f"{folder.parent}: another process has this run (it was quicker)") from None
+
+
+def enrol(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
+    """Creates the next numbered folder for this process, among others that live at the same time: a grid's workers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        with suppress(FileExistsError):
+            return _create(folder, newest_number(folder) + 1, job_id, **facts)
+
+
+def _create(folder: Path, number: int, job_id: str, **facts: Any) -> Attempt:  # noqa: ANN401
+    attempt = Attempt(folder, number)
+    attempt.path.mkdir()
     attempt.note(token=secrets.token_hex(8), made=time.time(), **asdict(Process.this()), job_id=job_id, **facts)
     return attempt
 

@@ -106,6 +106,15 @@ def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
     return state
 
 
+def is_intact(path: Path) -> bool:
+    """Whether the file's checksum matches."""
+    try:
+        _payload(path)
+    except DamagedError:
+        return False
+    return True
+
+
 def newest_first(folder: Path) -> list[Path]:
     """All checkpoints of a folder, intact or not."""
     return sorted(folder.glob("epoch-*.pt"), reverse=True)

@@ -7,7 +7,6 @@
     predictions.npz  right or wrong for each test image, `hard` and `soft`: bool [N]
     result.json      the final numbers; its presence means done
     cancelled        its presence, without a result's, means cancelled; holds the reason
-    handover.json    the job that the run was handed to, and after which attempt
     again.json       a user asked for a retry: failures up to this attempt no longer count
 
 A run's state is derived from these files; it is stored nowhere else.
@@ -60,11 +59,7 @@ class RunDir:
         self.journal, self.checkpoints = path / "journal.jsonl", path / "checkpoints"
         self.cell_path, self.result_path = path / "cell.yaml", path / "result.json"
         self.attempts, self.predictions_path = path / "attempts", path / "predictions.npz"
-        self._cancelled, self._handover, self._again = (
-            path / "cancelled",
-            path / "handover.json",
-            path / "again.json",
-        )
+        self._cancelled, self._again = path / "cancelled", path / "again.json"
 
     @classmethod
     def create(cls, path: Path, cell: Cell) -> "RunDir":
@@ -96,7 +91,7 @@ class RunDir:
         """Fingerprint of the files, without opening them; it changes when the run's state or numbers do."""
         attempt = self.newest()
         ends = [] if attempt is None else [attempt.path / "end.json", attempt.provenance_path]
-        files = (self.journal, self.result_path, self._cancelled, self._handover, self._again, *ends)
+        files = (self.journal, self.result_path, self._cancelled, self._again, *ends)
         return f"{0 if attempt is None else attempt.number} {' '.join(map(_look, files))}"
 
     def claim(self, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
@@ -111,21 +106,21 @@ class RunDir:
     def state(self, *, as_told: bool = False) -> State:
         """The run's state according to its files: a killed run still says running; `is_live` checks.
 
-        A failed attempt counts as running until the job that supervises it has decided whether to retry. With
-        `as_told`, it counts as failed.
+        A run that has a directory was asked for: it is queued until its first attempt. A failed attempt counts as
+        running until the worker that supervises it has decided whether to retry. With `as_told`, it counts as failed.
         """
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
-        handover, again = read_json(self._handover), read_json(self._again)
+        again = read_json(self._again)
         beat = None if attempt is None else attempt.beat()
         last = _begun(attempt) if beat is None else beat.time
         ends = {} if attempt is None else self._end(attempt, forgiven=again.get("after", 0))
         facts = {
             "attempt": number,
-            "job_id": handover.get("job_id", "") or ("" if attempt is None else attempt.job_id),
+            "job_id": "" if attempt is None else attempt.job_id,
             "epoch": 0 if beat is None else beat.epoch,
             "num_epochs": 0 if beat is None else beat.num_epochs,
-            "heartbeat": max(last, *(each.get("time", 0.0) for each in (ends, handover, again))),
+            "heartbeat": max(last, *(each.get("time", 0.0) for each in (ends, again))),
             "failures": ends.get("failures", {}),
             "failed_at": ends.get("failed_at", ""),
         }
@@ -133,10 +128,8 @@ class RunDir:
             return State("done", **facts)
         if self._cancelled.exists():
             return State("cancelled", reason=self._cancelled.read_text(encoding="utf-8"), **facts)
-        if handover.get("after") == number:
-            return State(handover["state"], reason=handover["reason"], **facts)
         if attempt is None or again.get("after") == number:
-            return State(**facts)
+            return State("queued" if self.cell_path.exists() else "planned", **facts)
         if "state" not in ends or not (as_told or attempt.is_judged()):
             return State("running", **facts)
         return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
@@ -150,31 +143,17 @@ class RunDir:
                 return {**end, "failures": earlier["failures"], "failed_at": earlier["failed_at"]}
         return {key: value for key, value in end.items() if key not in {"failures", "failed_at"}}
 
-    def hand_over(self, job_id: str, state: Literal["queued", "planned"] = "queued", reason: str = "") -> None:
-        """Records that a job is going to run it, or why none is; valid until the next attempt begins."""
-        write_json(
-            self._handover,
-            {
-                "state": state,
-                "job_id": job_id,
-                "reason": reason,
-                "after": attempts.newest_number(self.attempts),
-                "time": time.time(),
-            },
-        )
-
-    def take_back(self) -> None:
-        """Withdraws the handover: no job is going to run it."""
-        self._handover.unlink(missing_ok=True)
-
     def cancel(self, reason: str) -> None:
         """Marks the run cancelled, whatever its process still writes; stopping the process is the caller's job."""
         write_bytes(self._cancelled, reason.encode())
 
+    def is_cancelled(self) -> bool:
+        """Whether a user has cancelled it, whatever its process still does."""
+        return self._cancelled.exists()
+
     def plan_again(self) -> None:
         """Lets a failed or cancelled run start again, as if for the first time; its checkpoints are kept."""
         write_json(self._again, {"after": attempts.newest_number(self.attempts), "time": time.time()})
-        self.take_back()
         self._cancelled.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
@@ -217,31 +196,55 @@ def run_dirs(grid_dir: Path) -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(grid_dir.glob("*/cell.yaml"))]
 
 
-def write_plan(grid_dir: Path, cells: Iterable[Cell], executions: Mapping[str, Execution] | None = None) -> None:
-    """Records the cells of the grid as last launched, in order, and each one's execution, by id."""
-    usual, given = AS_IS, executions or {}
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a launched grid and how it runs.
+
+    `shape` names the resources it needs: workers of another shape leave it alone. `is_first`: it goes before others.
+    `is_former`: of an earlier version of the grid, still to be finished.
+    """
+
+    cell: Cell
+    execution: Execution = AS_IS
+    shape: str = ""
+    is_first: bool = False
+    is_former: bool = False
+
+
+def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
+    """Records the cells of the grid as last launched, in order."""
     plan = {
-        cell.id: {
-            "cell": cell.model_dump(mode="json"),
-            "execution": given.get(cell.id, usual).model_dump(mode="json"),
+        each.cell.id: {
+            "cell": each.cell.model_dump(mode="json"),
+            "execution": each.execution.model_dump(mode="json"),
+            "shape": each.shape,
+            "is_first": each.is_first,
+            "is_former": each.is_former,
         }
-        for cell in cells
+        for each in planned
     }
     write_json(grid_dir / "plan.json", plan)  # complete, so that readers open one file, not thousands
 
 
-def read_plan(grid_dir: Path) -> list[str]:
-    """Ids of the cells of the last launch, in order; empty before the first."""
-    return list(read_json(grid_dir / "plan.json"))
+def read_plan(grid_dir: Path) -> dict[str, Planned]:
+    """The cells of the last launch by id, in order, and former ones that are still to be finished."""
+    return {
+        cell_id: Planned(
+            Cell.model_validate(each["cell"], context=RECORDED),
+            Execution.model_validate(each["execution"]),
+            each["shape"],
+            each["is_first"],
+            each["is_former"],
+        )
+        for cell_id, each in read_json(grid_dir / "plan.json").items()
+    }
 
 
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:
-    """The cells of the last launch by id, in order."""
-    plan = read_json(grid_dir / "plan.json")
-    return {cell_id: Cell.model_validate(each["cell"], context=RECORDED) for cell_id, each in plan.items()}
+    """The cells of the last launch by id, in order, without former ones; empty before the first."""
+    return {cell_id: each.cell for cell_id, each in read_plan(grid_dir).items() if not each.is_former}
 
 
-def planned_executions(grid_dir: Path) -> dict[str, Execution]:
-    """The execution of each cell of the last launch, by id."""
-    plan = read_json(grid_dir / "plan.json")
-    return {cell_id: Execution.model_validate(each["execution"]) for cell_id, each in plan.items()}
+def planned_ids(grid_dir: Path) -> list[str]:
+    """The keys of `planned_cells`."""
+    return [cell_id for cell_id, each in read_json(grid_dir / "plan.json").items() if not each["is_former"]]

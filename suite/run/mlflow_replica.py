@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from suite.recipe.cell import Cell
 from suite.run import journal
-from suite.run.directory import RunDir, State, read_plan, root_id, run_dirs
+from suite.run.directory import RunDir, State, planned_ids, root_id, run_dirs
 from suite.run.locks import locked
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
         root = root_id(grid_dir.parent)
         experiment = _experiment(client, grid_dir, root)
         replica = _Replica(client, experiment.experiment_id, root)
-        current = set(read_plan(grid_dir))
+        current = set(planned_ids(grid_dir))
         num_changed = sum(replica.update(run, is_current=run.path.name in current) for run in run_dirs(grid_dir))
         return num_changed + replica.retire(), experiment.experiment_id
 

@@ -25,7 +25,12 @@ class Process:
     @classmethod
     def this(cls) -> "Process":
         """The calling process."""
-        return cls(platform.node(), _machine(), os.getpid(), _start_of(os.getpid()) or "")
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """The process of this machine that has the id."""
+        return cls(platform.node(), _machine(), pid, _start_of(pid) or "")
 
     def is_alive(self) -> bool | None:
         """Whether it is alive; None if that cannot be seen from here: another machine or container."""

@@ -33,7 +33,7 @@ from analysis.figure_style import LINES, MARKERS, PALETTE, Picture, file_name, s
 from analysis.figures import draw, pictures, write
 from quantizers import QUANTIZERS
 from suite.run import mlflow_replica
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.journal import Journal
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
@@ -433,7 +433,7 @@ def test_cells_of_another_grid_are_other_cells() -> None:
 def made_runs(root: Path) -> None:
     """ROOT/tiny: two finished cells with journals, one of them resumed, in directories and in ROOT/mlflow.db."""
     cells = [tiny_cell(quantizer=name) for name in ("bc", "bnn++")]
-    write_plan(root / "tiny", cells)
+    write_plan(root / "tiny", map(Planned, cells))
     for k, cell in enumerate(cells):
         run = RunDir.create(root / "tiny" / cell.id, cell)
         attempt = put(run, state="running")

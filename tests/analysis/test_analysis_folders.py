@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_cells import put
+from tiny_cells import plan, put
 
 from analysis import folders, runs
 from analysis.errors import UserError
 from suite.run.atomic import write_json
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import RunDir
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
 
@@ -39,7 +39,7 @@ def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
     finish(died, 0.5)
     died.result_path.unlink()
     make_run("tiny", training__epochs=7)
-    write_plan(tmp_path / "tiny", [run.cell() for run in (*made, failed, died)])
+    plan(*made, failed, died)
     return tmp_path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from analysis_samples import cells_of, example, frame_of
 from report_samples import RECIPE, accuracies, example_page, page_of
-from tiny_cells import put
+from tiny_cells import plan, put
 
 from analysis import folders, methods, runs
 from analysis.backgrounds import Background
@@ -27,7 +27,7 @@ from analysis.provenance import keys_of, source, without_password
 from analysis.published import load
 from analysis.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
 from suite.run.atomic import write_json
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import RunDir
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
 
@@ -243,7 +243,7 @@ def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
         run.result_path.write_text(json.dumps(result), encoding="utf-8")
         attempt.finish(state="done")
     put(made[0], state="failed", cause="error", reason="the disk is full")
-    write_plan(tmp_path / "tiny", [run.cell() for run in made])
+    plan(*made)
     sync(tmp_path / "tiny", default_uri(tmp_path))
     return tmp_path
 

@@ -1,23 +1,86 @@
-"""`python -m launch` as a user of the cluster types it."""
+"""`python -m launch` as a user of the cluster types it, what came of it, and waiting for it."""
 
+import io
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+
+from launch import status
+from launch.__main__ import app
+from launch.plan import Standing
+from launch.slurm import client
+from suite.errors import UserError
+from suite.run.directory import RunDir, read_plan
 
 WriteGrid = Callable[..., Path]
 SOURCE = Path(__file__).parents[2]
-MODEST = ("--partition", "gpu", "--mem", "2G", "--time", "1h", "--cpus-per-task", "1", "--gpus-per-node", "0")
+MODEST = ("--partition", "gpu", "--mem", "1G", "--time", "1h", "--cpus-per-task", "1", "--gpus-per-node", "0")
 
 
-def launch(
-    *arguments: str | Path,
-    program: str = "-m launch",
-    checkout: Path = SOURCE,
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """What the command came to; `program` instead of it, `checkout` as the folder it is typed in."""
-    command = [sys.executable, *program.split(" ", 1), *map(str, arguments)]
-    everything = os.environ | {"COLUMNS": "150"} | dict(environment or {})
-    return subprocess.run(command, cwd=checkout, env=everything, capture_output=True, text=True, check=False)
+@dataclass(frozen=True)
+class Answer:
+    """What a command came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def launch(*arguments: str | Path) -> Answer:
+    """Runs the command in this process, which spares the seconds of its imports."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            app([str(each) for each in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        except UserError as error:  # as __main__ does
+            code = 2
+            print(error, file=sys.stderr)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def command(*arguments: str | Path, program: str = "-m launch") -> list[str]:
+    """The command for a process of its own; `program`: other options of Python's."""
+    return [sys.executable, *program.split(" ", 1), *map(str, arguments)]
+
+
+def standings(grid_dir: Path) -> dict[str, Standing]:
+    """Where the cells stand, by name without data set and model: `bc/s0`."""
+    rows = status.standings(grid_dir, read_plan(grid_dir))
+    return {row.cell.name.split("/", 2)[2]: row for row in rows}
+
+
+def states(grid_dir: Path) -> dict[str, str]:
+    """Cell -> its state."""
+    return {name: row.state.state for name, row in standings(grid_dir).items()}
+
+
+def run_of(grid_dir: Path, name: str) -> RunDir:
+    """The run directory of the cell, `bc/s0`."""
+    return RunDir(grid_dir / standings(grid_dir)[name].cell.id)
+
+
+def until(is_true: Callable[[], object], grid_dir: Path, seconds: float = 90.0) -> None:
+    """Returns once it is true. If it does not become so, the grid's state and logs are in the error."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, told(grid_dir)
+        time.sleep(0.1)
+
+
+def until_queue_is_empty(grid_dir: Path, seconds: float = 120.0) -> None:
+    """Returns once no job of this user's is left."""
+    until(lambda: not client.queue(), grid_dir, seconds)
+
+
+def told(grid_dir: Path) -> str:
+    """All that is known of a grid, for the error of a test."""
+    paths = [*sorted(grid_dir.glob("jobs/*/*_log.out")), *sorted(grid_dir.glob("*/attempts/*/log*.txt"))]
+    logs = [f"== {path.relative_to(grid_dir)}\n{path.read_text('utf-8', 'replace')[-3000:]}" for path in paths]
+    rows = [f"{name}: {row.state}" for name, row in standings(grid_dir).items()]
+    return os.linesep.join([*rows, *map(str, client.queue().values()), *logs])

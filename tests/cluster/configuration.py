@@ -18,6 +18,8 @@ class Settings:
     cpus_per_node: int = 16
     memory_per_node_mib: int = 16_000
     gpus_per_node: int = 2
+    cpus_of_last_node: int | None = None  # if other than those of the others
+    over_memory_kill: bool = False  # whether a step that uses more than its memory is killed
     accounting: bool = True  # slurmdbd and with it sacct, accounts and QOS
     max_array_size: int = 1001  # SLURM's default
     grace_seconds: int = 0  # between the signal of a preemption and its end
@@ -76,11 +78,14 @@ def _write(path: Path, text: str) -> None:
 def _slurm_conf(folder: Path, settings: Settings, ports: Ports) -> str:
     host = socket.gethostname().split(".")[0]
     gres = f" Gres=gpu:{settings.gpus_per_node}" if settings.gpus_per_node else ""
-    size = f"CPUs={settings.cpus_per_node} RealMemory={settings.memory_per_node_mib}{gres}"
+    cpus = [settings.cpus_per_node] * settings.num_nodes
+    cpus[-1] = settings.cpus_of_last_node or cpus[-1]
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {size}"
-        for name, port in zip(settings.nodes, ports.slurmd, strict=True)
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+        f"CPUs={count} RealMemory={settings.memory_per_node_mib}{gres}"
+        for name, port, count in zip(settings.nodes, ports.slurmd, cpus, strict=True)
     )
+    kills = "JobAcctGatherParams=OverMemoryKill\nJobAcctGatherFrequency=1" if settings.over_memory_kill else ""
     return f"""\
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -98,6 +103,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
+{kills}
 MpiDefault=none
 SwitchType=switch/none
 PropagateResourceLimits=NONE
@@ -134,7 +140,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={ports.slurmdbd}
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageTRES=gres/gpu
-AccountingStorageEnforce=associations,qos"""
+AccountingStorageEnforce=associations,limits,qos"""
 
 
 def _slurmdbd_conf(folder: Path, ports: Ports) -> str:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cluster.lab import Lab, obstacle
+from launch.slurm import client
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,4 +27,22 @@ def cluster() -> Iterator[Lab]:
             patch.delenv(variable)  # of a job that the tests may run in
         for variable in ("SLURM_CONF", "PATH"):
             patch.setenv(variable, lab.environment[variable])
+        patch.setenv("COLUMNS", "150")
         yield lab
+
+
+@pytest.fixture
+def root(cluster: Lab, tmp_path: Path) -> Iterator[Path]:
+    """A ROOT; jobs that are left are cancelled afterwards."""
+    yield tmp_path / "runs"
+    client.cancel(list(client.queue()))
+    cluster.run("scancel", "--user=root")
+
+
+@pytest.fixture
+def waiting(cluster: Lab, root: Path) -> Iterator[Path]:
+    """A ROOT, and a cluster on which jobs only wait."""
+    nodes = ",".join(cluster.nodes)
+    cluster.run("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
+    yield root
+    cluster.run("scontrol", "update", f"nodename={nodes}", "state=resume")

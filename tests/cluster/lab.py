@@ -53,7 +53,7 @@ class Lab:
             "SLURM_CONF": str(self.conf),
             "PATH": _path(),
         }
-        self._mark = f"SLURM_CONF={self.conf}"  # jobs have it too: they are found by it
+        self.mark = f"SLURM_CONF={self.conf}"  # jobs have it too: they are found by it
         self._reaper = self._start_reaper()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -79,8 +79,8 @@ class Lab:
 
     def kill_node(self, name: str) -> None:
         """As if its power were cut: SIGKILL to its slurmd, its jobs' slurmstepds, and all that these started."""
-        processes.kill(self._mark, f"LAB_NODE={name}")
-        processes.kill(self._mark, f"SLURMD_NODENAME={name}")  # what has left its parents
+        processes.kill(self.mark, f"LAB_NODE={name}")
+        processes.kill(self.mark, f"SLURMD_NODENAME={name}")  # what has left its parents
         self._daemons.pop(f"slurmd-{name}").wait()
 
     def start_node(self, name: str) -> None:
@@ -104,7 +104,7 @@ class Lab:
 
     def _start_reaper(self) -> "subprocess.Popen[bytes]":
         """Cleans up once the pipe to it is closed: by stop(), or by the kernel when this process has been killed."""
-        command = [sys.executable, "-S", processes.__file__, str(self.folder), self._mark]
+        command = [sys.executable, "-S", processes.__file__, str(self.folder), self.mark]
         environment = {key: value for key, value in self.environment.items() if key != "SLURM_CONF"}
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, cwd="/", start_new_session=True)
 

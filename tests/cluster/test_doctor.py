@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,14 +15,15 @@ import pytest
 from rich.console import Console
 
 from cluster.lab import Lab
-from launch import doctor, slurm
-from launch.resources import load_profile
+from launch.doctor import examination
+from launch.slurm import client as slurm
+from launch.slurm.resources import load_profile
 
 Examine = Callable[..., tuple[bool, str]]
 
 
 @pytest.fixture
-def examine(cluster: Lab, tmp_path: Path) -> Examine:
+def examine(cluster: Lab, tmp_path: Path) -> Iterator[Examine]:
     """Whether all is well, and what the doctor prints."""
     assert cluster.nodes
     data_dir = tmp_path / "data"
@@ -33,11 +34,12 @@ def examine(cluster: Lab, tmp_path: Path) -> Examine:
         shape = load_profile(None, flags).on(slurm.partitions()).for_cell(None) if flags else None
         said = io.StringIO()
         root = tmp_path / "runs"
-        is_well = doctor.doctor(root, data_dir, tracking_uri, shape, Console(file=said, width=200))
+        is_well = examination.doctor(root, data_dir, tracking_uri, shape, Console(file=said, width=200))
         assert not root.exists()  # it leaves nothing behind
         return is_well, said.getvalue()
 
-    return examine
+    yield examine
+    assert not any(job.name.endswith("-doctor") and job.is_live for job in slurm.queue().values())
 
 
 @pytest.mark.slow
@@ -58,6 +60,8 @@ def test_a_healthy_cluster_has_no_problem(examine: Examine) -> None:
         r"ok +clock of node\d: 0.\d s behind this machine's",
         r"ok +data directory on node\d: seen",
         r"(ok|absent) +FFCV on node\d: ",
+        r"ok +signals on node\d: SIGUSR2 reaches a worker",
+        r"ok +requeue: SLURM starts a worker again that leaves work behind",
     ):
         assert re.search(f"(?m)^{line}", said), (line, said)
 
@@ -72,21 +76,27 @@ def test_gpus_that_torch_does_not_see_are_a_problem(examine: Examine) -> None:
 def test_a_python_that_the_nodes_lack_is_a_problem(examine: Examine) -> None:
     is_well, said = examine(partition="gpu", python="/nowhere/python")
     assert not is_well
-    assert re.search(r"problem +Python on the nodes: /nowhere/python is not there\n +→ name an interpreter", said)
+    assert re.search(r"problem +Python on the nodes: Python did not start .*/nowhere/python.*\n +→ name an inter", said)
 
 
 def test_a_python_without_the_package_is_a_problem(examine: Examine, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-    is_well, said = examine(partition="gpu", python=str(tmp_path / "bare" / "bin" / "python"))
-    assert not is_well
-    assert re.search(r"problem +proxbench on node\d: .*No module named '\w+'\n +→ name an interpreter", said)
-
-
-def test_what_setup_says_does_not_confuse_the_doctor(examine: Examine, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     flags = {"setup": ["echo loading modules", f"PATH={tmp_path}/bare/bin:$PATH"], "python": "python"}
-    _, said = examine(partition="gpu", **flags)
-    assert re.search(rf"problem +proxbench on node\d: {tmp_path}/bare/bin/python: ModuleNotFoundError", said)
+    is_well, said = examine(partition="gpu", **flags)
+    assert not is_well
+    assert re.search(r"problem +proxbench on the nodes: python: .*No module named .*\n +→ install proxbench", said)
+
+
+def test_a_setup_line_that_fails_is_a_problem(examine: Examine) -> None:
+    is_well, said = examine(partition="gpu", setup=["module load cuda/99"])
+    assert not is_well
+    assert "setup line 'module load cuda/99' failed: " in said
+
+
+def test_a_job_that_sbatch_refuses_is_a_problem(examine: Examine) -> None:
+    is_well, said = examine(partition="gpu", sbatch=["reservation=nope"])
+    assert not is_well
+    assert re.search(r"problem +a worker on the nodes: sbatch: .*Requested reservation is invalid", said)
 
 
 def test_a_wrong_partition_stops_the_examination_of_nodes(examine: Examine) -> None:
@@ -99,7 +109,7 @@ def test_a_wrong_partition_stops_the_examination_of_nodes(examine: Examine) -> N
 def test_a_full_queue_is_told_and_is_no_problem(
     cluster: Lab, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "QUEUE_SECONDS", 2)
+    monkeypatch.setattr(examination, "QUEUE_SECONDS", 2)
     whole = ["--nodes=4", "--exclusive", "--chdir=/", "--output=/dev/null"]
     job_id = cluster.run("sbatch", "--parsable", "--partition=urgent", *whole, "--wrap", "sleep 60").strip()
     try:
@@ -109,7 +119,7 @@ def test_a_full_queue_is_told_and_is_no_problem(
     finally:
         slurm.cancel([job_id])
     assert is_well
-    assert re.search(r"can't tell +the nodes: none was free within 2 s\n +→ look at squeue --partition=gpu", said)
+    assert re.search(r"can't tell +the nodes: none was free within 2 s \(\w+\)\n +→ look at squeue --part", said)
 
 
 def test_a_dead_tracking_server_is_a_problem(examine: Examine) -> None:
@@ -119,7 +129,7 @@ def test_a_dead_tracking_server_is_a_problem(examine: Examine) -> None:
 
 
 @pytest.mark.slow
-def test_a_tracking_server_is_asked_from_the_node_too(examine: Examine) -> None:
+def test_a_tracking_server_is_asked_from_the_node_and_a_site_may_forbid_requeueing(examine: Examine) -> None:
     class Healthy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == "/health" else 404)
@@ -131,11 +141,13 @@ def test_a_tracking_server_is_asked_from_the_node_too(examine: Examine) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         uri = f"http://127.0.0.1:{server.server_port}"
-        _, said = examine(uri, partition="gpu")
+        is_well, said = examine(uri, partition="gpu", gpus_per_node=0, sbatch=["no-requeue"])
         server.shutdown()
         thread.join()
+    assert is_well, said
     assert f"MLflow: {uri} answers" in said
     assert re.search(rf"ok +MLflow from node\d: {uri} answers", said)
+    assert re.search(r"absent +requeue: SLURM does not start a job again here: workers hand in successors", said)
 
 
 def test_a_controller_that_is_away_is_a_problem(

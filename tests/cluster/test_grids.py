@@ -1,103 +1,177 @@
-"""Grids that run on a real SLURM cluster to their end: parents and children, packs, and the code they were given."""
+"""Grids that workers of a real SLURM cluster train to their end, whatever the site and its machines are like."""
 
-import json
+import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.commands import MODEST, SOURCE, WriteGrid, launch
+from cluster.commands import (
+    MODEST,
+    SOURCE,
+    WriteGrid,
+    command,
+    launch,
+    run_of,
+    standings,
+    states,
+    told,
+    until_queue_is_empty,
+)
+from cluster.configuration import Settings
 from cluster.lab import Lab
-from launch import slurm
-from suite.run.directory import RunDir, planned_cells
+from launch.supply import HandedIn, deaths, supply
+from launch.worker import registry
 
 DIVERGING = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "learning_rate": 1e30}
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+SICK = """
+import os, sys
+if os.environ.get("SLURMD_NODENAME") == "node1":
+    sys.modules["timm"] = None  # its import fails
+"""
+NOTE_DEVICES = """
+import os, pathlib, sys
+def note(event, values):
+    if event == "os.putenv" and values[0] == b"CUDA_VISIBLE_DEVICES":
+        (pathlib.Path(__file__).parent / f"devices-{values[1].decode()}").touch()
+sys.addaudithook(note)
+"""
+pytestmark = pytest.mark.slow
 
 
-def wait_for_the_queue_to_empty(seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while slurm.queue():
-        assert time.monotonic() < deadline, slurm.queue()
-        time.sleep(0.5)
+def _python_path(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Has every Python of the jobs to be launched run the code first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{SOURCE}")
 
 
-def statuses(root: Path) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(launch("status", "--json", "--root", root).stdout)}
-
-
-def test_children_follow_a_parent_that_is_done_and_are_cancelled_with_one_that_failed(
-    write_grid: WriteGrid, tmp_path: Path
+def test_children_follow_their_parents_in_the_code_that_was_launched(
+    cluster: Lab, write_grid: WriteGrid, root: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "runs"
-    blocks = [
-        {"quantizers": ["fp"], "seeds": [0]},
-        {"quantizers": ["fp"], "seeds": [1], "training": DIVERGING},
-        {"quantizers": ["bc"], "seeds": [0, 1], "init": "finetune"},
-    ]
-    answer = launch("grid", write_grid(blocks=blocks), *MODEST, "--root", root)
-    assert "submitted 4 cells" in answer.stdout, answer.stderr
-    wait_for_the_queue_to_empty()
-    rows = statuses(root)
-    assert {name.removeprefix("digits/resnet8/"): (row["state"], row["cause"]) for name, row in rows.items()} == {
-        "fp/s0": ("done", None),
-        "fp/s1": ("failed", "nan"),
-        "bc/s0/finetune": ("done", None),
-        "bc/s1/finetune": ("cancelled", None),
-    }
-    assert rows["digits/resnet8/bc/s1/finetune"]["reason"] == "starts from digits/resnet8/fp/s1, which failed: nan"
-    shown = launch("status", "--root", root).stdout
-    assert "digits/resnet8/fp/s1" in shown
-    assert "the loss is" in shown, "the reason, and the last lines of the log"
-    assert {row["attempt"] for row in rows.values()} == {1, 0}, "a NaN comes again: it is not tried again"
-    again = launch("retry", "--failed", *MODEST, "--root", root)
-    assert "submitted 2 cells" in again.stdout, "the parent and its child"
-    wait_for_the_queue_to_empty()
-    assert statuses(root)["digits/resnet8/bc/s1/finetune"]["state"] == "cancelled"
-
-
-def test_a_job_runs_the_code_that_was_submitted_not_what_was_edited_since(
-    cluster: Lab, write_grid: WriteGrid, tmp_path: Path
-) -> None:
-    checkout, root = tmp_path / "checkout", tmp_path / "runs"
+    checkout, grid_dir = tmp_path / "checkout", root / "tiny"
     for package in ("quantizers", "models", "suite", "launch", "analysis"):
         shutil.copytree(SOURCE / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     as_author = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "submitted"]):
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "launched"]):
         subprocess.run([*as_author, *words], check=True)
     commit = subprocess.check_output([*as_author, "rev-parse", "HEAD"], text=True).strip()
     with (checkout / "suite" / "training" / "seeds.py").open("a", encoding="utf-8") as file:
         file.write("\n# not committed\n")
     (checkout / "suite" / "new.py").touch()
+    blocks = [
+        {"quantizers": ["fp"], "seeds": [0]},
+        {"quantizers": ["fp"], "seeds": [1], "training": DIVERGING},
+        {"quantizers": ["bc"], "seeds": [0, 1], "init": "finetune"},
+    ]
     nodes = ",".join(cluster.nodes)
     cluster.run("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
-    at_submission = {"PYTHONPATH": str(checkout)}
-    grid = write_grid(quantizers=["fp"])
-    answer = launch("grid", grid, *MODEST, "--root", root, checkout=checkout, environment=at_submission)
-    assert "submitted 1 cell as" in answer.stdout, answer.stderr
+    on_finish = 'echo "$PROXBENCH_SUMMARY" >> finished'
+    words = command("grid", write_grid(blocks=blocks), *MODEST, "--workers", "1", "--root", root)
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    answer = subprocess.run(
+        [*words, "--on-finish", on_finish], cwd=checkout, env=environment, check=True, capture_output=True, text=True
+    )
+    assert answer.stdout.startswith("handed in 1 worker for 4 cells"), answer
     for path in checkout.rglob("*.py"):
         path.write_text("raise AssertionError('edited since')\n", encoding="utf-8")
     cluster.run("scontrol", "update", f"nodename={nodes}", "state=resume")
-    wait_for_the_queue_to_empty()
-    (run,) = (RunDir(root / "tiny" / cell_id) for cell_id in planned_cells(root / "tiny"))
-    assert run.state().state == "done", run.state()
-    code = run.provenance()["code"]
+    until_queue_is_empty(grid_dir)
+
+    rows = standings(grid_dir)
+    assert {name: (row.state.state, row.state.cause) for name, row in rows.items()} == {
+        "fp/s0": ("done", None),
+        "fp/s1": ("failed", "nan"),
+        "bc/s0/finetune": ("done", None),
+        "bc/s1/finetune": ("queued", None),
+    }, told(grid_dir)
+    assert rows["fp/s1"].state.attempt == 1, "a NaN comes again: it is not tried again"
+    assert len({row.state.job_id for row in rows.values() if row.state.attempt}) == 1
+    assert (grid_dir / "finished").read_text(encoding="utf-8") == "2 done, 1 queued, 1 failed\n"
+    shown = launch("status", "--root", root).stdout
+    assert "waits: starts from digits/resnet8/fp/s1, which failed: nan" in shown
+    assert "the loss is" in shown, "the reason, and the last lines of the log"
+    code = run_of(grid_dir, "fp/s0").provenance()["code"]
     assert code["commit"] == commit
     assert "+# not committed" in code["diff"]
     assert code["untracked"] == "suite/new.py"
 
 
-def test_packed_cells_share_a_job_and_one_that_fails_leaves_the_others(write_grid: WriteGrid, tmp_path: Path) -> None:
-    root = tmp_path / "runs"
-    blocks = [{"quantizers": ["fp", "bc"]}, {"quantizers": ["bc"], "seeds": [7], "training": DIVERGING}]
-    packed = [*MODEST[:-4], "--cpus-per-task", "3", "--gpus-per-node", "0", "--pack", "3"]
-    answer = launch("grid", write_grid(blocks=blocks), *packed, "--root", root)
-    assert "submitted 3 cells as 1 job" in answer.stdout, answer.stderr
-    wait_for_the_queue_to_empty()
-    rows = statuses(root)
-    assert {row["state"] for name, row in rows.items() if not name.endswith("s7")} == {"done"}
-    assert rows["digits/resnet8/bc/s7"]["cause"] == "nan"
-    assert len({row["job_id"] for row in rows.values()}) == 1
+def test_limits_on_jobs_and_arrays_refuse_no_grid_and_a_worker_by_hand_takes_its_share(
+    write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, grid_dir = tmp_path / "runs", tmp_path / "runs" / "tiny"
+    grid = write_grid(quantizers=["fp", "bc"], seeds=[0, 1, 2, 3])
+    with Lab(Settings(num_nodes=1, cpus_per_node=2, gpus_per_node=0, max_array_size=4)) as lab:
+        monkeypatch.setenv("SLURM_CONF", str(lab.conf))
+        lab.run("sacctmgr", "-i", "-Q", "modify", "user", "root", "where", "account=lab", "set", "MaxSubmitJobs=5")
+        answer = launch("grid", grid, *MODEST, "--root", root)
+        assert answer.stdout.startswith("handed in 5 workers for 8 cells (job "), answer
+        assert "3 more workers could work; they are handed in as SLURM's limits have room" in answer.stdout
+        by_hand = subprocess.Popen(command("worker", "--root", root), cwd=SOURCE, stdout=subprocess.DEVNULL)
+        until_queue_is_empty(grid_dir)
+        assert by_hand.wait(60) == 0
+    rows = standings(grid_dir)
+    assert {row.state.state for row in rows.values()} == {"done"}, told(grid_dir)
+    assert {row.state.attempt for row in rows.values()} == {1}
+    workers = registry.workers(grid_dir)
+    assert sorted(worker.job_id == "" for worker in workers) == [False] * 5 + [True]
+    assert len({worker.job_id.partition("_")[0] for worker in workers}) == 3, (
+        "an array of 4, a job, and the one by hand"
+    )
+
+
+def test_a_sick_node_loses_its_worker_and_no_cell(
+    write_grid: WriteGrid, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_dir = root / "tiny"
+    _python_path(monkeypatch, tmp_path / "site", SICK)
+    grid = write_grid(quantizers=["fp", "bc", "bnn", "bnn++"])
+    launch("grid", grid, *MODEST, "--workers", "1", "--root", root)
+    until_queue_is_empty(grid_dir)
+    assert set(states(grid_dir).values()) == {"done"}, told(grid_dir)
+    assert sorted(row.state.attempt for row in standings(grid_dir).values()) == [1, 2, 2, 2]
+    sick, healthy = registry.workers(grid_dir)
+    assert sick.host == "node1" != healthy.host
+    reason = "retired: 3 cells failed here without a step; look at node1"
+    assert f"worker 1 {reason}" in launch("status", "--root", root).stdout
+
+
+def test_what_dies_before_python_is_told_and_not_handed_in_again(write_grid: WriteGrid, root: Path) -> None:
+    cases = {
+        "setup": (("--setup", "module load cuda/99"), "setup line 'module load cuda/99' failed: "),
+        "python": (("--python", "/nowhere/python"), "Python did not start (exit status "),
+    }
+    for name, (flags, _) in cases.items():
+        answer = launch("grid", write_grid(name=name, seeds=[0, 1]), *MODEST, *flags, "--workers", "3", "--root", root)
+        assert answer.stdout.startswith("handed in 3 workers for 4 cells"), answer
+    until_queue_is_empty(root / "python")
+    for name, (_, reason) in cases.items():
+        grid_dir = root / name
+        assert len(deaths(grid_dir)) == 3
+        said = launch("status", name, "--root", root).stdout
+        assert said.count(reason) == 3, said
+        assert "no worker: python -m launch grid" in said
+        logs = launch("logs", "fp/s0", "--grid", name, "--root", root).stdout
+        assert {"setup": "module: command not found", "python": "/nowhere/python"}[name] in logs
+        assert {row.state.attempt for row in standings(grid_dir).values()} == {0}
+        assert supply(grid_dir) == HandedIn()
+        assert launch("scale", "2", "--grid", name, "--root", root).stdout.endswith("; 2 handed in\n"), "a user may"
+
+
+def test_a_job_of_two_gpus_has_a_slot_on_each_and_a_gpu_that_torch_does_not_see_is_an_error(
+    write_grid: WriteGrid, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid_dir = root / "tiny"
+    _python_path(monkeypatch, tmp_path / "site", NOTE_DEVICES)
+    two = ("--partition", "gpu", "--gpus-per-node", "2", "--mem", "1G", "--time", "1h", "--root", root)
+    answer = launch("grid", write_grid(), *two)
+    assert answer.stdout.startswith("handed in 1 worker for 2 cells"), answer
+    until_queue_is_empty(grid_dir)
+    (worker,) = registry.workers(grid_dir)
+    assert (worker.num_slots, worker.num_gpus) == (2, 2)
+    assert sorted(path.name for path in (tmp_path / "site").glob("devices-*")) == ["devices-0", "devices-1"]
+    rows = standings(grid_dir).values()
+    assert {(row.state.state, row.state.cause) for row in rows} == {("failed", "error")}
+    assert all("sees no GPU, though SLURM_JOB_GPUS is 0,1" in row.state.reason for row in rows)

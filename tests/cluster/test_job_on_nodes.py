@@ -1,30 +1,26 @@
-"""Two nodes with two processes each train one cell: as one process would, and through what SLURM does to them."""
+"""Two nodes with a process each train cells one after another: as one process would, through a signal, too."""
 
 import json
 import os
 import socket
-import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-import submitit
-from tiny_cells import tiny_cell
+from tiny_cells import tiny_grid
 
-from cluster.lab import Lab
-from launch.cluster import TEARDOWN
-from launch.job import Job
-from launch.submissions import Submission
+from cluster.commands import SOURCE, WriteGrid, launch, run_of, standings, told, until, until_queue_is_empty
+from launch.slurm import client
+from launch.supply import jobs
 from suite.run import failures, journal
 from suite.run.directory import RunDir
 from suite.train import train
 
 NOWHERE = Path("no-data-needed")
-REPOSITORY = Path(__file__).parents[2]
 ROUNDING = 1e-5
-# Without batch norm, whose statistics are each process's own.
-CELL = tiny_cell(model="vit_mini_patch2_8", training__epochs=4, training__batch_size=64)
+TRAINING = {**tiny_grid()["training"], "epochs": 4, "batch_size": 64}
 NOTE_PLACE = """
 import json, os, pathlib
 if "RANK" in os.environ:
@@ -32,172 +28,89 @@ if "RANK" in os.environ:
     place = {name: os.environ[name] for name in names}
     (pathlib.Path(__file__).parent / f"place-{place['RANK']}.json").write_text(json.dumps(place))
 """
+NODES = ("--partition", "gpu", "--nodes", "2", "--gpus-per-node", "1", "--cpus-per-task", "1", "--mem", "1G")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code, in the launcher's way, whose processes note where they are."""
-    folder = tmp_path_factory.mktemp("code")
-    for package in ("quantizers", "models", "suite", "launch"):
-        (folder / package).symlink_to(REPOSITORY / package)
-    (folder / "sitecustomize.py").write_text(NOTE_PLACE, encoding="utf-8")
-    return folder
-
-
-def submit(run: RunDir, code: Path, **parameters: object) -> str:
-    """Hands SLURM a job of the run, over two nodes; returns its id."""
-    grid_dir = run.path.parent
-    executor = submitit.SlurmExecutor(folder=grid_dir / "jobs")
-    settings = {
-        "partition": "gpu",
-        "nodes": 2,
-        "cpus_per_task": 2,
-        "setup": ["trap : USR2 TERM", f"export PYTHONPATH={REPOSITORY}"],
-        "teardown": list(TEARDOWN),
-        "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True},
-    }
-    executor.update_parameters(time=15, ntasks_per_node=1, **settings | parameters)
-    token = f"t{time.time_ns()}"
-    Submission(token, ((run.path.name,),), job_id="known").write(grid_dir)
-    return str(executor.submit(Job((run.path,), NOWHERE, code, token, 1, num_processes=2, num_nodes=2)).job_id)
-
-
-def state_of(cluster: Lab, job_id: str) -> str:
-    """SLURM's word for it."""
-    return cluster.run("scontrol", "show", "job", job_id).partition("JobState=")[2].split()[0]
-
-
-def wait(cluster: Lab, run: RunDir, job_id: str, *, seconds: float = 300.0) -> str:
-    """SLURM's word for how the job ended."""
-    deadline = time.monotonic() + seconds
-    while (state := state_of(cluster, job_id)) in {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"}:
-        assert time.monotonic() < deadline, f"{state}; {run.state()}\n{logs(run)}"
-        time.sleep(0.3)
-    return state
-
-
-def logs(run: RunDir) -> str:
-    """All that the job and training said."""
-    paths = [*sorted((run.path.parent / "jobs").glob("*.out")), *sorted(run.attempts.glob("*/log*.txt"))]
-    return "\n".join(f"== {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-4000:]}" for path in paths)
-
-
-def once_trained(run: RunDir, attempt: int) -> None:
-    """Returns once the attempt has saved something and goes on."""
-    deadline = time.monotonic() + 90
-    while run.state().attempt != attempt or not any(run.checkpoints.glob("*.pt")):
-        assert time.monotonic() < deadline, logs(run)
-        time.sleep(0.02)
-
-
 class Thief(Thread):
-    """Takes the port that the job's first node chose, before its torchrun can. One in three seconds is enough."""
+    """Takes the port that the first node of a grid's first job chose, before its torchrun can."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, grid_dir: Path) -> None:
         super().__init__()
-        self.word, self.is_over = run.path / "rendezvous.json", Event()
+        self._workers, self._is_over = grid_dir / "workers", Event()
 
     def run(self) -> None:
-        while not self.word.exists() and not self.is_over.is_set():
-            time.sleep(0.005)
+        """Waits for the word, and holds its port."""
+        while not (words := list(self._workers.glob("meeting-*.json"))):
+            if self._is_over.wait(0.005):
+                return
+        endpoint = json.loads(words[0].read_text(encoding="utf-8"))["endpoint"]
         with ExitStack() as stack:
             for family in (socket.AF_INET6, socket.AF_INET):
                 server = stack.enter_context(closing(socket.socket(family)))
                 if family == socket.AF_INET6:
                     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                port = int(json.loads(self.word.read_text(encoding="utf-8"))["endpoint"].rpartition(":")[2])
-                server.bind(("", port))
+                server.bind(("", int(endpoint.rpartition(":")[2])))
                 server.listen()
-            self.is_over.wait()
+            self._is_over.wait()
+
+    def end(self) -> None:
+        """Lets the port go."""
+        self._is_over.set()
+        self.join()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Lab, code: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run on two nodes with nothing against it but that its first port was taken."""
-    run = RunDir.create(tmp_path_factory.mktemp("undisturbed") / CELL.id, CELL)
-    thief = Thief(run)
+@pytest.fixture
+def thief(root: Path) -> Iterator[None]:
+    """One is after the grid `tiny`."""
+    thief = Thief(root / "tiny")
     thief.start()
-    try:
-        assert wait(cluster, run, submit(run, code)) == "COMPLETED", logs(run)
-    finally:
-        thief.is_over.set()
-        thief.join()
-    return run
+    yield
+    thief.end()
 
 
-def test_each_node_has_two_of_the_four_ranks(undisturbed: RunDir, code: Path) -> None:
-    places = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(code.glob("place-*.json"))]
-    assert [place["RANK"] for place in places] == ["0", "1", "2", "3"]
-    assert {place["WORLD_SIZE"] for place in places} == {"4"}
-    nodes = [place["SLURMD_NODENAME"] for place in places]
-    assert len(set(nodes)) == 2
-    assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
-    assert [place["LOCAL_RANK"] for place in places] == ["0", "1"] * 2
-    assert {beat.rank for beat in failures.beats(undisturbed.attempts / "0001").values()} == {0, 1, 2, 3}
+@pytest.mark.usefixtures("cluster", "thief")
+def test_two_nodes_train_cells_one_after_another(
+    write_grid: WriteGrid, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOTE_PLACE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE}")
+    grid_dir = root / "tiny"
+    # Without batch norm, whose statistics are each process's own.
+    grid = write_grid(
+        models=["vit_mini_patch2_8"],
+        quantizers=["bnn++"],
+        training=TRAINING,
+        execution={"device": "cpu"},
+        blocks=[{"seeds": [0]}, {"seeds": [1], "training": {**TRAINING, "epochs": 16}}],
+    )
+    answer = launch("grid", grid, *NODES, "--workers", "1", "--root", root)
+    assert answer.stdout.startswith("handed in 1 worker for 2 cells"), answer
+    (job_id,) = jobs(grid_dir)
+    until(lambda: standings(grid_dir)["bnn++/s1"].state.epoch > 0, grid_dir, 120)
+    first, second = (run_of(grid_dir, name) for name in ("bnn++/s0", "bnn++/s1"))
+    client.signal(job_id, "USR2")
+    until(second.all_attempts()[0].end, grid_dir)
+    assert (second.all_attempts()[0].end() or {})["reason"] == "stopped by SIGUSR2", told(grid_dir)
+    until_queue_is_empty(grid_dir)
+    assert len({beat.step for beat in failures.beats(second.attempts / "0001").values()}) == 1, "all saved together"
 
+    rows = standings(grid_dir)
+    assert {row.state.state for row in rows.values()} == {"done"}, told(grid_dir)
+    assert [row.state.attempt for row in rows.values()] == [1, 2]
+    assert {row.state.job_id for row in rows.values()} == {job_id}
+    assert not any(row.state.failures for row in rows.values()), "neither a taken port nor a signal is one"
+    assert "EADDRINUSE" in (first.attempts / "0001" / "log.txt").read_text(encoding="utf-8")
+    assert (first.attempts / "0001" / "log-node1.txt").exists()
 
-def test_they_train_as_one_process_does(undisturbed: RunDir, tmp_path: Path) -> None:
-    alone = RunDir.create(tmp_path / CELL.id, CELL)
+    places = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("place-*.json"))]
+    assert [(place["RANK"], place["WORLD_SIZE"]) for place in places] == [("0", "2"), ("1", "2")]
+    assert [place["LOCAL_RANK"] for place in places] == ["0", "0"]
+    assert len({place["SLURMD_NODENAME"] for place in places}) == 2
+    assert {beat.rank for beat in failures.beats(first.attempts / "0001").values()} == {0, 1}
+
+    alone = RunDir.create(tmp_path / first.path.name, first.cell())
     train(alone, NOWHERE)
-    losses = [
-        [epoch["train/loss"] for epoch in journal.read_metrics(run.journal).values()] for run in (undisturbed, alone)
-    ]
+    losses = [[epoch["train/loss"] for epoch in journal.read_metrics(run.journal).values()] for run in (first, alone)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=ROUNDING)
     assert losses[0] == pytest.approx(losses[1], rel=100 * ROUNDING)
-
-
-def test_a_port_that_was_taken_is_followed_by_another(undisturbed: RunDir) -> None:
-    assert "EADDRINUSE" in (undisturbed.attempts / "0001" / "log.txt").read_text(encoding="utf-8")
-    word = json.loads((undisturbed.path / "rendezvous.json").read_text(encoding="utf-8"))
-    assert word["generation"] == 3, "taken, free, and over"
-    assert undisturbed.state().attempt == 1
-    assert undisturbed.state().failures == {}
-    assert (undisturbed.attempts / "0001" / "log-node1.txt").exists()
-
-
-def test_a_signal_to_the_step_saves_on_all_nodes_requeues_and_ends_as_undisturbed(
-    cluster: Lab, undisturbed: RunDir, code: Path, tmp_path: Path
-) -> None:
-    run = RunDir.create(tmp_path / CELL.id, CELL)
-    job_id = submit(run, code)
-    once_trained(run, 1)
-    cluster.run("scancel", "--signal=USR2", job_id)
-    deadline = time.monotonic() + 60
-    while run.state().state == "running":
-        assert time.monotonic() < deadline, logs(run)
-        time.sleep(0.02)
-    assert (run.state().state, run.state().reason) == ("preempted", "stopped by SIGUSR2"), logs(run)
-    assert len({beat.step for beat in failures.beats(run.attempts / "0001").values()}) == 1
-    assert wait(cluster, run, job_id) == "COMPLETED", logs(run)
-    assert (run.state().state, run.state().attempt, run.state().failures) == ("done", 2, {})
-    assert run.state().job_id == job_id
-    assert "Restarts=1" in cluster.run("scontrol", "show", "job", job_id)
-    assert run.result() == undisturbed.result()
-
-
-def test_a_node_that_dies_takes_the_job_back_to_its_last_checkpoint(
-    cluster: Lab, undisturbed: RunDir, code: Path, tmp_path: Path
-) -> None:
-    run = RunDir.create(tmp_path / CELL.id, CELL)
-    job_id = submit(run, code)
-    once_trained(run, 1)
-    nodes = cluster.run("squeue", "-h", "-j", job_id, "-o", "%N").strip()
-    last = cluster.run("scontrol", "show", "hostnames", nodes).split()[-1]
-    cluster.kill_node(last)
-    cluster.start_node(last)
-    assert wait(cluster, run, job_id) == "COMPLETED", logs(run)
-    assert (run.state().state, run.state().attempt) == ("done", 2)
-    assert run.result() == undisturbed.result()
-    cluster.wait_until_idle()
-
-
-def test_a_cell_that_fails_on_another_node_fails_the_job_with_the_reason(
-    cluster: Lab, code: Path, tmp_path: Path
-) -> None:
-    cell = tiny_cell(training__batch_size=64, training__optimizer="sgd", training__learning_rate=1e30)
-    run = RunDir.create(tmp_path / cell.id, cell)
-    assert wait(cluster, run, submit(run, code)) == "FAILED"
-    assert (run.state().state, run.state().cause) == ("failed", "nan")
-    assert os.linesep not in run.state().reason

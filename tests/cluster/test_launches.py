@@ -1,172 +1,187 @@
-"""`python -m launch` on a real SLURM cluster: what is submitted, once, by whoever launches however often."""
+"""`python -m launch` on a real SLURM cluster: which workers are handed in, by whoever launches however often."""
 
-import json
+import os
 import signal
 import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_cells import tiny_grid
 
-from cluster.commands import MODEST, WriteGrid, launch
+from cluster.commands import MODEST, SOURCE, WriteGrid, command, launch, standings, states
 from cluster.lab import Lab
-from launch import slurm, submissions
-from launch.submissions import job_name, owners
-from suite.run.directory import planned_cells
+from launch import launches
+from launch.slurm import client
+from launch.supply import jobs
 
-# Three arrays: two full-precision cells, and one cell that starts from each.
+# Two full-precision cells, and one cell that starts from each.
 FAMILIES = {"quantizers": ["fp"], "seeds": [0, 1], "blocks": [{}, {"init": "finetune", "quantizers": ["bc"]}]}
 
 
-def live_jobs(grid_dir: Path) -> Counter[str]:
-    """Cell id -> how many jobs in SLURM's queue, held or not, are going to run it."""
-    names = {job_name(grid_dir, record.token): record for record in submissions.read(grid_dir)}
-    counts: Counter[str] = Counter()
-    for job in slurm.queue().values():
-        if job.name in names and job.is_live:
-            record = names[job.name]
-            index = int(job.job_id.partition("_")[2] or 0)
-            counts.update(record.tasks[index])
-    return counts
+def _content(grid_dir: Path) -> dict[str, bytes]:
+    """What a launch could have changed."""
+    paths = [grid_dir / "plan.json", grid_dir / "launches.jsonl", grid_dir / "scale.json", *grid_dir.glob("jobs/*/*")]
+    return {str(path): path.read_bytes() for path in [*paths, *grid_dir.glob("*/*.yaml"), *grid_dir.glob("*/again*")]}
 
 
-@pytest.fixture
-def waiting(cluster: Lab, tmp_path: Path) -> Iterator[Path]:
-    """A ROOT, and a cluster on which jobs only wait; they are cancelled afterwards."""
-    nodes = ",".join(cluster.nodes)
-    cluster.run("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
-    yield tmp_path / "runs"
-    cluster.run("scancel", "--user=root")
-    cluster.run("scontrol", "update", f"nodename={nodes}", "state=resume")
-
-
-def test_a_launch_submits_every_cell_once_and_a_second_none(write_grid: WriteGrid, waiting: Path) -> None:
-    grid = write_grid(**FAMILIES)
-    first = launch("grid", grid, *MODEST, "--root", waiting)
+def test_each_ready_cell_gets_a_worker_and_a_second_launch_hands_in_none(write_grid: WriteGrid, waiting: Path) -> None:
+    grid, grid_dir = write_grid(**FAMILIES), waiting / "tiny"
+    first = launch("grid", grid, *MODEST, "--root", waiting, "--checkpoint-minutes", "3")
     assert first.returncode == 0, first.stderr
-    assert "submitted 4 cells as 3 jobs" in first.stdout
-    before = live_jobs(waiting / "tiny")
-    assert before == dict.fromkeys(planned_cells(waiting / "tiny"), 1)
+    assert first.stdout.startswith("handed in 2 workers for 4 cells (job ")
+    before = jobs(grid_dir)
+    assert {job_id.partition("_")[0] for job_id in before} == {first.stdout.split("(job ")[1].split(")")[0]}
+    assert sorted(job_id.partition("_")[2] for job_id in before) == ["0", "1"]
+    assert {job.spec.train_options for job in before.values()} == {("--checkpoint-minutes", "3.0")}
     second = launch("grid", grid, *MODEST, "--root", waiting)
-    assert "nothing to submit" in second.stdout
-    assert live_jobs(waiting / "tiny") == before
-    assert len(submissions.read(waiting / "tiny")) == 3
+    assert second.stdout.startswith("no worker is missing: 4 queued"), second
+    assert set(jobs(grid_dir)) == set(before)
+
+    remembered = launches.launches(grid_dir)
+    assert [(each.command, each.place, each.num_cells) for each in remembered] == [("grid", "slurm", 4)] * 2
+    assert remembered[0].flags["mem"] == "1G"
+    assert remembered[0].train_options == ("--checkpoint-minutes", "3.0")
+    assert remembered[0].text == grid.read_text(encoding="utf-8")
+    ((shape, resources),) = remembered[0].resources.items()
+    assert (resources["partition"], resources["time"], resources["mem"]) == ("gpu", 60, "1G")
+    assert {job.spec.shape for job in before.values()} == {shape}
+
+    assert launch("scale", "1", "--root", waiting).stdout == "at most 1 workers (before: no limit); 0 handed in\n"
+    assert len(jobs(grid_dir)) == 1
+    assert launch("scale", "9", "--root", waiting).stdout == "at most 9 workers (before: 1); 1 handed in\n"
+    assert len(jobs(grid_dir)) == 2
 
 
-def test_cells_wait_for_their_parents_job(write_grid: WriteGrid, waiting: Path) -> None:
-    launch("grid", write_grid(**FAMILIES), *MODEST, "--root", waiting)
-    cells = planned_cells(waiting / "tiny")
-    jobs = {cell: record.task_job_id(at) for cell, (record, at) in owners(submissions.read(waiting / "tiny")).items()}
-    for cell in cells.values():
-        if cell.parent is not None:
-            shown = subprocess.check_output(["scontrol", "show", "job", jobs[cell.id]], text=True)
-            assert f"Dependency=afterok:{jobs[cell.parent]}(" in shown
-
-
-def test_two_launches_at_once_submit_every_cell_once(write_grid: WriteGrid, waiting: Path) -> None:
-    command = [sys.executable, "-m", "launch", "grid", str(write_grid(**FAMILIES)), *MODEST, "--root", str(waiting)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate()[0] for process in both]
+@pytest.mark.slow
+def test_two_launches_at_once_hand_in_each_worker_once(write_grid: WriteGrid, waiting: Path) -> None:
+    words = command("grid", write_grid(**FAMILIES), *MODEST, "--root", waiting)
+    both = [subprocess.Popen(words, cwd=SOURCE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("submitted 4 cells" in output for output in outputs) == 1
-    assert set(live_jobs(waiting / "tiny").values()) == {1}
+    assert sorted(each.split(maxsplit=1)[0] for each in said) == ["handed", "no"], said
+    assert len(jobs(waiting / "tiny")) == 2
 
 
-@pytest.mark.parametrize(
-    ("moment", "num_before"),
-    [("sbatch", 2), ("id", 2), ("release", 3)],
-    ids=["before the second sbatch", "before its id is noted", "before it is released"],
-)
-def test_a_launcher_killed_between_two_arrays_is_taken_over(
-    write_grid: WriteGrid, waiting: Path, moment: str, num_before: int
+@pytest.mark.slow
+@pytest.mark.parametrize(("is_after", "num_before"), [(False, 0), (True, 1)], ids=["before sbatch", "after sbatch"])
+def test_a_killed_launchers_work_is_finished_by_the_next(
+    write_grid: WriteGrid, waiting: Path, is_after: bool, num_before: int
 ) -> None:
-    grid = write_grid(**FAMILIES)
-    killed = launch("grid", grid, *MODEST, "--root", waiting, program=f"-c {_killing_at(moment)}")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(owners(submissions.read(waiting / "tiny"))) == num_before
-    again = launch("grid", grid, *MODEST, "--root", waiting)
-    assert f"submitted {4 - num_before} cell" in again.stdout, again.stderr
-    assert live_jobs(waiting / "tiny") == dict.fromkeys(planned_cells(waiting / "tiny"), 1)
-    assert "JobHeldUser" not in {job.reason for job in slurm.queue().values()}
-
-
-def _killing_at(moment: str) -> str:
-    """A launcher that is killed, really, as it comes to a moment of its second array."""
-    return "\n".join(
+    profile = waiting.parent / "cluster.yaml"  # two shapes: two calls of sbatch
+    profile.write_text("partition: gpu\nmem: 1G\ngpus_per_node: 0\ncells: {bnn++: {mem: 2G}}\n", encoding="utf-8")
+    where = ("--cluster", profile, "--root", waiting)
+    killing = "\n".join(
         (
-            "import os, signal, sys",
-            "from launch import __main__, cluster, slurm",
-            "num_calls = 0",
-            "def killing(function, is_after):",
-            "    def call(*arguments):",
-            "        global num_calls",
-            "        num_calls += 1",
-            "        answer = function(*arguments) if is_after or num_calls < 2 else None",
-            "        if num_calls == 2: os.kill(os.getpid(), signal.SIGKILL)",
-            "        return answer",
-            "    return call",
-            f"if {moment!r} == 'release': slurm.release = killing(slurm.release, False)",
-            f"else: cluster.SlurmCluster.submit = killing(cluster.SlurmCluster.submit, {moment == 'id'})",
+            "import os, signal",
+            "from launch import __main__",
+            "from launch.slurm import hand_over",
+            "submit = hand_over.submit",
+            "def killing(*arguments, **options):",
+            f"    if {is_after}: submit(*arguments, **options)",
+            "    os.kill(os.getpid(), signal.SIGKILL)",
+            "hand_over.submit = killing",
             "__main__.app()",
         )
     )
+    killed = subprocess.run(command("grid", write_grid(), *where, program=f"-c {killing}"), cwd=SOURCE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(jobs(waiting / "tiny")) == num_before
+    again = launch("grid", write_grid(), *where)
+    assert again.stdout.startswith(f"handed in {2 - num_before} worker"), again
+    assert len(jobs(waiting / "tiny")) == 2
+    assert "JobHeldUser" not in {job.reason for job in client.queue().values()}
 
 
 def test_a_dry_run_prints_the_very_script_and_submits_nothing(write_grid: WriteGrid, waiting: Path) -> None:
     grid = write_grid()
     shown = launch("grid", grid, *MODEST, "--root", waiting, "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert "at most 0 GPU-hours (2 node-hours)" in shown.stdout
+    assert "# ---- 2 workers, 1 cell at a time each" in shown.stdout
     assert not waiting.exists()
     launch("grid", grid, *MODEST, "--root", waiting)
-    (record,) = submissions.read(waiting / "tiny")
-    (script,) = (waiting / "tiny" / "jobs" / record.token).glob("*_submission.sh")
-    (token,) = {line.split("=tiny-")[1] for line in shown.stdout.splitlines() if line.startswith("#SBATCH --job-name")}
-    assert script.read_text().replace(record.token, token).strip() in shown.stdout
+    (script,) = waiting.glob("tiny/jobs/*/*_submission.sh")
+    code = launches.launches(waiting / "tiny")[0].code
+    text = script.read_text(encoding="utf-8").replace(script.parent.name, "<token>")
+    lines = text.replace(code, str(waiting / "tiny" / "code")).replace("'", "").splitlines()
+    assert not [line for line in lines if line not in shown.stdout.replace("'", "").splitlines()]
 
 
-def test_arrays_are_as_long_as_the_cluster_allows(write_grid: WriteGrid, waiting: Path) -> None:
-    limit = slurm.max_array_size()
-    launch("grid", write_grid(quantizers=["fp"], seeds=list(range(limit + 4))), *MODEST, "--root", waiting)
-    assert [len(record.tasks) for record in submissions.read(waiting / "tiny")] == [limit, 4]
-    assert len(live_jobs(waiting / "tiny")) == limit + 4
-
-
-def test_a_profile_gives_cells_resources_of_their_own(write_grid: WriteGrid, waiting: Path, tmp_path: Path) -> None:
+def test_a_profile_gives_cells_workers_of_their_own(write_grid: WriteGrid, waiting: Path, tmp_path: Path) -> None:
     profile = {"partition": "gpu", "mem": "500M", "time": "30m", "cells": {"bnn++": {"gpus_per_node": 2, "time": "2h"}}}
     path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump(profile))
+    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
     answer = launch("grid", write_grid(), "--cluster", path, "--root", waiting)
-    assert answer.returncode == 0, answer.stderr
-    cells = planned_cells(waiting / "tiny")
-    for record in submissions.read(waiting / "tiny"):
-        ((cell_id,),) = record.tasks
-        shown = subprocess.check_output(["scontrol", "show", "job", str(record.job_id)], text=True)
-        is_big = cells[cell_id].quantizer == "bnn++"
-        assert f"TimeLimit={'02:00:00' if is_big else '00:30:00'}" in shown
-        assert f"gres:gpu:{2 if is_big else 1}" in shown
+    assert answer.stdout.startswith("handed in 2 workers for 2 cells"), answer
+    shown = {job_id: client_shows(job_id) for job_id in jobs(waiting / "tiny")}
+    assert sorted("TimeLimit=02:00:00" in text and "gres:gpu:2" in text for text in shown.values()) == [False, True]
+    assert sorted("TimeLimit=00:30:00" in text and "gres:gpu:1" in text for text in shown.values()) == [False, True]
+    shapes = {row.planned.shape for row in standings(waiting / "tiny").values()}
+    assert shapes == {job.spec.shape for job in jobs(waiting / "tiny").values()}
+    assert len(shapes) == 2
 
 
-def test_an_unknown_partition_is_told_with_the_valid_ones_and_nothing_is_written(
-    write_grid: WriteGrid, waiting: Path
-) -> None:
-    answer = launch("grid", write_grid(), "--partition", "gqu", "--root", waiting)
-    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
-    assert "unknown partition 'gqu'; did you mean 'gpu'? (" in answer.stderr
-    assert not list(waiting.glob("tiny/*/cell.yaml"))
-    assert live_jobs(waiting / "tiny") == {}
+def client_shows(job_id: str) -> str:
+    """All that SLURM knows of a job."""
+    return subprocess.check_output(["scontrol", "--oneliner", "show", "job", job_id], text=True)
 
 
-def test_cancelled_cells_leave_the_queue_and_a_retry_brings_them_back(write_grid: WriteGrid, waiting: Path) -> None:
+REFUSED = {
+    ("--partition", "gqu"): "unknown partition 'gqu'; did you mean 'gpu'? (",
+    ("--partition", "gpu", "--mem", "999G"): "sbatch: Memory specification can not be satisfied",
+    ("--partition", "gpu", "--sbatch", "reservation=x"): "sbatch: Batch job submission failed: Requested reservation",
+    ("--partition", "gpu", "--setup", "if true"): "--setup: not valid shell: ",
+}
+
+
+def test_a_refused_launch_leaves_everything_as_it_was(write_grid: WriteGrid, waiting: Path) -> None:
+    grid_dir = waiting / "tiny"
+    for flags, said in REFUSED.items():
+        refused = launch("grid", write_grid(), *flags, "--root", waiting)
+        assert (refused.returncode, refused.stderr.count("\n"), refused.stdout) == (2, 1, ""), refused
+        assert said in refused.stderr
+        assert not waiting.exists()
+
+    launch("grid", write_grid(), *MODEST, "--root", waiting)
+    launch("cancel", "bnn++", "--root", waiting)
+    before, queue = _content(grid_dir), set(client.queue())
+    edited = write_grid(training={**tiny_grid()["training"], "epochs": 3})
+    for flags, said in REFUSED.items():
+        for words in (("grid", edited, "--cancel-former"), ("retry", "bnn++")):
+            again = launch(*words, *flags, "--root", waiting)
+            assert (again.returncode, said in again.stderr) == (2, True), again
+            assert (_content(grid_dir), set(client.queue())) == (before, queue)
+    assert states(grid_dir) == {"fp/s0": "queued", "bnn++/s0": "cancelled"}
+
+
+def test_cancelling_all_empties_the_queue_and_a_retry_needs_no_flags(write_grid: WriteGrid, waiting: Path) -> None:
+    grid_dir = waiting / "tiny"
     launch("grid", write_grid(**FAMILIES), *MODEST, "--root", waiting)
-    assert launch("cancel", "fp/s0", "--root", waiting).stdout == "2 cancelled\n"
-    rows = {row["name"]: row for row in json.loads(launch("status", "--json", "--root", waiting).stdout)}
-    child = rows["digits/resnet8/bc/s0/finetune"]
-    assert (child["state"], child["reason"]) == ("cancelled", "starts from digits/resnet8/fp/s0, which was cancelled")
-    assert set(live_jobs(waiting / "tiny")) == {row["cell"] for name, row in rows.items() if "/s1" in name}
-    again = launch("retry", *MODEST, "--root", waiting)
-    assert "submitted 2 cells as 2 jobs" in again.stdout, again.stderr
-    assert live_jobs(waiting / "tiny") == dict.fromkeys(planned_cells(waiting / "tiny"), 1)
+    assert len(jobs(grid_dir)) == 2
+    assert launch("cancel", "fp/s0", "--root", waiting).stdout == "1 cancelled\n"
+    assert "starts from digits/resnet8/fp/s0, which was cancelled" in launch("status", "--root", waiting).stdout
+    assert launch("cancel", "--root", waiting).returncode == 2  # not all of them unasked
+    assert launch("cancel", "--yes", "--root", waiting).stdout == "3 cancelled\n"
+    assert client.queue() == {}
+    assert set(states(grid_dir).values()) == {"cancelled"}
+    shown = launch("retry", "--dry-run", "--root", waiting)
+    assert (shown.returncode, jobs(grid_dir)) == (0, {}), shown
+    again = launch("retry", "--root", waiting)
+    assert again.stdout.startswith("handed in 2 workers for 4 cells"), again
+    assert set(states(grid_dir).values()) == {"queued"}
+    assert "TimeLimit=01:00:00" in client_shows(next(iter(jobs(grid_dir))))
+
+
+@pytest.mark.slow
+def test_a_launch_from_inside_a_job_is_as_its_flags_say(write_grid: WriteGrid, cluster: Lab, root: Path) -> None:
+    bending = {"SBATCH_PARTITION": "debug", "SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1", "SBATCH_WAIT": "1"}
+    around = ["salloc", "-Q", "-p", "debug", "--mem-per-cpu=150", "--gpus-per-node=1", "--time=5"]
+    step = ["srun", "--cpu-bind=none", f"--chdir={SOURCE}"]
+    words = command("grid", write_grid(), *MODEST, "--sbatch", "begin=now+1hour", "--root", root)
+    environment = os.environ | bending
+    said = subprocess.run([*around, *step, *words], env=environment, check=True, capture_output=True, text=True)
+    assert said.stdout.startswith("handed in 2 workers for 2 cells"), said
+    for job_id in jobs(root / "tiny"):
+        shown = set(client_shows(job_id).split())
+        assert {"Partition=gpu", "TimeLimit=01:00:00", "Requeue=1", "MinMemoryNode=1G"} <= shown
+    assert cluster.run("squeue", "-h", "-o", "%T").split() == ["PENDING"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import models
+from launch.worker.nursery import Nursery
 from quantizers import ProxConnect
 from suite.engines.process_group import Layout, joined
 from suite.export.__main__ import export
@@ -75,6 +76,23 @@ def test_a_resumed_run_has_the_undisturbed_ones_bits_and_strictness_warns_of_not
         result = undisturbed.result()
         assert result is not None
         assert resumed.weights_digest() == result["weights_sha256"]
+
+
+def test_forked_processes_train_on_the_gpu_as_plain_ones_do(make_run: MakeRun) -> None:
+    plain, *warm = [make_run(name) for name in ("plain", "warm", "other")]
+    answer = _launched(plain)
+    assert answer.returncode == 0, answer.stderr
+    nursery = Nursery(os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, None)
+    try:
+        devices = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]}
+        children = [nursery.spawn([str(run.cell_path)], devices, run.path / "log.txt") for run in warm]
+        assert [child.wait() for child in children] == [0, 0]
+    finally:
+        nursery.close()
+    for run in warm:
+        assert run.result() == plain.result()
+        assert _losses(run) == _losses(plain)
+        assert run.provenance()["device"] == torch.cuda.get_device_name()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])

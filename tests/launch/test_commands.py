@@ -15,6 +15,7 @@ import yaml
 from cpu_clock import timed
 from tiny_cells import tiny_grid
 
+from launch import launches
 from suite.run import failures
 from suite.run.directory import RunDir, read_plan
 
@@ -79,7 +80,8 @@ def test_a_bad_grid_file_is_told_line_by_line_and_exits_2(write_grid: WriteGrid,
 def test_a_dry_run_shows_the_cells_and_starts_nothing(write_grid: WriteGrid, tmp_path: Path) -> None:
     answer = launch("grid", write_grid(), "--dry-run", "--root", tmp_path / "runs")
     assert answer.returncode == 0
-    assert "2 would start at once; nothing was started" in answer.stdout
+    assert "2 could start at once, " in answer.stdout
+    assert " at a time on this machine; nothing was started" in answer.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -155,7 +157,7 @@ def test_a_finetune_cell_started_after_its_parent_was_done(launched: tuple[Path,
 
 
 @pytest.mark.slow
-def test_a_second_launch_submits_nothing(launched: tuple[Path, Path, str]) -> None:
+def test_a_second_launch_trains_nothing(launched: tuple[Path, Path, str]) -> None:
     path, root, _ = launched
     before = {run.path: run.result_path.stat().st_mtime for run in _runs(root)}
     answer = launch("grid", path, "--local", "--root", root)
@@ -188,15 +190,18 @@ def test_logs_print_the_cells_own_log(launched: tuple[Path, Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_clean_deletes_the_code_and_all_checkpoints_but_the_newest(
+def test_clean_deletes_old_code_and_all_checkpoints_but_the_newest(
     launched: tuple[Path, Path, str],
 ) -> None:
     root = launched[1]
+    (root / "tiny" / "code" / "of an earlier launch").mkdir()
     newest = {run.path: [max(path.name for path in run.checkpoints.glob("*.pt"))] for run in _runs(root)}
     answer = launch("clean", "--checkpoints", "--yes", "--root", root)
     assert answer.returncode == 0, answer.stderr
     assert "MB deleted" in answer.stdout
-    assert not list((root / "tiny" / "code").iterdir())
+    last = launches.last(root / "tiny")
+    assert last is not None
+    assert list((root / "tiny" / "code").iterdir()) == [Path(last.code)], "the last launch's stays"
     assert {run.path: [path.name for path in run.checkpoints.glob("*.pt")] for run in _runs(root)} == newest
     assert launch("clean", "--checkpoints", "--root", root).stdout == "nothing to delete\n"
 
@@ -214,7 +219,11 @@ def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_g
     assert "failed: nan: DivergedError: the loss is" in launch("status", "--root", root).stdout
     assert launch("grid", path, "--local", "--root", root, *diverging, "--only", "fp").returncode == 1
     assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 1, "a failed cell waits for a retry"
-    assert launch("retry", "fp", "--local", "--root", root).returncode == 1
+    assert launch("retry", "fp", "--root", root).returncode == 1, "here, as the last launch"
+    assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 2
+    first, *_, last = launches.launches(root / "tiny")
+    assert (last.command, last.place, last.data_dir) == ("retry", "local", first.data_dir)
+    assert (last.tracking_uri, last.text) == (first.tracking_uri, path.read_text(encoding="utf-8"))
     assert launch("retry", "bc", "--local", "--root", root).stderr.startswith("nothing to retry")
 
 
@@ -304,7 +313,7 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
         os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all processes in front
         _, errors = launcher.communicate()
     assert launcher.returncode == 130
-    assert errors == "stopped; the cells keep what they learnt: launch again to go on\n"
+    assert errors == "stopped by Ctrl-C; the cells keep what they learnt: launch again to go on\n"
     assert not run.is_live()
     assert (run.state().state, run.state().epoch >= 2) == ("preempted", True)
     assert launch("grid", path, "--local", "--root", root).returncode == 0
@@ -312,23 +321,33 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
 
 
 @pytest.mark.slow
-def test_a_cancelled_cell_stops_and_a_killed_launcher_leaves_its_cells_running(
-    write_grid: WriteGrid, tmp_path: Path
-) -> None:
+def test_a_cancelled_cell_stops_under_its_launcher(write_grid: WriteGrid, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     path = write_grid(quantizers=["bnn++"], training={"epochs": 500, "batch_size": 64, "learning_rate": 0.01})
     command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as launcher:
         run = _wait_for_epoch(root, 1)
-        other = launch("grid", path, "--local", "--root", root)
-        assert other.returncode == 2
-        assert f"launcher {launcher.pid} is at work on this grid" in other.stderr
-        launcher.send_signal(signal.SIGKILL)
-    assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "running"
-    assert launch("cancel", "--root", root).stdout == "1 cancelled\n"
+        assert launch("cancel", "bnn++", "--root", root).stdout == "1 cancelled\n"
+    assert launcher.returncode == 1
     assert not run.is_live()
-    assert statuses(root)["digits/resnet8/bnn++/s0"]["state"] == "cancelled"
-    assert run.result() is None
+    assert (run.state().state, run.result()) == ("cancelled", None)
+
+
+@pytest.mark.slow
+def test_a_killed_launchers_cell_saves_and_another_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})
+    command = [sys.executable, "-m", "launch", "grid", str(path), "--local", "--root", str(root)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as launcher:
+        run = _wait_for_epoch(root, 2)
+        launcher.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while run.is_live() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    state = statuses(root)["digits/resnet8/bnn++/s0"]
+    assert (state["state"], state["cause"], state["reason"]) == ("preempted", None, "stopped by SIGTERM")
+    assert launch("grid", path, "--local", "--root", root).returncode == 0
+    assert (run.state().state, run.state().attempt) == ("done", 2)
 
 
 def _wait_for_epoch(root: Path, epoch: int) -> RunDir:

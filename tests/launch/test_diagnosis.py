@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from launch.diagnosis import Finding, Report, of_partition, of_report
-from launch.slurm import Partition
+from launch.doctor.diagnosis import Finding, Report, of_partition, of_report
+from launch.slurm.client import Partition
 
 HEALTHY: dict[str, Any] = {
     "node": "node7",

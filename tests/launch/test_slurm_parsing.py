@@ -4,7 +4,23 @@ import time
 
 import pytest
 
-from launch.slurm import JobInfo, minutes, num_gpus, parse_associations, parse_jobs, parse_partitions
+from launch.slurm.client import (
+    Association,
+    Config,
+    JobInfo,
+    SlurmError,
+    environment,
+    minutes,
+    num_gpus,
+    parse_associations,
+    parse_config,
+    parse_end,
+    parse_jobs,
+    parse_limits,
+    parse_out_of_memory,
+    parse_partitions,
+    time_left_seconds,
+)
 
 SQUEUE = """\
 414239_[3-4]|PENDING|JobHeldUser||heldarr
@@ -17,19 +33,45 @@ SQUEUE = """\
 414237|RUNNING|None|node[2-3]|two
 """
 SACCT = """\
-414227_0|COMPLETED|None|node1|arr
-414227_2|COMPLETED|JobArrayTaskLimit|node1|arr
-414227_[3-5]|PENDING|JobArrayTaskLimit|None assigned|arr
-414232|FAILED|None|node1|fails
-414235|CANCELLED by 0|PartitionConfig|None assigned|big2
-414244_[0,2-8:2,57%4]|PENDING|JobHeldUser|None assigned|longarr
+914278_0|REQUEUED
+914278_0.batch|CANCELLED
+914278_0.0|OUT_OF_MEMORY
+914278_1|REQUEUED
+914278_1.batch|OUT_OF_MEMORY
+914279|CANCELLED by 0
+914280|OUT_OF_MEMORY
+914278_0|RUNNING
+914278_0.batch|RUNNING
+914278_0.0|COMPLETED
+914278_1|FAILED
+914278_1.batch|FAILED
+"""
+CONFIG = """\
+Configuration data as of 2026-11-29T00:50:03
+AccountingStorageEnforce = associations,limits,qos
+AccountingStorageExternalHost = (null)
+JobAcctGatherParams     =
+JobRequeue              = 1
+MaxArraySize            = 1001
+PreemptParameters       =
+PreemptMode             = REQUEUE
+PreemptType             = preempt/partition_prio
+
+Slurmctld(primary) at vm is UP
+"""
+SCONTROL_JOB = "JobId=914 ArrayJobId=913 Requeue=1 StartTime=2026-11-29T00:50:15 EndTime={} Deadline=N/A"
+ASSOCIATIONS = """\
+lab|lab||high,normal|normal|3
+lab|lab|urgent|high|high|
+lab|other||normal||
 """
 SINFO = """\
-debug|up|infinite|1/2/1/4|16|gpu:2
-mixed|up|1-00:00:00|0/2/0/2|16+|gpu:a100:4(S:0-1)
-mixed|up|1-00:00:00|3/1/0/4|64|(null)
-closed|down|30:00|0/0/2/2|8|(null)
+debug*|up|infinite|1/2/1/4|16|gpu:2|REQUEUE
+mixed|up|1-00:00:00|0/2/0/2|16|gpu:a100:4(S:0-1)|CANCEL
+mixed|up|1-00:00:00|3/1/0/4|64|(null)|CANCEL
+closed|down|30:00|0/0/2/2|8|(null)|OFF
 """
+BANNER = "CLUSTER: lab\nMaintenance on Monday | see the wiki\n"
 
 
 def test_every_task_in_the_queue_is_a_job() -> None:
@@ -39,20 +81,6 @@ def test_every_task_in_the_queue_is_a_job() -> None:
     assert jobs["414227_2"] == JobInfo("414227_2", "PENDING", "JobArrayTaskLimit", "", "arr")
     assert jobs["414237"] == JobInfo("414237", "RUNNING", "", "node[2-3]", "two")
     assert all(job.is_live for job in jobs.values())
-
-
-def test_accounting_says_what_became_of_a_job() -> None:
-    jobs = parse_jobs(SACCT)
-    assert jobs["414235"] == JobInfo("414235", "CANCELLED", "", "", "big2")
-    assert jobs["414227_2"].reason == ""
-    assert not any(jobs[job_id].is_live for job_id in ("414227_0", "414232", "414235"))
-
-
-def test_tasks_that_accounting_tells_of_together_are_told_apart() -> None:
-    jobs = parse_jobs(SACCT)
-    assert [job_id for job_id in jobs if job_id.startswith("414227")] == [f"414227_{task}" for task in (0, 2, 3, 4, 5)]
-    assert [job_id for job_id in jobs if job_id.startswith("414244")] == [f"414244_{i}" for i in (0, 2, 4, 6, 8, 57)]
-    assert jobs["414244_57"] == JobInfo("414244_57", "PENDING", "JobHeldUser", "", "longarr")
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
@@ -81,6 +109,8 @@ def test_a_partition_of_several_kinds_of_nodes_is_one() -> None:
     assert mixed.cpus_per_gpu == 4
     assert mixed.has_gpus
     assert mixed.is_up
+    assert mixed.preempt_mode == "CANCEL"
+    assert [name for name, each in partitions.items() if each.is_default] == ["debug"]
 
 
 def test_a_partition_may_be_endless_or_closed_or_without_gpus() -> None:
@@ -107,9 +137,72 @@ def test_gpus_are_counted_whatever_their_make(gres: str, expected: int) -> None:
 
 
 def test_associations_name_accounts_and_qualities_of_service() -> None:
-    lab, root = parse_associations("lab||high,normal\nroot|gpu|\n")
-    assert (lab.account, lab.partition, lab.qos) == ("lab", "", ("high", "normal"))
-    assert (root.account, root.partition, root.qos) == ("root", "gpu", ())
+    lab, urgent, other = parse_associations(ASSOCIATIONS)
+    assert lab == Association("lab", "", ("high", "normal"), True, "normal", 3)
+    assert urgent == Association("lab", "urgent", ("high",), True, "high", None)
+    assert other == Association("other", "", ("normal",))
+
+
+def test_lines_of_a_sites_banner_are_skipped() -> None:
+    assert parse_jobs(BANNER + SQUEUE) == parse_jobs(SQUEUE)
+    assert parse_partitions(BANNER + SINFO) == parse_partitions(SINFO)
+    assert parse_associations(BANNER + ASSOCIATIONS) == parse_associations(ASSOCIATIONS)
+
+
+@pytest.mark.parametrize(
+    ("account", "qos", "partition", "expected"),
+    [
+        (None, None, None, 0),  # three of the default account's three
+        ("lab", "high", None, 4),  # a QOS's limit replaces the account's: five, less one
+        ("lab", None, "urgent", 4),
+        ("other", None, None, None),
+        ("unknown", None, None, None),
+    ],
+)
+def test_how_many_more_jobs_may_be_submitted(
+    account: str | None, qos: str | None, partition: str | None, expected: int | None
+) -> None:
+    jobs = "12_[3,5%1]|lab|normal\n13|lab|high\n14|other|normal\n"
+    associations = parse_associations(ASSOCIATIONS)
+    assert parse_limits(associations, "normal|\nhigh|5\n", jobs, account, qos, partition) == expected
+
+
+def test_the_configuration_says_what_is_enforced() -> None:
+    assert parse_config(CONFIG) == Config(1001, "REQUEUE", True, True, True)
+    lax = CONFIG.replace("associations,limits,qos", "none").replace(
+        "JobRequeue              = 1", "JobRequeue              = 0"
+    )
+    assert parse_config(lax) == Config(1001, "REQUEUE", False, False, False)
+    with pytest.raises(SlurmError, match="names no MaxArraySize"):
+        parse_config(BANNER)
+
+
+def test_the_last_start_that_ended_decides_whether_a_job_ran_out_of_memory() -> None:
+    assert parse_out_of_memory(SACCT) == {"914278_0", "914280"}
+
+
+def test_a_jobs_end_is_read_as_local_time() -> None:
+    in_an_hour = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 3600))
+    left = parse_end(SCONTROL_JOB.format(in_an_hour))
+    assert left is not None
+    assert 3590 < left <= 3600
+    assert parse_end(SCONTROL_JOB.format("Unknown")) is None
+
+
+def test_slurms_own_variable_says_when_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+    left = time_left_seconds("12_3")
+    assert left is not None
+    assert 90 < left <= 100
+
+
+def test_commands_see_nothing_of_a_users_defaults_or_of_a_job_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    bending = ("SBATCH_PARTITION", "SALLOC_ACCOUNT", "SQUEUE_FORMAT", "SLURM_CPU_BIND", "SLURM_CONF_SERVER")
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURMLAB")
+    for name in (*bending, *kept):
+        monkeypatch.setenv(name, "x")
+    assert not set(bending) & set(environment())
+    assert set(kept) <= set(environment())
 
 
 @pytest.mark.parametrize(

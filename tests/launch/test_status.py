@@ -1,112 +1,157 @@
-"""Standings: run directories, and jobs where cells were submitted."""
+"""Standings are what run directories and the processes behind them say; cost follows from the workers' records."""
 
-import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from tiny_cells import put
+from tiny_cells import plan, put
 
-from launch.cluster import LocalCluster
-from launch.local import MAX_STARTS, launch
-from launch.slurm import JobInfo
-from launch.status import standings
-from launch.submissions import Submission
-from suite.recipe.cell import AS_IS, Cell
-from suite.run.directory import RunDir, write_plan
+from launch.plan import Standing
+from launch.status import cost, standing, standings
+from launch.supply import overview
+from launch.worker import registry
+from launch.worker.registry import Worker
+from suite.recipe.cell import Cell
+from suite.run.directory import Planned, RunDir, State, read_plan, write_plan
 
-
-def _job(job_id: str, state: str) -> JobInfo:
-    return JobInfo(job_id, state, "", node="", name="")
+MakeRun = Callable[..., RunDir]
 
 
-def test_standings_are_the_plans_in_its_order(make_run: Callable[..., RunDir]) -> None:
+def test_standings_are_the_plans_in_its_order(make_run: MakeRun) -> None:
     runs = [make_run(seed=seed) for seed in (2, 0, 1)]
-    write_plan(runs[0].path.parent, [run.cell() for run in runs])
-    put(runs[1], state="running", job_id="1", attempt=1)
-    rows = standings(runs[0].path.parent)
+    grid_dir = runs[0].path.parent
+    plan(*runs)
+    put(runs[1], state="running")
+    rows = standings(grid_dir, read_plan(grid_dir))
     assert [row.cell.seed for row in rows] == [2, 0, 1]
-    assert [row.state.state for row in rows] == ["planned", "preempted", "planned"]
+    assert [row.state.state for row in rows] == ["queued", "preempted", "queued"]
+    assert rows[1].state.reason == "its worker is gone"
 
 
-def test_cells_without_run_directories_stand_where_their_jobs_do(
+def test_a_cell_without_a_directory_was_not_asked_for_and_looking_makes_none(
     tmp_path: Path, make_cell: Callable[..., Cell]
 ) -> None:
-    cells = [make_cell(seed=seed) for seed in range(5)]
-    Submission("first", tuple((cell.id,) for cell in cells[:4]), job_id="7").write(tmp_path)
-    Submission("second", ((cells[3].id, cells[4].id),), job_id="8").write(tmp_path)
-    queue = {"7_0": _job("7_0", "RUNNING"), "7_1": _job("7_1", "PENDING"), "8": _job("8", "PENDING")}
-    rows = standings(tmp_path, cells, queue)
-    assert [row.state.state for row in rows] == ["running", "queued", "planned", "queued", "queued"]
-    assert [row.has_job for row in rows] == [True, True, False, True, True]
-    assert [row.state.job_id for row in rows] == ["7_0", "7_1", "7_2", "8", "8"]
-    assert list(tmp_path.iterdir()) == [tmp_path / "submissions"]
+    cell = make_cell()
+    write_plan(tmp_path, [Planned(cell)])
+    (row,) = standings(tmp_path, read_plan(tmp_path))
+    assert (row.state, row.is_settled) == (State("planned"), False)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_a_cell_planned_again_by_hand_is_free_of_its_former_job(make_run: Callable[..., RunDir]) -> None:
+def test_a_cell_runs_for_as_long_as_its_attempt_lives(make_run: MakeRun) -> None:
     run = make_run()
-    grid_dir, cells = run.path.parent, [run.cell()]
-    queue = {"7": _job("7", "RUNNING")}
-    Submission("a", ((run.path.name, "another of its pack"),), job_id="7").write(grid_dir)
-    put(run, state="failed", cause="oom", attempt=1)
-    assert standings(grid_dir, cells, queue)[0].is_settled
+    planned = Planned(run.cell())
+    attempt = run.claim("7_1", worker=3)
+    state = standing(run, planned).state
+    assert (state.state, state.job_id, state.attempt) == ("running", "7_1", 1)
+    attempt.finish(state="preempted", reason="stopped by SIGUSR2")
+    assert (standing(run, planned).state.state, standing(run, planned).state.reason) == (
+        "preempted",
+        "stopped by SIGUSR2",
+    )
+
+
+def test_a_retried_cell_is_queued_whatever_its_last_attempt_was(make_run: MakeRun) -> None:
+    run = make_run()
+    planned = Planned(run.cell())
+    put(run, state="failed", cause="oom", failures={"oom": 2}, failed_at="")
+    assert standing(run, planned).is_settled
     run.plan_again()
-    (row,) = standings(grid_dir, cells, queue)
-    assert (row.state.state, row.has_job) == ("planned", False)
-    Submission("b", ((run.path.name,),), job_id="8").write(grid_dir)
-    (row,) = standings(grid_dir, cells, queue | {"8": _job("8", "PENDING")})
-    assert (row.state.state, row.has_job) == ("queued", True)
+    row = standing(run, planned)
+    assert (row.state.state, row.state.failures, row.state.attempt) == ("queued", {}, 1)
+    run.cancel("by hand")
+    assert standing(run, planned).is_settled
 
 
-def test_slurm_is_not_asked_where_everything_is_settled_or_was_never_submitted(
-    make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_known_cells_are_not_looked_at_again(make_run: MakeRun) -> None:
+    known, other = make_run(seed=0), make_run(seed=1)
+    plan(known, other)
+    read = read_plan(known.path.parent)
+    before = {known.path.name: Standing(read[known.path.name], State("done"))}
+    assert [row.state.state for row in standings(known.path.parent, read, before)] == ["done", "queued"]
+
+
+# What it costs
+
+
+def _worker(*, hours: float, num_gpus: int = 0, is_live: bool = False) -> Worker:
+    now = time.time()
+    made = now - 3600 * hours
+    return Worker(1, "node1", "7_1", "", 1, num_gpus, made, None if is_live else now, now, "", is_live)
+
+
+def _row(cell: Cell, state: State) -> Standing:
+    return Standing(Planned(cell), state)
+
+
+def test_what_is_to_go_costs_what_the_epochs_so_far_did(make_cell: Callable[..., Cell]) -> None:
+    cells = [make_cell(seed=seed, training__epochs=10) for seed in range(5)]
+    states = [State("done"), State("preempted", epoch=5), State("queued"), State("planned"), State("failed", epoch=9)]
+    rows = [_row(cell, state) for cell, state in zip(cells, states, strict=True)]
+    found = cost(rows, [_worker(hours=2.0), _worker(hours=1.0)])
+    assert (found.unit, found.eta) == ("worker-hours", None), "nobody is at work"
+    assert (found.spent, found.to_go) == pytest.approx((3.0, 3.0))  # 15 of 30 epochs
+    live = cost(rows, [_worker(hours=1.0, num_gpus=2), _worker(hours=0.5, num_gpus=2, is_live=True)])
+    assert live.unit == "GPU-hours"
+    assert (live.spent, live.to_go) == pytest.approx((3.0, 3.0))
+    assert live.eta == pytest.approx(time.time() + 3600 * 1.5, abs=5)
+
+
+def test_before_the_first_epoch_nobody_can_tell(make_cell: Callable[..., Cell]) -> None:
+    found = cost([_row(make_cell(), State("running"))], [_worker(hours=1.0, is_live=True)])
+    assert (found.to_go, found.eta) == (None, None)
+    assert cost([], []).spent == 0
+
+
+# The workers
+
+
+def test_workers_are_numbered_listed_and_counted_until_they_end(tmp_path: Path) -> None:
+    first, second = (
+        registry.register(tmp_path, job, node=f"n{job}", shape="s", num_slots=2, num_gpus=4) for job in "78"
+    )
+    assert (first.number, second.number) == (1, 2)
+    known: set[int] = set()
+    assert registry.live_numbers(tmp_path, known) == [1, 2]
+    first.write_end(state="retired", reason=f"{registry.RETIRED}: 3 cells failed here")
+    second.write_end(state="over", reason="")
+    assert registry.live_numbers(tmp_path, known) == []
+    assert known == {1, 2}
+    found = registry.workers(tmp_path)
+    assert [(each.number, each.host, each.job_id, each.num_slots, each.is_live) for each in found] == [
+        (1, "n7", "7", 2, False),
+        (2, "n8", "8", 2, False),
+    ]
+    assert registry.sick_nodes(found) == ["n7"]
+    assert found[0].gpu_hours == pytest.approx(4 * (found[0].ended - found[0].made) / 3600)  # type: ignore[operator]
+
+
+def test_the_limit_on_workers_is_none_until_set(tmp_path: Path) -> None:
+    assert registry.limit(tmp_path) is None
+    registry.set_limit(tmp_path, 0)
+    assert registry.limit(tmp_path) == 0
+    registry.set_limit(tmp_path, None)
+    assert registry.limit(tmp_path) is None
+
+
+def test_an_overview_tells_who_works_who_retired_and_what_it_costs(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    run, local = make_run(), make_run(seed=1)
-    grid_dir, cells = run.path.parent, [run.cell(), local.cell()]
-    Submission("a", ((run.path.name,),), job_id="7").write(grid_dir)
-    put(run, state="running", attempt=1)
-    assert [row.state.state for row in standings(grid_dir, cells)] == ["running", "planned"]
-    expected = "squeue is not on PATH: run this on a login node of the cluster; 1 cells are judged by their locks"
-    assert capsys.readouterr().err.startswith(expected)
-    put(run, state="failed", cause="error")
-    assert [row.state.state for row in standings(grid_dir, cells)] == ["failed", "planned"]
-    assert capsys.readouterr().err == ""
-
-
-class _StillbornJobs(LocalCluster):
-    """Every job ends before its training begins."""
-
-    def submit(self, run: RunDir, code: Path) -> str:  # noqa: ARG002
-        put(run, state="queued", job_id="7")
-        return "7"
-
-    def is_alive(self, job_id: str) -> bool:  # noqa: ARG002
-        return False
-
-
-def test_a_cell_whose_jobs_never_begin_fails_in_the_end(
-    make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("launch.local.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("launch.supply.client.available", lambda: False)
+    monkeypatch.setattr("launch.supply.deaths", lambda _: [])
     run = make_run()
-    cells = [run.cell()]
-    uri = "http://127.0.0.1:9"  # no store is needed, and none that is dead does harm
-    console = Console(file=io.StringIO())
-    (row,) = launch(run.path.parent, cells, cells, {run.path.name: AS_IS}, _StillbornJobs(tmp_path), uri, console)
-    assert (row.state.state, row.state.reason) == ("failed", f"its job ended {MAX_STARTS} times without a result")
-
-
-@pytest.mark.parametrize(("visible", "max_parallel"), [("0,1,2", 3), ("", None)])
-def test_one_cell_per_gpu_else_one_per_core(
-    monkeypatch: pytest.MonkeyPatch, visible: str, max_parallel: int | None
-) -> None:
-    import os
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    num_cores = len(os.sched_getaffinity(0))
-    cluster = LocalCluster(Path("data"))
-    assert cluster.max_parallel == (max_parallel or num_cores)
-    assert cluster.num_threads == max(num_cores // cluster.max_parallel, 1)
-    assert LocalCluster(Path("data"), max_parallel=1).num_threads == num_cores
+    plan(run)
+    grid_dir = run.path.parent
+    rows = standings(grid_dir, read_plan(grid_dir))
+    assert overview(grid_dir, rows) == ["no worker: python -m launch grid grid (as before) goes on"]
+    sick = registry.register(grid_dir, "7", node="node1", num_slots=1, num_gpus=0)
+    sick.write_end(state="retired", reason=f"{registry.RETIRED}: 3 cells failed here")
+    live = registry.register(grid_dir, "8", node="node2", num_slots=2, num_gpus=0)
+    live.note(made=time.time() - 3600)
+    registry.set_limit(grid_dir, 4)
+    worker, retired, price, limit = overview(grid_dir, rows)
+    assert worker == "worker 2 on node2, job 8: 2 cells at a time, for 1.0 h"
+    assert retired == "worker 1 retired: 3 cells failed here"
+    assert price == "1.0 worker-hours spent"
+    assert limit == "at most 4 workers: python -m launch scale N"

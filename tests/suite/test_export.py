@@ -198,7 +198,7 @@ def test_resnet18_shrinks_by_28_and_gives_the_same_logits(tmp_path: Path) -> Non
 
 def test_a_run_that_is_not_done_is_refused(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", tiny_cell())
-    with pytest.raises(ExportError, match=r"digits/resnet8/bnn\+\+/s0 is not done \(planned\)"):
+    with pytest.raises(ExportError, match=r"digits/resnet8/bnn\+\+/s0 is not done \(queued\)"):
         export(run, tmp_path / "out", NOWHERE)
     assert not (tmp_path / "out").exists()
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from cost import operations, table
+from cost import table
 
 import models
+from launch.cost import operations
 from suite.recipe.bundled import BUNDLED, bundled_names
 from suite.recipe.cell import Cell, Data, Training
 from suite.recipe.grid_file import load_grid

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from tiny_cells import put
 
+from suite.recipe.cell import Execution
 from suite.run import journal
 from suite.run.atomic import write_bytes, write_json
 from suite.run.attempt import claim
-from suite.run.directory import RunDir, State, read_plan, run_dirs, write_plan
+from suite.run.directory import Planned, RunDir, State, planned_cells, planned_ids, read_plan, run_dirs, write_plan
 from suite.run.journal import Journal
 from suite.run.locks import holder, locked
 
@@ -111,7 +112,8 @@ def test_a_killed_process_lets_go_of_its_lock(tmp_path: Path) -> None:
 def test_a_run_directory_gives_back_its_cell_and_state(make_run: Callable[..., RunDir]) -> None:
     run = make_run()
     assert run.cell().id == run.path.name
-    assert run.state() == State()
+    assert run.state() == State(state="queued"), "a directory means that it was asked for"
+    assert RunDir(run.path.with_name("nothing")).state() == State()
     put(run, state="failed", cause="nan", reason="step 7")
     state = RunDir(run.path).state()
     assert (state.state, state.cause, state.reason) == ("failed", "nan", "step 7")
@@ -125,10 +127,13 @@ def test_a_result_means_done_whatever_the_state_file_says(make_run: Callable[...
     assert run.state().state == "done"
 
 
-def test_a_plan_lists_the_cells_of_the_last_launch(make_run: Callable[..., RunDir]) -> None:
-    first, second = make_run(seed=0), make_run(seed=1)
-    grid_dir = first.path.parent
-    assert read_plan(grid_dir) == []
-    write_plan(grid_dir, [second.cell()])
-    assert read_plan(grid_dir) == [second.path.name]
-    assert {run.path.name for run in run_dirs(grid_dir)} == {first.path.name, second.path.name}
+def test_a_plan_has_the_cells_of_the_last_launch_in_order_and_former_ones(make_run: Callable[..., RunDir]) -> None:
+    runs = [make_run(seed=seed) for seed in range(3)]
+    grid_dir = runs[0].path.parent
+    assert (read_plan(grid_dir), planned_cells(grid_dir)) == ({}, {})
+    second = Planned(runs[1].cell(), Execution(micro_batch_size=64), "shape", is_first=True)
+    former = Planned(runs[0].cell(), is_former=True)
+    write_plan(grid_dir, [second, former])
+    assert list(read_plan(grid_dir).items()) == [(runs[1].path.name, second), (runs[0].path.name, former)]
+    assert planned_ids(grid_dir) == list(planned_cells(grid_dir)) == [runs[1].path.name]
+    assert {run.path.name for run in run_dirs(grid_dir)} == {run.path.name for run in runs}

@@ -14,10 +14,10 @@ from urllib.request import urlopen
 import pytest
 from mlflow.entities import Experiment, Run
 from mlflow.tracking import MlflowClient
-from tiny_cells import put, tiny_cell
+from tiny_cells import plan, put, tiny_cell
 
 from suite.run.atomic import write_json
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import RunDir
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import ROOT, default_uri, how_to_browse, sync
 
@@ -59,7 +59,7 @@ def _grid(root: Path, name: str, *losses: float) -> RunDir:
     """A grid of one cell, trained for as many epochs as there are losses."""
     cell = tiny_cell()
     run = RunDir.create(root / name / cell.id, cell)
-    write_plan(run.path.parent, [cell])
+    plan(run)
     attempt = put(run, state="running")
     book = Journal(run.journal, attempt)
     for epoch, loss in enumerate(losses, 1):
@@ -123,7 +123,7 @@ def test_a_run_deleted_in_the_ui_stays_so(tmp_path: Path, uri: str) -> None:
 def test_a_cell_that_begins_leaves_its_placeholder_so_that_waiting_is_not_running(tmp_path: Path, uri: str) -> None:
     cell = tiny_cell()
     run = RunDir.create(tmp_path / tmp_path.name / cell.id, cell)
-    write_plan(run.path.parent, [cell])
+    plan(run)
     _, experiment = sync(run.path.parent, uri)
     (waiting,) = _runs(uri, experiment)
     begun = time.time()

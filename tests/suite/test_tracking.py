@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from tiny_cells import put
+from tiny_cells import plan, put
 
 from suite.run.atomic import write_json
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import RunDir
 from suite.run.journal import Journal
 from suite.run.mlflow_replica import default_uri, sync
 
@@ -25,7 +25,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
     """A run whose grid, and so experiment, is named after the test."""
     run = make_run(tmp_path.name)
-    write_plan(run.path.parent, [run.cell()])
+    plan(run)
     return run
 
 
@@ -48,7 +48,7 @@ def _append(run: RunDir, epoch: int, **metrics: float) -> None:
     book.close()
 
 
-def test_a_cell_that_has_not_run_is_there_as_planned(run: RunDir, uri: str) -> None:
+def test_a_cell_that_has_not_run_is_there_as_queued(run: RunDir, uri: str) -> None:
     assert sync(run.path.parent, uri)[0] == 1
     (stored,) = _stored(run, uri)
     assert stored.info.run_name == "digits/resnet8/bnn++/s0"
@@ -60,7 +60,7 @@ def test_a_cell_that_has_not_run_is_there_as_planned(run: RunDir, uri: str) -> N
         "model": "resnet8",
         "quantizer": "bnn++",
         "seed": "0",
-        "state": "planned",
+        "state": "queued",
         "current": "true",
     }
     assert stored.data.params["training.epochs"] == "2"

@@ -13,7 +13,7 @@ from analysis.tables import to_latex, to_markdown
 from launch import snapshot
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import GridError, load_grid
-from suite.run.directory import RunDir, write_plan
+from suite.run.directory import Planned, RunDir, write_plan
 from suite.train import train
 
 MODULE = """
@@ -119,7 +119,7 @@ def test_they_train_and_are_in_the_table_and_its_notes_which_do_not_import_the_m
     ]
     for cell in cells:
         train(RunDir.create(tmp_path / "runs" / "mine" / cell.id, cell), tmp_path)
-    write_plan(tmp_path / "runs" / "mine", cells)
+    write_plan(tmp_path / "runs" / "mine", map(Planned, cells))
     _forget()
     frame = folders.load(tmp_path / "runs", "mine").frame
     table = comparison(frame)

@@ -1,7 +1,7 @@
-"""Where the nodes of a job meet for a cell, told by its first node in RUN/rendezvous.json.
+"""Tells the other nodes of a worker's job which cell to train, and where its processes meet.
 
-The first node picks a free port of its own and writes it down; should another program take it before torchrun does,
-all nodes go on to the next generation. An endpoint of None ends it: there is nothing, or nothing more, to run.
+The first node picks one of its free ports and writes it down; if another program takes the port before torchrun does,
+all nodes go on to the next generation.
 """
 
 import json
@@ -13,7 +13,9 @@ from pathlib import Path
 from suite.run.atomic import write_json
 
 MAX_GENERATIONS = 5
-WAIT_SECONDS = 300.0
+"""How many ports are tried for one attempt."""
+WAIT_SECONDS = 600.0
+"""How long another node waits for the first one's next word while nothing runs on it."""
 POLL_SECONDS = 0.5
 _PORTS = range(20000, 32000)
 """Below the ports that the kernel hands out on its own."""
@@ -21,22 +23,25 @@ _PORTS = range(20000, 32000)
 
 @dataclass(frozen=True)
 class Word:
-    """What the first node says. `start` is the job's start it is about: job id and restart; endpoint `host:port`."""
+    """What the first node says. `start` identifies this start of the job: its id and restart count.
+
+    An `endpoint` (`host:port`) of None: stop what runs. An empty `cell`: there are no more cells, leave.
+    """
 
     start: str
-    generation: int
-    attempt: int
-    endpoint: str | None
+    generation: int = 0
+    cell: str = ""
+    attempt: int = 0
+    endpoint: str | None = None
 
 
-def say(run_path: Path, word: Word) -> None:
+def say(path: Path, word: Word) -> None:
     """For all nodes of the job to read."""
-    write_json(_path(run_path), asdict(word))
+    write_json(path, asdict(word))
 
 
-def heard(run_path: Path, start: str, after: int) -> Word | None:
+def heard(path: Path, start: str, after: int) -> Word | None:
     """The word about this start of the job, if it is newer than generation `after`."""
-    path = _path(run_path)
     if not path.exists():
         return None
     word = Word(**json.loads(path.read_text(encoding="utf-8")))
@@ -44,13 +49,13 @@ def heard(run_path: Path, start: str, after: int) -> Word | None:
 
 
 def free_endpoint(seed: str) -> str:
-    """A `host:port` of this machine that nobody listens at now; which port is tried first depends on the seed only."""
+    """A `host:port` of this machine that nobody listens at; which port is tried first depends on the seed only."""
     ports = random.Random(seed).sample(_PORTS, len(_PORTS))  # noqa: S311  (no secret)
     return f"{socket.gethostname()}:{next(port for port in ports if _is_free(port))}"
 
 
 def is_taken(said: str) -> bool:
-    """Whether torchrun complained, in what it said, that another program listens at its address."""
+    """Whether torchrun complained, in its output, that another program listens at its address."""
     return any(words in said.lower() for words in ("eaddrinuse", "address already in use"))
 
 
@@ -62,7 +67,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _path(run_path: Path) -> Path:
-    return run_path / "rendezvous.json"

@@ -1,4 +1,4 @@
-"""What a machine can do for a run, as one line of JSON: `python -m launch.probe FOLDER DATA_DIR [--tracking-uri URI]`.
+"""What a machine can do for a run, as one line of JSON: `python -m launch.doctor.probe FOLDER DATA_DIR`.
 
 `launch doctor` runs it where jobs run. It needs nothing but Python, so that it can tell what is missing.
 """
@@ -9,14 +9,19 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+REPORT, SIGNALLED, AGAIN = "report.json", "signalled", "again"
+"""Files of a probe that runs as a worker's job."""
 NUM_MEGABYTES = 64
 HTTP_SECONDS = 5.0
+WAIT_SECONDS = 300.0
 
 
 def probe(folder: Path, data_dir: Path, tracking_uri: str | None) -> dict[str, Any]:
@@ -43,6 +48,22 @@ def probe(folder: Path, data_dir: Path, tracking_uri: str | None) -> dict[str, A
         "tracking": trouble_with_server(tracking_uri) if tracking_uri else None,
         "time": time.time(),  # last: who reads this compares it with their own clock
     }
+
+
+def serve(folder: Path, data_dir: Path, tracking_uri: str | None, *, is_again: bool) -> bool:
+    """As a worker's job: reports, waits for SIGUSR2, and says so. Whether the job is to be started again."""
+    if is_again:
+        (folder / AGAIN).touch()
+        return False
+    came = threading.Event()
+    signal.signal(signal.SIGUSR2, lambda _number, _frame: came.set())
+    text = json.dumps(probe(folder, data_dir, tracking_uri))
+    (folder / f".{REPORT}").write_text(text, encoding="utf-8")
+    (folder / f".{REPORT}").replace(folder / REPORT)
+    if not came.wait(WAIT_SECONDS):
+        return False
+    (folder / SIGNALLED).touch()
+    return True
 
 
 def trouble_with(module: str) -> str | None:

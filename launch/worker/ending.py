@@ -1,4 +1,4 @@
-"""What the end of an attempt means for its run, as a pure function of what the job saw."""
+"""What the end of an attempt means for its run, as a pure function of what the worker saw."""
 
 import signal
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from launch.plan import after_failure
 from suite.run.directory import Cause, State
 from suite.train import EXIT_BAD_INPUT, STOP_SIGNALS
 
+CTRL_C = "Ctrl-C"
+"""As the name of a signal."""
+_OUT_OF_MEMORY = "the job's memory ran out; ask for more --mem"
 _KILLED = 128
 """A shell's or torchrun's exit status for signal n is this plus n; Popen's is -n."""
 
@@ -16,9 +19,9 @@ _KILLED = 128
 class End:
     """How the training process of an attempt ended.
 
-    `is_begun`: training got so far as to say anything; `is_group`: it was torchrun's, with several processes below it.
-    `asked_by` names the signal that the job was asked to stop by, empty where it was not; `last_line` is of its log;
-    the checkpoints are the newest one's name before the attempt and now, empty where there is none.
+    `is_begun`: training wrote a heartbeat; `is_group`: the process was torchrun's, with several below it. `asked_by`
+    names what the worker was asked to stop by, empty if it was not; `is_out_of_time`: that was the time limit.
+    `last_line` is of its log; the checkpoints are the newest one's name before the attempt and now, or empty.
     """
 
     exit_code: int
@@ -33,7 +36,7 @@ class End:
 
 
 def after_attempt(now: State, end: End) -> dict[str, Any]:
-    """What the attempt's end has to say besides what its processes left, `now`; nothing where they have said it all."""
+    """What to add to the end that the attempt's processes recorded, `now`; nothing if that is complete."""
     if now.state in {"done", "cancelled"}:
         return {}
     if end.exit_code == EXIT_BAD_INPUT and not end.is_begun:
@@ -44,16 +47,17 @@ def after_attempt(now: State, end: End) -> dict[str, Any]:
     is_orderly = now.state == "preempted" and now.cause is None
     stopped_by = end.asked_by or _stop_signal(end.exit_code)
     if now.state != "failed" and (is_orderly or stopped_by):
-        return _after_stop(now, end, now.reason if is_orderly else f"stopped by {stopped_by}")
+        is_told = is_orderly and end.asked_by != CTRL_C  # which the worker passes on as another signal
+        return _after_stop(now, end, now.reason if is_told else f"stopped by {stopped_by}")
     return after_failure(now, *_failure(now, end), end.checkpoint)
 
 
 def _failure(now: State, end: End) -> tuple[Cause, str]:
-    """Cause and reason: what training itself wrote, where it could."""
+    """Cause and reason: what training itself wrote, if it could."""
     if now.state == "failed":
         return now.cause or "error", now.reason
     if end.is_out_of_memory:
-        return "oom", "killed by the kernel: the job's memory ran out; ask for more --mem"
+        return "oom", f"killed by the kernel: {_OUT_OF_MEMORY}"
     if now.state == "preempted":
         return now.cause or "node", now.reason
     if end.is_group and end.is_begun:  # it hung in NCCL, say, until torchrun killed it
@@ -64,12 +68,17 @@ def _failure(now: State, end: End) -> tuple[Cause, str]:
     return "error", f"the training process ended with status {end.exit_code} before it could say why: see its log"
 
 
-def after_lost_job(state: State, asked_by: str, checkpoint: str) -> dict[str, Any]:
-    """Changes to the state of a run that says running though its job is gone; `asked_by` as that job noted it."""
+def after_lost_worker(state: State, asked_by: str, checkpoint: str, *, is_out_of_memory: bool) -> dict[str, Any]:
+    """Changes to the state of a run that says running though its worker is gone; `asked_by` as that one noted it.
+
+    `is_out_of_memory`: SLURM's accounting says so of its job.
+    """
+    if is_out_of_memory:
+        return after_failure(state, "oom", f"its whole job was killed: {_OUT_OF_MEMORY}", checkpoint)
     if asked_by:
         reason = f"stopped by {asked_by}, and killed before it could say so"
         return {"state": "preempted", "cause": None, "reason": reason}
-    return after_failure(state, "node", "its job was killed, or its node went away", checkpoint)
+    return after_failure(state, "node", "its worker was killed, or its node went away", checkpoint)
 
 
 def _after_stop(now: State, end: End, reason: str) -> dict[str, Any]:

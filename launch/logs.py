@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from launch import submissions
 from suite.run.directory import RunDir
 
 POLL_SECONDS = 0.5
@@ -14,22 +13,16 @@ _TAIL_BYTES = 8192
 
 
 def newest_log(run: RunDir) -> Path | None:
-    """What training printed in the newest attempt; before the first, what the cell's job printed; None without either.
+    """What training printed in the newest attempt; None before the first.
 
     Of an attempt on several nodes it is the first node's; `log-node1.txt` beside it is the second's.
     """
-    logs = sorted(run.attempts.glob("*/log.txt"), reverse=True)
-    return logs[0] if logs else _job_log(run)
+    return max(run.attempts.glob("*/log.txt"), default=None)
 
 
-def _job_log(run: RunDir) -> Path | None:
-    found = list((run.path / "jobs").glob("*_log.out"))
-    owner = submissions.owners(submissions.read(run.path.parent)).get(run.path.name)
-    if owner is not None:
-        record, index = owner
-        job_dir = run.path.parent / "jobs" / record.token
-        found += job_dir.glob(f"{record.task_job_id(index)}_*_log.out")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def worker_log(grid_dir: Path) -> Path | None:
+    """What the worker that printed last printed: an interpreter that is not there, a failed --setup line."""
+    return max(grid_dir.glob("jobs/*/*_log.out"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def last_lines(path: Path, num_lines: int) -> list[str]:

@@ -1,14 +1,14 @@
 """A cell's log is the newest attempt's, and can be followed from one to the next."""
 
 import io
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from launch import follow as log
-from launch.submissions import Submission
+from launch import logs as log
 from suite.run.directory import RunDir
 
 
@@ -28,13 +28,13 @@ def test_the_newest_log_is_the_newest_attempts_on_the_first_node(make_run: Calla
     assert log.newest_log(run) == newest
 
 
-def test_before_the_first_attempt_the_jobs_own_log_tells_why(make_run: Callable[..., RunDir]) -> None:
-    run = make_run()
-    grid_dir = run.path.parent
-    Submission("token", (("other",), (run.path.name,)), job_id="7").write(grid_dir)
-    _write(grid_dir / "jobs" / "token" / "7_0_0_log.out", "the other's")
-    own = _write(grid_dir / "jobs" / "token" / "7_1_0_log.out", "no such container")
-    assert log.newest_log(run) == own
+def test_before_the_first_attempt_the_worker_that_printed_last_may_tell_why(make_run: Callable[..., RunDir]) -> None:
+    grid_dir = make_run().path.parent
+    assert log.worker_log(grid_dir) is None
+    newer = _write(grid_dir / "jobs" / "a" / "7_1_0_log.out", "no such container")
+    older = _write(grid_dir / "jobs" / "b" / "8_0_0_log.out", "worker on node1: over")
+    os.utime(older, (1.0, 1.0))
+    assert log.worker_log(grid_dir) == newer
 
 
 @pytest.mark.parametrize("num_chars", [0, 10, 100_000])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from launch.slurm import Partition
+from launch.slurm.client import Partition
 
 MIN_MEGABYTES_PER_SECOND = 50.0
 """Slower, and a checkpoint of a large model holds up its training."""
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What launch.probe found, `arrived` in unix seconds of this machine's clock; `nonce` is what ROOT held for it."""
+    """What launch.doctor.probe found, `arrived` in unix seconds by this machine; `nonce` is what ROOT held for it."""
 
     found: dict[str, Any]
     arrived: float
@@ -98,7 +98,7 @@ def _folder(report: Report, here: str) -> Iterator[Finding]:
     if found["lock_is_seen"]:
         yield Finding("ok", "file locks", f"held here, seen on {here}")
     else:
-        fix = "start each grid's launches from one machine; SLURM's queue and the submission records do the rest"
+        fix = "none is needed: cells are claimed without locks"
         yield Finding("absent", "file locks", f"held here, not seen on {here}", fix)
 
 

@@ -1,0 +1,1 @@
+"""Checks that grids can run, each with its fix. Start with examination.py."""

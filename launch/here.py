@@ -1,0 +1,97 @@
+"""A grid on this machine: one worker in this process, a live table, and MLflow kept up to date."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Event, Thread
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from launch.plan import Standing
+from launch.view import matrix, summary
+from launch.worker.slots import Slot
+from launch.worker.spec import Place, WorkerSpec
+from launch.worker.worker import Outcome, Worker
+from suite.run.mlflow_replica import sync
+
+SYNC_SECONDS = 20.0
+
+
+def work_here(
+    spec: WorkerSpec, slots: Sequence[Slot], tracking_uri: str | None, console: Console, *, stays: bool
+) -> tuple[Outcome, str]:
+    """Trains what the spec says; returns how the worker ended, and why. `tracking_uri` None: MLflow is left alone."""
+    grid_dir = spec.grid_dir
+    replicated = _replicated(grid_dir, tracking_uri, console) if tracking_uri else nullcontext()
+    with replicated, _shown(grid_dir.name, spec.cells, console) as show:
+        worker = Worker(spec, Place(), slots, stays=stays, shown=show)
+        return worker.work(), worker.reason
+
+
+@contextmanager
+def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator[None]:
+    """Keeps MLflow up to date from a thread while the body runs, and once more after it. Never fails the body."""
+    stop = Event()
+
+    def attempt() -> None:
+        try:
+            sync(grid_dir, tracking_uri)
+        except Exception as error:  # noqa: BLE001  (whatever a store can raise: the run directories are the truth)
+            console.print(f"[yellow]MLflow at {tracking_uri} not reached, nothing lost: {str(error).splitlines()[0]}")
+
+    def keep_up() -> None:
+        attempt()
+        while not stop.wait(SYNC_SECONDS):
+            attempt()
+
+    thread = Thread(target=keep_up, name="mlflow-sync")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        attempt()
+
+
+@contextmanager
+def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
+    """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell ends."""
+
+    def chosen(rows: list[Standing]) -> list[Standing]:
+        return rows if cells is None else [row for row in rows if row.cell.id in cells]
+
+    if not console.is_terminal:
+        last = ""
+
+        def show_line(rows: list[Standing]) -> None:
+            nonlocal last
+            rows = chosen(rows)
+            line = f"{name}: {summary([row for row in rows if row.is_settled]) or 'started'} of {len(rows)}"
+            if line != last:
+                console.print(line, highlight=False)
+                last = line
+
+        yield show_line
+        return
+    bar = Progress(
+        TextColumn("epochs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    task = bar.add_task("epochs")
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def show_table(rows: list[Standing]) -> None:
+            rows = chosen(rows)
+            total = sum(row.cell.training.epochs for row in rows)
+            finished = sum(row.cell.training.epochs if row.is_settled else row.state.epoch for row in rows)
+            bar.update(task, completed=finished, total=total)
+            live.update(Group(matrix(rows, name), bar))
+
+        yield show_table

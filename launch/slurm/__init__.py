@@ -1,0 +1,1 @@
+"""What SLURM says (client), what a job asks of it (resources), and handing workers over to it (hand_over)."""

@@ -1,0 +1,236 @@
+"""A worker's attempt at one cell: on the job's first node, which decides and records, and on its other nodes."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from launch.plan import WAITING, Standing
+from launch.slurm import client
+from launch.worker import rendezvous
+from launch.worker.ending import End, after_attempt, after_lost_worker
+from launch.worker.memory import num_oom_kills
+from launch.worker.nursery import Nursery
+from launch.worker.rendezvous import Word
+from launch.worker.slots import Slot
+from launch.worker.spec import Place, WorkerSpec
+from launch.worker.training_process import TrainingProcess, command, environment
+from suite.recipe.cell import Execution
+from suite.run import failures
+from suite.run.attempt import Attempt, BusyError, newest_number
+from suite.run.directory import RunDir
+from suite.train import EXIT_BAD_INPUT, EXIT_BUSY
+
+LOOK_SECONDS = 2.0
+"""How often a running cell is checked for a cancellation."""
+TOUCH_SECONDS = 10.0
+"""How often other machines are shown that the worker supervises the attempt."""
+SETTLE_SECONDS, UNBEGUN_SECONDS = 60.0, 5.0
+"""How long the first node waits for the end recorded on another one, if training has begun there, or has not."""
+_NUM_TAIL_CHARS = 200
+
+
+@dataclass
+class Site:
+    """What all attempts of a worker share. `meeting`: the file that tells its job's other nodes what to train."""
+
+    spec: WorkerSpec
+    place: Place
+    meeting: Path
+    worker: int = 0
+    word: Word = field(default_factory=lambda: Word(""))
+    nurseries: dict[int, Nursery] = field(default_factory=dict)
+
+    def say(self, word: Word) -> Word:
+        """Tells the other nodes, if there are any; returns the word with its generation."""
+        if self.spec.num_nodes > 1:
+            self.word = replace(word, start=self.place.start, generation=self.word.generation + 1)
+            rendezvous.say(self.meeting, self.word)
+            return self.word
+        return word
+
+    def start(self, word: Word, slot: Slot, execution: Execution) -> TrainingProcess:
+        """Starts training of the word's cell on this node."""
+        run = RunDir(self.spec.grid_dir / word.cell)
+        execution = execution.model_copy(update={"num_workers": execution.num_workers or slot.num_threads})
+        train = [str(run.cell_path), "--data-dir", str(self.spec.data_dir), "--attempt", str(word.attempt)]
+        train += ["--execution", execution.model_dump_json(exclude_defaults=True), *self.spec.train_options]
+        log = Attempt(run.attempts, word.attempt).log(self.place.node)
+        variables = environment(self.spec.code, slot.num_threads)
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(slot.devices)} if slot.devices else {}
+        if slot.num_processes * self.spec.num_nodes == 1 and execution.engine == "plain":
+            nursery = self.nurseries.setdefault(slot.num_threads, Nursery(variables, self.spec.code))
+            try:
+                return TrainingProcess.forked(nursery, train, devices, log)
+            except OSError as error:  # a plain process does as well, only slower
+                print(f"no warm start: {error}", file=sys.stderr, flush=True)
+        line = command(train, slot.num_processes, self.spec.num_nodes, self.place.node, word)
+        return TrainingProcess.of_command(line, variables | devices, self.spec.code, log)
+
+    def close(self) -> None:
+        """Ends what was kept warm, and tells the other nodes to leave."""
+        self.say(Word(""))
+        for nursery in self.nurseries.values():
+            nursery.close()
+
+
+class Training:
+    """A cell in training, as the job's first node sees it."""
+
+    def __init__(self, site: Site, standing: Standing, slot: Slot, attempt: Attempt) -> None:
+        self.site, self.planned, self.slot, self.attempt = site, standing.planned, slot, attempt
+        self.run = RunDir(site.spec.grid_dir / standing.cell.id)
+        self.begun = time.monotonic()
+        self.is_lost = False
+        """Whether another worker has taken the cell over."""
+        self._checkpoint_before = newest_checkpoint(self.run)
+        self._num_oom_kills = num_oom_kills()
+        self._next_look = self._ended = 0.0
+        self._next_touch = self.begun + TOUCH_SECONDS
+        self._num_ports = 0
+        self._is_bad_input = False
+        self.process = self._start()
+
+    def ask(self, number: int) -> None:
+        """Passes on a signal to stop."""
+        self.process.ask(number)
+
+    def note_stop(self, name: str) -> None:
+        """Notes that the worker was asked to stop, in case all its processes are killed before they can say so."""
+        with suppress(OSError):  # the disk is full, say: the processes are asked all the same
+            failures.note_stop(self.attempt.path, name)
+
+    def look(self, asked_by: str) -> bool:
+        """Whether the attempt still goes on; when it has ended, its end.json says what comes of it."""
+        now = time.monotonic()
+        if now >= self._next_touch:
+            self._next_touch = now + TOUCH_SECONDS
+            self.attempt.touch()
+        exit_code = self.process.exit_code()
+        if exit_code is None:
+            if now >= self._next_look:
+                self._next_look = now + LOOK_SECONDS
+                if self.run.is_cancelled():
+                    self.process.ask(signal.SIGTERM)
+            return True
+        self._ended = self._ended or now
+        if exit_code and not asked_by and self._address_was_taken():
+            self.process = self._start()
+            return True
+        if self._others_still_write(now - self._ended):
+            return True
+        self.site.say(Word("", cell=self.run.path.name))
+        self._settle(exit_code, asked_by)
+        return False
+
+    def end(self) -> None:
+        """Stops it, whatever happens to the worker."""
+        self.process.end()
+
+    def made_no_step(self) -> bool:
+        """Whether the attempt failed before its first step: the machine may be to blame."""
+        beat, end = self.attempt.beat(), self.attempt.end() or {}
+        has_failed = end.get("cause") in {"error", "node", "oom"} and not self._is_bad_input
+        return has_failed and (beat is None or beat.step is None)
+
+    def _start(self) -> TrainingProcess:
+        endpoint = None
+        if self.site.spec.num_nodes > 1:
+            seed = f"{self.site.place.start} {self.run.path.name} {self.attempt.number} {self._num_ports}"
+            endpoint, self._num_ports = rendezvous.free_endpoint(seed), self._num_ports + 1
+        self._ended = 0.0
+        word = self.site.say(Word("", 0, self.run.path.name, self.attempt.number, endpoint))
+        return self.site.start(word, self.slot, self.planned.execution)
+
+    def _address_was_taken(self) -> bool:
+        """Another program was quicker, training has not begun, and there are ports left to try."""
+        if self.site.spec.num_nodes == 1 or self._num_ports >= rendezvous.MAX_GENERATIONS:
+            return False
+        return not self._is_begun() and rendezvous.is_taken(self.process.said())
+
+    def _others_still_write(self, seconds: float) -> bool:
+        """Whether training's first process, which may be on another node, has yet to record how it ended."""
+        if self.site.spec.num_nodes == 1 or self.run.state(as_told=True).state != "running":
+            return False
+        return seconds < (SETTLE_SECONDS if self._is_begun() else UNBEGUN_SECONDS)
+
+    def _is_begun(self) -> bool:
+        return self.attempt.beat() is not None or self.attempt.end() is not None
+
+    def _settle(self, exit_code: int, asked_by: str) -> None:
+        if newest_number(self.run.attempts) > self.attempt.number or exit_code == EXIT_BUSY:
+            self.is_lost = True
+            return
+        self._is_bad_input = exit_code == EXIT_BAD_INPUT
+        last_lines = [line.strip("│ ") for line in self.process.said().splitlines() if any(map(str.isalnum, line))]
+        end = End(
+            exit_code,
+            asked_by,
+            is_out_of_memory=num_oom_kills() > self._num_oom_kills,
+            is_out_of_time=self.site.place.is_out_of_time(self.begun),
+            is_begun=self._is_begun(),
+            is_group=self.slot.num_processes * self.site.spec.num_nodes > 1,
+            last_line=last_lines[-1][:_NUM_TAIL_CHARS] if exit_code and last_lines else "",
+            checkpoint_before=self._checkpoint_before,
+            checkpoint=newest_checkpoint(self.run),
+        )
+        changes = after_attempt(self.run.state(as_told=True), end)
+        if changes or self.attempt.end() is None:
+            self.attempt.finish(**changes)
+
+
+def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
+    """Claims the cell and starts to train it; None if it is another's, or turns out to have failed for good."""
+    run = RunDir(site.spec.grid_dir / standing.cell.id)
+    before = run.newest()
+    if before is not None and before.end() is None:
+        if before.is_live(site.place.job_id):
+            return None
+        is_oom = bool(before.job_id) and before.job_id in client.out_of_memory([before.job_id])
+        asked_by = failures.noted_stop(before.path)
+        lost = after_lost_worker(run.state(), asked_by, newest_checkpoint(run), is_out_of_memory=is_oom)
+        before.finish(**lost)
+    if run.state().state not in WAITING:
+        return None
+    try:
+        attempt = run.claim(site.place.job_id, is_jobs=True, worker=site.worker)
+    except BusyError:
+        return None
+    return Training(site, standing, slot, attempt)
+
+
+def follow(site: Site, slot: Slot, asked: list[str], executions: Callable[[str], Execution]) -> None:
+    """On another node of the job: trains what the first node says, until that says to leave, or falls silent."""
+    process: TrainingProcess | None = None
+    generation, patience = 0, time.monotonic() + rendezvous.WAIT_SECONDS
+    try:
+        while not (asked and process is None) and time.monotonic() < patience:
+            if asked and process is not None:
+                process.ask(signal.Signals[asked[0]])
+            if process is not None and process.exit_code() is None:
+                patience = time.monotonic() + rendezvous.WAIT_SECONDS
+            elif asked:
+                return
+            word = rendezvous.heard(site.meeting, site.place.start, generation)
+            if word is None:
+                time.sleep(rendezvous.POLL_SECONDS)
+                continue
+            generation = word.generation
+            if process is not None:
+                process.end()
+                process = None
+            if not word.cell:
+                return
+            if word.endpoint is not None:
+                process = site.start(word, slot, executions(word.cell))
+    finally:
+        if process is not None:
+            process.end()
+
+
+def newest_checkpoint(run: RunDir) -> str:
+    """Its name; empty if there is none. Without torch, which suite.run.checkpoint comes with."""
+    return max((path.name for path in run.checkpoints.glob("epoch-*.pt")), default="")

@@ -1,0 +1,90 @@
+"""The workers of a grid, GRID/workers/0001/ etc., and how many of them may work at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suite.run.atomic import read_json, write_json
+from suite.run.attempt import Attempt, enrol, newest_number
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker, from its record. Times are unix seconds; `ended` is None while it works."""
+
+    number: int
+    host: str
+    job_id: str
+    shape: str
+    num_slots: int
+    num_gpus: int
+    made: float
+    ended: float | None
+    last_seen: float
+    reason: str
+    is_live: bool
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours that it kept its GPUs; hours of the worker if it has none."""
+        return ((self.ended or self.last_seen) - self.made) / 3600 * max(self.num_gpus, 1)
+
+
+def register(grid_dir: Path, job_id: str, **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
+    """This process's record."""
+    return enrol(_folder(grid_dir), job_id, **facts)
+
+
+def workers(grid_dir: Path) -> list[Worker]:
+    """All that there ever were, in order."""
+    return [_read(Attempt(_folder(grid_dir), number)) for number in range(1, newest_number(_folder(grid_dir)) + 1)]
+
+
+def live_numbers(grid_dir: Path, known_ended: set[int]) -> list[int]:
+    """Numbers of the live workers, in order. `known_ended` is added to: these are not looked at again."""
+    numbers = [each for each in range(1, newest_number(_folder(grid_dir)) + 1) if each not in known_ended]
+    live = [number for number in numbers if Attempt(_folder(grid_dir), number).is_live()]
+    known_ended |= {number for number in numbers if Attempt(_folder(grid_dir), number).end() is not None}
+    return live
+
+
+def limit(grid_dir: Path) -> int | None:
+    """How many workers may work at a time; None: any number."""
+    found: int | None = read_json(grid_dir / "scale.json").get("workers")
+    return found
+
+
+def set_limit(grid_dir: Path, number: int | None) -> None:
+    """Sets it; live workers beyond it save and leave."""
+    write_json(grid_dir / "scale.json", {"workers": number})
+
+
+def sick_nodes(found: Sequence[Worker]) -> list[str]:
+    """Nodes that workers retired from."""
+    return sorted({each.host for each in found if each.reason.startswith(RETIRED)})
+
+
+RETIRED = "retired"
+
+
+def _read(record: Attempt) -> Worker:
+    facts, end = record.facts, record.end() or {}
+    made = float(facts.get("made", 0.0))
+    return Worker(
+        record.number,
+        str(facts.get("node") or facts.get("host", "")),
+        record.job_id,
+        str(facts.get("shape", "")),
+        int(facts.get("num_slots", 1)),
+        int(facts.get("num_gpus", 0)),
+        made,
+        end.get("time"),
+        max(record.last_seen(), made),
+        str(end.get("reason", "")),
+        record.is_live(),
+    )
+
+
+def _folder(grid_dir: Path) -> Path:
+    return grid_dir / "workers"

@@ -1,0 +1,320 @@
+"""A worker: trains the ready cells of a grid in its slots until none is left for it, or its time is up.
+
+It is the same on a developer's machine, in a SLURM job, and started by hand: `python -m launch worker GRID`. Workers
+know nothing of each other: a cell belongs to whoever creates its next attempt (see suite.run.attempt).
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from launch import status
+from launch.plan import WAITING, Standing, blocked, is_over, ready
+from launch.worker import registry
+from launch.worker.attempt import Site, Training, begin, follow
+from launch.worker.ending import CTRL_C
+from launch.worker.slots import Slot, num_cores, slots_of, visible_gpus
+from launch.worker.spec import Place, WorkerSpec
+from suite.run.directory import Planned, read_plan
+from suite.train import STOP_SIGNALS
+
+EXIT_AGAIN = 75
+"""Exit status of a worker that leaves work behind: the batch script has SLURM start it again."""
+POLL_SECONDS = 0.2
+CONTROL_SECONDS = 2.0
+"""How often a worker looks for a changed number of workers."""
+IDLE_SECONDS = 300.0
+"""How long a worker without a cell waits for cells that wait for a running one."""
+SUPPLY_SECONDS = 60.0
+"""How often the first live worker hands in more of them, if cells are ready and the site has room."""
+SICK_CELLS, SICK_SECONDS = 3, 300.0
+"""So many different cells failing in so short a time, none having made a step, mean that the machine is to blame."""
+Outcome = Literal["over", "again", "scaled", "retired"]
+
+
+class Worker:
+    """The loop. `shown` gets the cells' standings whenever they have been looked at."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        place: Place,
+        slots: Sequence[Slot],
+        *,
+        stays: bool = False,
+        shown: Callable[[list[Standing]], None] = lambda _: None,
+        supply: Callable[[], object] | None = None,
+    ) -> None:
+        """A worker of this process.
+
+        Args:
+            spec: what it trains.
+            place: where it is.
+            slots: what it trains with.
+            stays: it waits for cells that others train, rather than leave when it has nothing to do.
+            shown: see above.
+            supply: hands in more workers if there is room; None: there is nobody to hand them to.
+        """
+        self.spec, self.place, self.slots = spec, place, list(slots)
+        self._stays, self._shown, self._supply = stays, shown, supply
+        facts = {"node": place.host, "shape": spec.shape, "num_slots": len(slots), "num_gpus": _num_gpus(slots)}
+        self.record = registry.register(spec.grid_dir, place.job_id, **facts)
+        self.site = Site(spec, place, meeting_path(spec, place), self.record.number)
+        self.reason = ""
+        self._free, self._active = list(self.slots), list[Training]()
+        self._asked: list[str] = []
+        self._done: dict[str, Standing] = {}
+        self._failed_at: dict[str, float] = {}
+        self._ended: set[int] = set()
+        self._next_look = self._next_control = 0.0
+        self._next_supply = time.monotonic() + SUPPLY_SECONDS
+        self._idle_since: float | None = None
+        self._is_surplus = self._is_work_left = False
+
+    def work(self) -> Outcome:
+        """Trains until there is nothing left to do here; whatever happens, nothing it started runs on."""
+        outcome: Outcome | None = None
+        with self._listening(), self._touching():
+            try:
+                while outcome is None:
+                    outcome = self._turn()
+            finally:
+                for training in self._active:
+                    training.end()
+                self.site.close()
+        self.record.write_end(state=outcome, reason=self.reason)
+        return outcome
+
+    def _turn(self) -> Outcome | None:
+        now = time.monotonic()
+        for training in self._active:
+            if self._asked or self._is_surplus:
+                name = self._asked[0] if self._asked else "SIGTERM"
+                training.ask(signal.SIGTERM if name == CTRL_C else signal.Signals[name])
+        self._reap()
+        if now >= self._next_control:
+            self._next_control = now + CONTROL_SECONDS
+            self._control()
+        if self._asked or self._is_surplus:
+            if not self._active:
+                self.reason = f"stopped by {self._asked[0]}" if self._asked else "fewer workers were asked for"
+                return "again" if self._asked else "scaled"
+        elif self._is_sick():
+            if not self._active:
+                names = len(self._failed_at)
+                self.reason = f"{registry.RETIRED}: {names} cells failed here without a step; look at {self.place.host}"
+                return "retired"
+        elif now >= self._next_look and (self._free or self._stays):
+            outcome = self._look()
+            if outcome is not None:
+                return outcome
+        time.sleep(POLL_SECONDS)
+        return None
+
+    def _reap(self) -> None:
+        """Frees the slots of cells that have ended."""
+        for training in list(self._active):
+            if training.look(self._asked[0] if self._asked else "SIGTERM" if self._is_surplus else ""):
+                continue
+            self._active.remove(training)
+            self._free.append(training.slot)
+            self._next_look = 0.0
+            if training.made_no_step():
+                self._failed_at[training.run.path.name] = time.monotonic()
+
+    def _look(self) -> Outcome | None:
+        """Starts what is ready; says how the worker ends, if there is nothing left for it."""
+        start = time.monotonic()
+        rows = self._rows()
+        self._shown(rows)
+        seconds = time.monotonic() - start
+        startable = ready(rows, self._failed_at)
+        mine = [row for row in startable if self._is_mine(row)]
+        is_short = self.place.is_short_of_time()
+        if mine and not is_short:
+            for row in mine:
+                if not self._free or self._asked:
+                    break
+                training = begin(self.site, row, self._free[0])
+                if training is not None:
+                    self._free.pop(0)
+                    self._active.append(training)
+        self._is_work_left = len(startable) > len(self.slots)
+        # A twentieth of the time for looking at thousands of files: the cells need the processor more.
+        self._next_look = time.monotonic() + max(0.5, 20 * seconds)
+        if self._active:
+            self._idle_since = None
+            return None
+        if mine and is_short:
+            self.reason = "little time is left"
+            return "again"
+        return None if mine or self._has_to_wait(rows) else "over"
+
+    def _has_to_wait(self, rows: list[Standing]) -> bool:
+        """Whether a cell may become ready here, by what others are training."""
+        self._idle_since = self._idle_since or time.monotonic()
+        ours = [row for row in rows if self._is_mine(row)]
+        if self._stays:
+            return not is_over(ours) and any(row.state.state == "running" for row in rows)
+        held_up = blocked(rows)
+        waits = any(row.state.state in WAITING and row.cell.id not in held_up for row in ours)
+        return waits and time.monotonic() - self._idle_since < IDLE_SECONDS
+
+    def _rows(self) -> list[Standing]:
+        """Where the grid's cells stand; those that are done for good are not looked at again."""
+        plan = read_plan_once(self.spec.grid_dir)
+        rows = status.standings(self.spec.grid_dir, plan, self._done)
+        self._done = {row.cell.id: row for row in rows if row.state.state == "done"}
+        return rows
+
+    def _is_mine(self, row: Standing) -> bool:
+        is_shaped = not self.spec.shape or row.planned.shape == self.spec.shape
+        return is_shaped and (self.spec.cells is None or row.cell.id in self.spec.cells)
+
+    def _control(self) -> None:
+        """Obeys a changed number of workers; the first live one sees to it that there are enough."""
+        limit = registry.limit(self.spec.grid_dir) if self.spec.cells is None else None
+        if limit is None and self._supply is None:
+            return
+        live = registry.live_numbers(self.spec.grid_dir, self._ended)
+        self._is_surplus = limit is not None and self.record.number in live[limit:]
+        is_first = live[:1] == [self.record.number]
+        if is_first and self._supply is not None and time.monotonic() >= self._next_supply:
+            self._next_supply = time.monotonic() + SUPPLY_SECONDS
+            if self._is_work_left:
+                self._supply()
+
+    def _is_sick(self) -> bool:
+        since = time.monotonic() - SICK_SECONDS
+        return sum(moment > since for moment in self._failed_at.values()) >= SICK_CELLS
+
+    @contextmanager
+    def _touching(self) -> Iterator[None]:
+        """Shows other machines that this worker is alive, also during a long look."""
+        closed = threading.Event()
+
+        def touch() -> None:
+            while not closed.wait(10.0):
+                self.record.touch()
+
+        thread = threading.Thread(target=touch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            closed.set()
+            thread.join()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Notes signals to stop, at once and in the attempts' folders."""
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self._asked.append(CTRL_C if number == signal.SIGINT else signal.Signals(number).name)
+            for training in self._active:
+                training.note_stop(self._asked[0])
+
+        with listening(ask, (*STOP_SIGNALS, signal.SIGINT)):
+            yield
+
+
+@contextmanager
+def listening(ask: Callable[[int, FrameType | None], None], numbers: Sequence[int]) -> Iterator[None]:
+    """Has `ask` handle the signals in the block."""
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(path: str) -> None:
+    """What a SLURM job runs on each of its nodes. `path`: its WorkerSpec.
+
+    Raises:
+        SystemExit: with EXIT_AGAIN if work is left, 1 if the node seems to be sick.
+    """
+    spec_path = Path(path)
+    spec, place = WorkerSpec.read(spec_path), Place.of_slurm()
+    (spec_path.parent / f"{place.start}.began").touch()
+    if spec.probe:
+        from launch.doctor.probe import serve
+
+        uri = None if spec.probe == "none" else spec.probe
+        if serve(spec.grid_dir, spec.data_dir, uri, is_again=not place.start.endswith("-0")):
+            raise SystemExit(EXIT_AGAIN)
+        return
+    slots = slots_in_job(spec)
+    if place.node:
+        asked: list[str] = []
+        site = Site(spec, place, meeting_path(spec, place))
+        with listening(lambda number, _: asked.append(signal.Signals(number).name), STOP_SIGNALS):
+            follow(site, slots[0], asked, lambda cell: read_plan_once(spec.grid_dir)[cell].execution)
+        for nursery in site.nurseries.values():
+            nursery.close()
+        return
+
+    def supply() -> "subprocess.Popen[bytes]":
+        # A process of its own: SLURM's commands may hang, and submitit changes this one's environment.
+        return subprocess.Popen([sys.executable, "-m", "launch.worker", "supply", str(spec.grid_dir)])
+
+    outcome = Worker(spec, place, slots, supply=supply).work()
+    print(f"worker on {socket.gethostname()}: {outcome}", flush=True)
+    if outcome == "again":
+        raise SystemExit(EXIT_AGAIN)
+    if outcome != "scaled":  # cells of another shape may have become ready
+        supply().wait()
+    if outcome == "retired":
+        raise SystemExit(1)
+    finish(spec.grid_dir)
+
+
+def slots_in_job(spec: WorkerSpec) -> list[Slot]:
+    """The slots of a job's node: as many as its GPUs, or its cores, make."""
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if spec.num_gpus else []
+    cores = min(spec.num_cores or num_cores(), num_cores())  # where SLURM binds no processes, all cores can be seen
+    if spec.num_nodes > 1:
+        return [Slot(tuple(gpus), max(len(gpus), 1), max(cores // max(len(gpus), 1), 1))]
+    shares = spec.gpus_per_cell, spec.cells_per_gpu, spec.cpus_per_cell or cores, spec.max_slots
+    return slots_of(gpus, cores, *shares)
+
+
+def meeting_path(spec: WorkerSpec, place: Place) -> Path:
+    """The file by which the nodes of one job meet."""
+    return spec.grid_dir / "workers" / f"meeting-{place.start}.json"
+
+
+def finish(grid_dir: Path) -> None:
+    """Runs the last launch's --on-finish command, once, if the grid is over."""
+    from launch.launches import on_finish
+
+    plan = read_plan(grid_dir)
+    rows = status.standings(grid_dir, plan)
+    if is_over(rows) and not any(row.state.state == "running" for row in rows):
+        on_finish(grid_dir, rows)
+
+
+_plans: dict[Path, tuple[tuple[int, int], dict[str, Planned]]] = {}
+
+
+def read_plan_once(grid_dir: Path) -> dict[str, Planned]:
+    """read_plan, read again only if the file has changed."""
+    found = (grid_dir / "plan.json").stat()
+    key = (found.st_mtime_ns, found.st_ino)
+    if grid_dir not in _plans or _plans[grid_dir][0] != key:
+        _plans[grid_dir] = key, read_plan(grid_dir)
+    return _plans[grid_dir][1]
+
+
+def _num_gpus(slots: Sequence[Slot]) -> int:
+    return len({device for slot in slots for device in slot.devices})
