@@ -19,7 +19,7 @@ from launch.preflight import LaunchError, preflight
 from launch.selection import fail
 from launch.slurm import client
 from launch.status import standing, standings
-from launch.view import matrix, problems, summary
+from launch.view import matrix, plural, problems, summary
 from launch.worker import registry
 from launch.worker.slots import slots_here
 from launch.worker.spec import WorkerSpec
@@ -118,16 +118,16 @@ class Start:
         place = f"{self.grid_dir.name} --root {self.grid_dir.parent}"
         if made.num_workers:
             told = ", ".join(made.job_ids)
-            print(f"handed in {_count(made.num_workers, 'worker')} for {self._to_do(rows)} (job {told})")
+            print(f"handed in {plural(made.num_workers, 'worker')} for {self._to_do(rows)} (job {told})")
         else:
             print(self._nothing_new(rows))
         if made.held_back:
-            print(f"{_count(made.held_back, 'more worker')} could work; they are handed in as SLURM's limits have room")
+            print(f"{plural(made.held_back, 'more worker')} could work; they are handed in as SLURM's limits have room")
         print(f"status: python -m launch status {place} --watch")
         print(f"MLflow: python -m launch sync {place} --watch, which prints where to look")
 
     def _to_do(self, rows: Sequence[Standing]) -> str:
-        return _count(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
+        return plural(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
 
     def _nothing_new(self, rows: Sequence[Standing]) -> str:
         said = summary(rows)
@@ -206,7 +206,7 @@ class Start:
     def _what_becomes_of(self, former: Mapping[str, Planned]) -> Former:
         if not former or self.former is not None:
             return self.former or "cancel"
-        words = f"the former recipe has {_count(len(former), 'unfinished cell')}"
+        words = f"the former recipe has {plural(len(former), 'unfinished cell')}"
         if not sys.stdin.isatty():
             raise LaunchError(f"{words}: say --keep-former or --cancel-former")
         return "cancel" if typer.confirm(f"{words}: cancel them?", default=True) else "keep"
@@ -255,7 +255,7 @@ class Start:
         slots = {shape: each.num_slots for shape, each in resources.items()}
         for shape, count in lacking(rows, slots, {}, self.profile.workers).items():
             folder = self.grid_dir.resolve() / "jobs" / "<token>"
-            print(f"# ---- {_count(count, 'worker')}, {_count(slots[shape], 'cell')} at a time each")
+            print(f"# ---- {plural(count, 'worker')}, {plural(slots[shape], 'cell')} at a time each")
             print(hand_over.script(resources[shape], folder / "spec.json", count))
         from launch.cost import gpu_hours
 
@@ -275,7 +275,3 @@ def require_a_place(where: Where) -> None:
     """Refuses a launch on SLURM where there is none."""
     if not where.local and not client.available():
         fail("no SLURM here (sbatch is not on PATH); add --local to run on this machine")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

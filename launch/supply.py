@@ -15,7 +15,7 @@ from launch.slurm import client, hand_over
 from launch.slurm.client import JobInfo
 from launch.slurm.resources import Resources
 from launch.status import cost, standings
-from launch.view import NUM_SHOWN
+from launch.view import NUM_SHOWN, plural
 from launch.worker import registry
 from launch.worker.spec import WorkerSpec
 from suite.run.directory import read_plan
@@ -200,7 +200,8 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
         hours = (time.time() - worker.made) / 3600
         job = f", job {worker.job_id}" if worker.job_id else ""
         lines.append(
-            f"worker {worker.number} on {worker.host}{job}: {worker.num_slots} cells at a time, for {hours:.1f} h"
+            f"worker {worker.number} on {worker.host}{job}: {plural(worker.num_slots, 'cell')} at a time, "
+            f"for {hours:.1f} h"
         )
     lines = lines[:NUM_SHOWN] + ([f"… and {len(lines) - NUM_SHOWN} more workers"] if len(lines) > NUM_SHOWN else [])
     num_queued = 0
@@ -213,7 +214,7 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
             num_queued = len(queued)
             reasons = Counter((job.state.lower(), job.reason) for job in queued)
             for (state, reason), count in reasons.items():
-                lines.append(f"{count} workers {state}{f': {reason}' if reason else ''}")
+                lines.append(f"{plural(count, 'worker')} {state}{f': {reason}' if reason else ''}")
     lines += [
         f"worker {worker.number} {worker.reason}" for worker in found if worker.reason.startswith(registry.RETIRED)
     ]
@@ -231,4 +232,6 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
         )
         lines.append(f"{price.spent:,.1f} {price.unit} spent{to_go}{eta}")
     limit = registry.limit(grid_dir)
-    return lines + ([f"at most {limit} workers: python -m launch scale N"] if limit is not None and live else [])
+    return lines + (
+        [f"at most {plural(limit, 'worker')}: python -m launch scale N"] if limit is not None and live else []
+    )

@@ -140,6 +140,7 @@ def scale(
     [dim]python -m launch scale 8 --grid imagenet[/]
     """
     from launch.supply import supply, withdraw
+    from launch.view import plural
     from launch.worker import registry
 
     grid_dir = grid_dir_of(root, grid)
@@ -148,7 +149,7 @@ def scale(
     withdraw(grid_dir, workers)
     made = supply(grid_dir, is_asked=True)
     was = "no limit" if before is None else str(before)
-    print(f"at most {workers} workers (before: {was}); {made.num_workers} handed in")
+    print(f"at most {plural(workers, 'worker')} (before: {was}); {made.num_workers} handed in")
 
 
 def sync(

@@ -119,6 +119,11 @@ def summary(rows: Sequence[Standing]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in COLOURS if counts[state])
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 worker`, `2,000 workers`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def problems(rows: Sequence[Standing], grid_dir: Path | None = None) -> list[str]:
     """What failed, why, and the last lines of its log; what therefore will not start; ten of each at most.
 

@@ -47,7 +47,7 @@ def test_each_ready_cell_gets_a_worker_and_a_second_launch_hands_in_none(write_g
     assert (resources["partition"], resources["time"], resources["mem"]) == ("gpu", 60, "1G")
     assert {job.spec.shape for job in before.values()} == {shape}
 
-    assert launch("scale", "1", "--root", waiting).stdout == "at most 1 workers (before: no limit); 0 handed in\n"
+    assert launch("scale", "1", "--root", waiting).stdout == "at most 1 worker (before: no limit); 0 handed in\n"
     assert len(jobs(grid_dir)) == 1
     assert launch("scale", "9", "--root", waiting).stdout == "at most 9 workers (before: 1); 1 handed in\n"
     assert len(jobs(grid_dir)) == 2

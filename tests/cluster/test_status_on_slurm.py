@@ -22,13 +22,13 @@ def test_status_says_why_workers_wait(
     other = cluster.run("sbatch", "--parsable", "--partition=urgent", *whole, "--wrap", "sleep 60").strip()
     until(lambda: client.queue()[other].state == "RUNNING", grid_dir)
     launch("grid", write_grid(quantizers=["fp"]), *MODEST, "--root", root)
-    until(lambda: "1 workers pending: Resources" in launch("status", "--root", root).stdout, grid_dir)
+    until(lambda: "1 worker pending: Resources" in launch("status", "--root", root).stdout, grid_dir)
     (job_id,) = jobs(grid_dir)
     cluster.run("scontrol", "uhold", job_id)
-    until(lambda: "1 workers pending: JobHeldUser" in launch("status", "--root", root).stdout, grid_dir)
+    until(lambda: "1 worker pending: JobHeldUser" in launch("status", "--root", root).stdout, grid_dir)
     cluster.run("scontrol", "release", job_id)
     cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+1hour")
-    until(lambda: "1 workers pending: BeginTime" in launch("status", "--root", root).stdout, grid_dir)
+    until(lambda: "1 worker pending: BeginTime" in launch("status", "--root", root).stdout, grid_dir)
 
     asked = tmp_path / "asked"
     for name in ("squeue", "sacct", "scontrol", "sinfo"):

@@ -68,7 +68,7 @@ def test_live_workers_are_scaled_and_follow_an_edited_grid(write_grid: WriteGrid
         assert worker.host.startswith("node")
     assert "at most 3 workers: python -m launch scale N" in said
 
-    assert "at most 1 workers (before: 3); 0 handed in" in launch("scale", "1", "--root", root).stdout
+    assert "at most 1 worker (before: 3); 0 handed in" in launch("scale", "1", "--root", root).stdout
     _promptly(lambda: _live(grid_dir) == 1, grid_dir)
     assert sorted(states(grid_dir).values()) == ["preempted", "preempted", "queued", "running"]
     until(lambda: len(jobs(grid_dir)) == 1, grid_dir)
