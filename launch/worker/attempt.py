@@ -189,7 +189,7 @@ def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
     if before is not None and before.end() is None:
         if before.is_live(site.place.job_id):
             return None
-        is_oom = bool(before.job_id) and before.job_id in client.out_of_memory([before.job_id])
+        is_oom = bool(before.job_id) and _ran_out_of_memory(site.spec.grid_dir, before)
         asked_by = failures.noted_stop(before.path)
         lost = after_lost_worker(run.state(), asked_by, newest_checkpoint(run), is_out_of_memory=is_oom)
         before.finish(**lost)
@@ -229,6 +229,19 @@ def follow(site: Site, slot: Slot, asked: list[str], executions: Callable[[str],
     finally:
         if process is not None:
             process.end()
+
+
+def _ran_out_of_memory(grid_dir: Path, attempt: Attempt) -> bool:
+    """Whether the attempt's whole job was killed for that, says sacct; or by SIGKILL, says its batch script.
+
+    SIGKILL comes from memory limits that sacct does not know of; its sender may be another, who had no time to tell.
+    """
+    from launch.slurm.hand_over import died  # late: imports submitit, which a worker here has no use for
+
+    job_id, made = attempt.job_id, attempt.facts.get("made", 0.0)
+    deaths = (death for path in grid_dir.glob("jobs/*") for death in died(path) if death.job == job_id)
+    was_killed = any(death.status == 128 + signal.SIGKILL and death.time >= int(made) for death in deaths)
+    return was_killed or job_id in client.out_of_memory([job_id])
 
 
 def newest_checkpoint(run: RunDir) -> str:

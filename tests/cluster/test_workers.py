@@ -1,24 +1,21 @@
 """Workers of a real SLURM cluster while they train: what users ask of them, and what SLURM and machines do to them."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_cells import put, tiny_grid
+from tiny_cells import tiny_grid
 
 from cluster.commands import MODEST, WriteGrid, launch, run_of, standings, states, told, until, until_queue_is_empty
 from cluster.configuration import Settings
 from cluster.lab import Lab
-from launch.plan import RETRIES
 from launch.slurm import client
 from launch.supply import deaths, jobs
 from launch.worker import registry
-from suite.recipe.grid_file import load_grid
 from suite.run.attempt import Attempt
-from suite.run.directory import Cause, RunDir
+from suite.run.directory import RunDir
 from suite.train import train
 
 NOWHERE = Path("no-data-needed")
@@ -156,35 +153,19 @@ def test_a_worker_that_slurm_may_not_requeue_hands_in_a_successor(
     assert "Restarts=0" in cluster.run("scontrol", "show", "job", second.job_id)
 
 
-SACCT = """#!/bin/sh
-for job; do :; done
-echo "$job|OUT_OF_MEMORY"
-"""
-
-
-def test_cells_whose_workers_memory_is_too_small_fail_with_a_cause(
+def test_a_cell_whose_workers_memory_is_too_small_fails_with_that_cause(
     write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "runs"
     small = ("--partition", "gpu", "--cpus-per-task", "1", "--mem", "200M", "--time", "1h", "--root", root)
-    (tmp_path / "sacct").write_text(SACCT, encoding="utf-8")
-    (tmp_path / "sacct").chmod(0o755)
     with Lab(Settings(num_nodes=2, cpus_per_node=1, gpus_per_node=0, accounting=False, over_memory_kill=True)) as lab:
         monkeypatch.setenv("SLURM_CONF", str(lab.conf))
-        path = os.environ["PATH"]
-        causes: tuple[Cause, ...] = ("node", "oom")
-        for name in causes:  # what the cells' failures are called without accounting, and with it
-            grid = write_grid(name=name, quantizers=["fp"])
-            (cell,) = load_grid(str(grid), []).cells()
-            run = RunDir.create(root / name / cell.id, cell)
-            put(run, state="preempted", cause=name, failures={name: RETRIES[name]}, failed_at="")
-            monkeypatch.setenv("PATH", f"{tmp_path}:{path}" if name == "oom" else path)
-            answer = launch("grid", grid, *small)
-            assert answer.stdout.startswith("handed in 1 worker for 1 cell"), answer
-        until_queue_is_empty(root / "oom")
-        for name in causes:
-            state = standings(root / name)["fp/s0"].state
-            assert (state.state, state.cause, state.attempt) == ("failed", name, 2), told(root / name)
-            (dead,) = deaths(root / name)
-            assert dead.reason == "the job's step was killed (status 137): out of memory?"
-            assert dead.reason in launch("status", name, "--root", root).stdout
+        answer = launch("grid", write_grid(quantizers=["fp"]), *small)
+        assert answer.stdout.startswith("handed in 1 worker for 1 cell"), answer
+        until_queue_is_empty(root / "tiny")
+        state = standings(root / "tiny")["fp/s0"].state
+        assert (state.state, state.cause, state.attempt) == ("failed", "oom", 2), told(root / "tiny")
+        assert "ask for more --mem" in state.reason
+        killed = "the job's step was killed (status 137): out of memory?"
+        assert {dead.reason for dead in deaths(root / "tiny")} == {killed}
+        assert killed in launch("status", "--root", root).stdout
