@@ -108,9 +108,9 @@ class Start:
         check(resources)
         for each in resources:
             hand_over.test(each, self.grid_dir.resolve() / "jobs" / "test")
-        self._commit()
+        has_former = bool(self._commit())
         try:
-            made = supply(self.grid_dir, is_asked=True)
+            made = supply(self.grid_dir, is_asked=True, rows=None if has_former else rows)
         except KeyboardInterrupt:
             handed = ", ".join(jobs(self.grid_dir)) or "none"
             print(f"stopped; in the queue: {handed}; launch again to go on", file=sys.stderr)

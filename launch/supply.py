@@ -86,12 +86,13 @@ def deaths(grid_dir: Path) -> list[hand_over.DeadStart]:
     return sorted(found, key=lambda death: death.time)
 
 
-def supply(grid_dir: Path, *, is_asked: bool = False) -> HandedIn:
+def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] | None = None) -> HandedIn:
     """Hands in the workers that are missing. Two at once do no harm: a surplus worker finds nothing to do.
 
     Args:
         grid_dir: the grid.
         is_asked: a user asks for it, who has seen that earlier workers could not start.
+        rows: where the whole grid stands; default: looked up.
 
     Raises:
         SlurmError: SLURM is away or refuses such jobs, other than for a limit on their number.
@@ -105,7 +106,7 @@ def supply(grid_dir: Path, *, is_asked: bool = False) -> HandedIn:
         found = registry.workers(grid_dir)
         leaving = {worker.job_id for worker in found if worker.reason.startswith(registry.RETIRED)}
         at_work = Counter(job.spec.shape for job_id, job in queued.items() if job_id not in leaving)
-        rows = standings(grid_dir, read_plan(grid_dir))
+        rows = rows or standings(grid_dir, read_plan(grid_dir))
         slots = {shape: each.num_slots for shape, each in resources.items()}
         missing = lacking(rows, slots, at_work, registry.limit(grid_dir))
         unbegun = [path for path in grid_dir.glob("jobs/*/*.died") if not path.with_suffix(".began").exists()]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
@@ -511,10 +513,16 @@ class Cell(Frozen):
             raise SettingError("quantization.inputs", "a cell has them if its task is bwa, and only then")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """First 12 hex digits of SHA-256 over the canonical JSON of the cell."""
         return _digest(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Cell":
+        """A copy with other values, and therefore another id."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def recipe_id(self) -> str:

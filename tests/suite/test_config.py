@@ -1,5 +1,6 @@
 """Cells are identified by what changes their result, and by nothing else."""
 
+import pickle
 import re
 from collections.abc import Callable
 
@@ -163,6 +164,13 @@ def _block(cell: Cell, **changes: object) -> Block:
         "quantization": cell.quantization,
     }
     return Block.model_validate(raw | changes)
+
+
+def test_a_copy_with_other_values_has_an_id_of_its_own(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell()
+    assert cell.model_copy(update={"seed": 1}).id == make_cell(seed=1).id != cell.id
+    assert Cell.model_validate(cell.model_dump()) == cell
+    assert pickle.loads(pickle.dumps(cell)).id == cell.id  # noqa: S301
 
 
 def test_another_methods_mu_changes_no_id(make_cell: Callable[..., Cell]) -> None:
