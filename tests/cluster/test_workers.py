@@ -61,7 +61,7 @@ def test_live_workers_are_scaled_and_follow_an_edited_grid(write_grid: WriteGrid
     assert states(grid_dir)["fp/s9"] == "queued"
     said = launch("status", "--root", root).stdout
     for worker in registry.workers(grid_dir):
-        assert f"worker {worker.number} on {worker.host}, job {worker.job_id}: 1 cells at a time" in said
+        assert f"worker {worker.number} on {worker.host}, job {worker.job_id}: 1 cell at a time" in said
         assert worker.host.startswith("node")
     assert "at most 3 workers: python -m launch scale N" in said
 
