@@ -78,7 +78,9 @@ class Worker:
         self._next_look = self._next_control = 0.0
         self._next_supply = time.monotonic() + SUPPLY_SECONDS
         self._idle_since: float | None = None
-        self._is_surplus = self._is_work_left = False
+        self._is_surplus = False
+        self.is_work_left = False
+        """Whether there were more ready cells at the last look than this worker took."""
 
     def work(self) -> Outcome:
         """Trains until there is nothing left to do here; whatever happens, nothing it started runs on."""
@@ -139,7 +141,7 @@ class Worker:
         seconds = time.monotonic() - start
         startable = ready(rows, self._failed_at)
         mine = [row for row in startable if self._is_mine(row)]
-        is_short = self.place.is_short_of_time()
+        num_active, is_short = len(self._active), self.place.is_short_of_time()
         if mine and not is_short:
             for row in mine:
                 if not self._free or self._asked:
@@ -148,7 +150,7 @@ class Worker:
                 if training is not None:
                     self._free.pop(0)
                     self._active.append(training)
-        self._is_work_left = len(startable) > len(self.slots)
+        self.is_work_left = len(startable) > len(self._active) - num_active
         # A twentieth of the time for looking at thousands of files: the cells need the processor more.
         self._next_look = time.monotonic() + max(0.5, 20 * seconds)
         if self._active:
@@ -190,7 +192,7 @@ class Worker:
         is_first = live[:1] == [self.record.number]
         if is_first and self._supply is not None and time.monotonic() >= self._next_supply:
             self._next_supply = time.monotonic() + SUPPLY_SECONDS
-            if self._is_work_left:
+            if self.is_work_left:
                 self._supply()
 
     def _is_sick(self) -> bool:
@@ -268,11 +270,12 @@ def run(path: str) -> None:
         # A process of its own: SLURM's commands may hang, and submitit changes this one's environment.
         return subprocess.Popen([sys.executable, "-m", "launch.worker", "supply", str(spec.grid_dir)])
 
-    outcome = Worker(spec, place, slots, supply=supply).work()
+    worker = Worker(spec, place, slots, supply=supply)
+    outcome = worker.work()
     print(f"worker on {socket.gethostname()}: {outcome}", flush=True)
     if outcome == "again":
         raise SystemExit(EXIT_AGAIN)
-    if outcome != "scaled":  # cells of another shape may have become ready
+    if outcome != "scaled" and worker.is_work_left:  # of another shape, or it leaves cells behind
         supply().wait()
     if outcome == "retired":
         raise SystemExit(1)
