@@ -265,8 +265,8 @@ def worker(
     from launch.here import work_here
     from launch.plan import select
     from launch.worker.slots import slots_here
-    from launch.worker.spec import WorkerSpec
-    from launch.worker.worker import EXIT_AGAIN, finish
+    from launch.worker.spec import EXIT_AGAIN, WorkerSpec
+    from launch.worker.worker import finish
     from suite.run.directory import planned_cells
 
     grid_dir = grid_dir_of(root, grid)

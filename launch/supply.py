@@ -1,11 +1,9 @@
 """How many workers of which shape a grid needs on SLURM, and handing them in as far as the site allows."""
 
 import secrets
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from launch import launches
@@ -14,14 +12,12 @@ from launch.plan import Standing, ready
 from launch.slurm import client, hand_over
 from launch.slurm.client import JobInfo
 from launch.slurm.resources import Resources
-from launch.status import cost, standings
-from launch.view import NUM_SHOWN, plural
+from launch.status import standings
 from launch.worker import registry
 from launch.worker.spec import WorkerSpec
 from suite.run.directory import read_plan
 from suite.run.locks import locked
 
-SHOWN_HOURS = 0.05
 MAX_DEATHS = 3
 """So many jobs that ended before Python could start mean that it will not: only a user hands in more."""
 
@@ -37,7 +33,7 @@ class HandedIn:
 
 @dataclass(frozen=True)
 class Job:
-    """A worker's job in the queue, and what it was told."""
+    """A worker's job in the queue, and its spec."""
 
     info: JobInfo
     spec: WorkerSpec
@@ -81,9 +77,16 @@ def jobs(grid_dir: Path, queue: Mapping[str, JobInfo] | None = None) -> dict[str
 
 
 def deaths(grid_dir: Path) -> list[hand_over.DeadStart]:
-    """Workers that ended before Python could start, or with their whole job, oldest first."""
-    found = [death for path in grid_dir.glob("jobs/*") for death in hand_over.died(path)]
+    """Workers handed in since the last launch that ended before Python could start, or with their whole job."""
+    found = [death for folder in _folders(grid_dir) for death in hand_over.died(folder)]
     return sorted(found, key=lambda death: death.time)
+
+
+def _folders(grid_dir: Path) -> list[Path]:
+    """Folders of the jobs that were handed in since the last launch, both times being the file server's."""
+    path = grid_dir / "launches.jsonl"
+    launched = path.stat().st_mtime if path.exists() else 0.0
+    return [spec.parent for spec in grid_dir.glob("jobs/*/spec.json") if spec.stat().st_mtime >= launched]
 
 
 def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] | None = None) -> HandedIn:
@@ -109,8 +112,8 @@ def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] |
         rows = rows or standings(grid_dir, read_plan(grid_dir))
         slots = {shape: each.num_slots for shape, each in resources.items()}
         missing = lacking(rows, slots, at_work, registry.limit(grid_dir))
-        unbegun = [path for path in grid_dir.glob("jobs/*/*.died") if not path.with_suffix(".began").exists()]
-        if not is_asked and len(unbegun) >= MAX_DEATHS:
+        dead = [path for folder in _folders(grid_dir) for path in folder.glob("*.died")]
+        if not is_asked and sum(not path.with_suffix(".began").exists() for path in dead) >= MAX_DEATHS:
             return HandedIn()
         exclude = registry.sick_nodes(found)
         handed: list[str] = []
@@ -120,7 +123,7 @@ def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] |
             handed += made
             num_workers += given
         held_back = sum(missing.values()) - num_workers
-        if held_back and not (num_workers or queued or registry.live_numbers(grid_dir, set())):
+        if held_back and not (num_workers or queued or registry.live_numbers(grid_dir)):
             raise client.SlurmError(
                 "SLURM takes no more jobs of yours (MaxSubmitJobs), and none of this grid is in the queue: launch "
                 "again when others have ended"
@@ -190,49 +193,3 @@ def withdraw(grid_dir: Path, num_left: int) -> None:
     waiting = [job_id for job_id, job in found.items() if job.info.state == "PENDING"]
     surplus = max(len(found) - num_left, 0)
     client.cancel(waiting[::-1][:surplus])
-
-
-def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
-    """Lines on the workers, those that could not start, why jobs wait, and what the grid has cost and will cost."""
-    found = registry.workers(grid_dir)
-    live = [worker for worker in found if worker.is_live]
-    lines = []
-    for worker in live:
-        hours = (time.time() - worker.made) / 3600
-        job = f", job {worker.job_id}" if worker.job_id else ""
-        lines.append(
-            f"worker {worker.number} on {worker.host}{job}: {plural(worker.num_slots, 'cell')} at a time, "
-            f"for {hours:.1f} h"
-        )
-    lines = lines[:NUM_SHOWN] + ([f"… and {len(lines) - NUM_SHOWN} more workers"] if len(lines) > NUM_SHOWN else [])
-    num_queued = 0
-    if client.available():
-        try:
-            queued = [job.info for job in jobs(grid_dir).values() if job.info.state != "RUNNING"]
-        except client.SlurmError as error:
-            lines.append(f"{error}")
-        else:
-            num_queued = len(queued)
-            reasons = Counter((job.state.lower(), job.reason) for job in queued)
-            for (state, reason), count in reasons.items():
-                lines.append(f"{plural(count, 'worker')} {state}{f': {reason}' if reason else ''}")
-    lines += [
-        f"worker {worker.number} {worker.reason}" for worker in found if worker.reason.startswith(registry.RETIRED)
-    ]
-    dead = deaths(grid_dir)
-    lines += [f"job {death.job} on {death.node}: {death.reason}" for death in dead[-3:]]
-    if not live and not num_queued and ready(rows):
-        lines.append(f"no worker: python -m launch grid {grid_dir.name} (as before) goes on")
-    price = cost(rows, found)
-    if price.spent >= SHOWN_HOURS:
-        to_go = "" if price.to_go is None else f", about {price.to_go:,.1f} to go"
-        eta = (
-            ""
-            if price.eta is None
-            else f", ready about {datetime.fromtimestamp(price.eta).astimezone():%a %d %b %H:%M}"
-        )
-        lines.append(f"{price.spent:,.1f} {price.unit} spent{to_go}{eta}")
-    limit = registry.limit(grid_dir)
-    return lines + (
-        [f"at most {plural(limit, 'worker')}: python -m launch scale N"] if limit is not None and live else []
-    )

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +52,6 @@ def status(
 
     from launch import view
     from launch.start import show
-    from launch.supply import overview
 
     if cell is None and grid not in {None, *(found := launched(root))} and len(found) == 1:
         grid, cell = None, grid
@@ -63,19 +63,23 @@ def status(
     elif as_json:
         print(json.dumps(view.as_json(standings(grid_dir)), indent=2))
     elif watch:
-        rows = view.watch(console, lambda: standings(grid_dir), lambda rows: overview(grid_dir, rows), grid_dir.name)
+        rows = view.watch(
+            console, lambda: standings(grid_dir), lambda rows: view.overview(grid_dir, rows), grid_dir.name
+        )
         show(console, grid_dir.name, rows, grid_dir)
     else:
         rows = standings(grid_dir)
         show(console, f"{grid_dir.name} in {grid_dir.parent}", rows, grid_dir)
-        for line in overview(grid_dir, rows):
+        for line in view.overview(grid_dir, rows):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def logs(
     cell: Annotated[str, typer.Argument(help="A cell's id, or a pattern that fits one: resnet20/bnn++/s0.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the cell is settled.")] = False,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines.")] = None,
+    lines: Annotated[
+        int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines that are not blank.")
+    ] = None,
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
@@ -93,8 +97,8 @@ def logs(
     if follow:
         log.follow(run, sys.stdout, lambda: run.state().state in SETTLED)
     elif path is not None:
-        text = path.read_text(encoding="utf-8", errors="replace") if lines is None else None
-        sys.stdout.write("\n".join([*log.last_lines(path, lines), ""]) if lines is not None else str(text))
+        with path.open(encoding="utf-8", errors="replace") as file:
+            sys.stdout.writelines(file if lines is None else deque(filter(str.strip, file), lines))
     elif (path := log.worker_log(grid_dir)) is not None:
         print(f"{rows[0].cell.name} is {rows[0].state.state}; the last worker's log, {path}:", file=sys.stderr)
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
@@ -226,7 +230,7 @@ def clean(
         live = set()
     elif client.available():
         live = {grid_dir / "jobs" / job.info.name.rpartition("-")[2] for job in jobs(grid_dir).values()}
-    has_live_workers = bool(registry.live_numbers(grid_dir, set()))
+    has_live_workers = bool(registry.live_numbers(grid_dir))
     found = rubbish.old_jobs(grid_dir, live, last.code if last else "", has_live_workers=has_live_workers)
     if checkpoints:
         found += rubbish.old_checkpoints(grid_dir, rows)

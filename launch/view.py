@@ -15,7 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from launch.logs import last_lines, newest_log
-from launch.plan import Standing, blocked, is_over
+from launch.plan import Standing, blocked, is_over, ready
+from launch.status import Cost, cost
+from launch.worker import registry
 from suite.run.directory import RunDir, StateName
 
 COLOURS: Mapping[StateName, str] = {
@@ -29,6 +31,9 @@ COLOURS: Mapping[StateName, str] = {
 }
 WATCH_SECONDS = 30.0
 NUM_SHOWN = 10
+NUM_DEATHS = 3
+SHOWN_HOURS = 0.05
+"""A smaller cost is not shown."""
 NUM_LOG_LINES = 3
 _LOG_WIDTH = 200
 Groups = Mapping[tuple[str, str], Sequence[Standing]]
@@ -201,6 +206,66 @@ def watch(
                 rows = look()
         except KeyboardInterrupt:
             return rows
+
+
+def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
+    """Lines on the workers, those that could not start, why jobs wait, and what the grid has cost and will cost."""
+    found = registry.workers(grid_dir)
+    live = [worker for worker in found if worker.is_live]
+    lines = [_on_worker(worker) for worker in live[:NUM_SHOWN]]
+    lines += [f"… and {plural(len(live) - NUM_SHOWN, 'more worker')}"] if len(live) > NUM_SHOWN else []
+    is_on_slurm = (grid_dir / "jobs").is_dir()
+    waiting = _on_jobs(grid_dir) if is_on_slurm else []
+    lines += waiting
+    lines += [f"worker {each.number} {each.reason}" for each in found if each.reason.startswith(registry.RETIRED)]
+    lines += _on_deaths(grid_dir) if is_on_slurm else []
+    if not live and not waiting and ready(rows):
+        lines.append(f"no worker: python -m launch grid {grid_dir.name} (as before) goes on")
+    lines += _on_cost(cost(rows, found))
+    limit = registry.limit(grid_dir)
+    if limit is not None and live:
+        lines.append(f"at most {plural(limit, 'worker')}: python -m launch scale N")
+    return lines
+
+
+def _on_worker(worker: registry.Worker) -> str:
+    job = f", job {worker.job_id}" if worker.job_id else ""
+    hours, slots = (time.time() - worker.made) / 3600, plural(worker.num_slots, "cell")
+    return f"worker {worker.number} on {worker.host}{job}: {slots} at a time, for {hours:.1f} h"
+
+
+def _on_jobs(grid_dir: Path) -> list[str]:
+    """Lines on jobs that wait, by reason; or on why SLURM cannot be asked."""
+    from launch.slurm import client  # late: pydantic and submitit come with them, which a local grid can do without
+    from launch.supply import jobs
+
+    if not client.available():
+        return []
+    try:
+        queued = [job.info for job in jobs(grid_dir).values() if job.info.state != "RUNNING"]
+    except client.SlurmError as error:
+        return [str(error)]
+    reasons = Counter((job.state.lower(), job.reason) for job in queued)
+    return [
+        f"{plural(number, 'worker')} {state}{f': {reason}' if reason else ''}"
+        for (state, reason), number in reasons.items()
+    ]
+
+
+def _on_deaths(grid_dir: Path) -> list[str]:
+    """Lines on the last jobs that ended before their worker could say why."""
+    from launch.supply import deaths
+
+    return [f"job {death.job} on {death.node}: {death.reason}" for death in deaths(grid_dir)[-NUM_DEATHS:]]
+
+
+def _on_cost(price: Cost) -> list[str]:
+    if price.spent < SHOWN_HOURS:
+        return []
+    to_go = "" if price.to_go is None else f", about {price.to_go:,.1f} to go"
+    ready_at = None if price.eta is None else datetime.fromtimestamp(price.eta).astimezone()
+    eta = "" if ready_at is None else f", ready about {ready_at:%a %d %b %H:%M}"
+    return [f"{price.spent:,.1f} {price.unit} spent{to_go}{eta}"]
 
 
 def attempts(row: Standing, grid_dir: Path) -> RenderableType:

@@ -42,6 +42,8 @@ def of_partition(partition: Partition) -> Finding:
         f"{partition.num_nodes} nodes: {partition.num_idle} idle, {partition.num_allocated} with jobs, "
         f"{partition.num_down} down or drained"
     )
+    if partition.preempt_mode == "CANCEL":
+        said += "; preempted jobs are cancelled, and workers hand in successors"
     if partition.num_down < partition.num_nodes:
         return Finding("ok", what, said)
     return Finding("problem", what, said, "name another --partition, or ask its administrators: sinfo -R says why")

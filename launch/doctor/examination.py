@@ -210,7 +210,7 @@ def _signalled(folder: Path, job_id: str, node: str) -> Iterator[Finding]:
         job = slurm.queue().get(job_id)
         if job is None or job.state not in {"RUNNING", "COMPLETING"} or (folder / AGAIN).exists():
             break
-        time.sleep(1.0)
+        time.sleep(LOOK_SECONDS)
     if job is not None:
         yield Finding("ok", "requeue", "SLURM starts a worker again that leaves work behind")
         return

@@ -111,14 +111,11 @@ class Association:
 class Config:
     """Settings of the cluster.
 
-    `max_array_size`: one more than the highest index of an array; `preempt_mode`: the cluster's, which a partition or
-    QOS may replace; `job_requeue`: whether jobs may be requeued by default; `enforces_accounts`: whether jobs need an
-    account and QOS of this user's; `enforces_limits`: whether limits of accounts and QOS are applied.
+    `max_array_size`: one more than the highest index of an array; `enforces_accounts`: whether jobs need an account and
+    QOS of this user's; `enforces_limits`: whether limits of accounts and QOS are applied.
     """
 
     max_array_size: int
-    preempt_mode: str
-    job_requeue: bool
     enforces_accounts: bool
     enforces_limits: bool
 
@@ -153,15 +150,6 @@ def config() -> Config:
         SlurmError: scontrol fails, or names no MaxArraySize.
     """
     return parse_config(_output("scontrol", "show", "config"))
-
-
-def requeue(job_id: str) -> None:
-    """Ends the job, or task of an array, and puts it back into the queue.
-
-    Raises:
-        SlurmError: it may not be requeued, or has been cancelled.
-    """
-    _output("scontrol", "requeue", job_id)
 
 
 def signal(job_id: str, name: str) -> None:
@@ -281,8 +269,6 @@ def parse_config(text: str) -> Config:
     enforced = set(found.get("AccountingStorageEnforce", "").lower().split(","))
     return Config(
         int(found["MaxArraySize"]),
-        found.get("PreemptMode", "OFF").upper(),
-        found.get("JobRequeue", "1") != "0",
         enforces_accounts=bool(enforced & {"associations", "limits", "qos", "safe", "wckeys", "all"}),
         enforces_limits=bool(enforced & {"limits", "safe", "all"}),
     )

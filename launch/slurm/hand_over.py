@@ -22,9 +22,8 @@ import submitit
 from launch.slurm import client
 from launch.slurm.client import SlurmError
 from launch.slurm.resources import Resources, sbatch_parameters
+from launch.worker.spec import EXIT_AGAIN
 
-EXIT_AGAIN = 75
-"""A worker's exit status: work is left, start me again."""
 SIGNAL_SECONDS = 120
 """How long before its time limit SLURM signals a job to save its checkpoints."""
 _LIMITS = ("Submit", "Invalid job array specification", "queue full", "temporarily")

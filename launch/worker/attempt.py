@@ -20,7 +20,7 @@ from launch.worker.spec import Place, WorkerSpec
 from launch.worker.training_process import TrainingProcess, command, environment
 from suite.recipe.cell import Execution
 from suite.run import failures
-from suite.run.attempt import Attempt, BusyError, newest_number
+from suite.run.attempt import Attempt, BusyError, SupersededError, newest_number
 from suite.run.directory import RunDir
 from suite.train import EXIT_BAD_INPUT, EXIT_BUSY
 
@@ -84,8 +84,6 @@ class Training:
         self.site, self.planned, self.slot, self.attempt = site, standing.planned, slot, attempt
         self.run = RunDir(site.spec.grid_dir / standing.cell.id)
         self.begun = time.monotonic()
-        self.is_lost = False
-        """Whether another worker has taken the cell over."""
         self._checkpoint_before = newest_checkpoint(self.run)
         self._num_oom_kills = num_oom_kills()
         self._next_look = self._ended = 0.0
@@ -162,7 +160,6 @@ class Training:
 
     def _settle(self, exit_code: int, asked_by: str) -> None:
         if newest_number(self.run.attempts) > self.attempt.number or exit_code == EXIT_BUSY:
-            self.is_lost = True
             return
         self._is_bad_input = exit_code == EXIT_BAD_INPUT
         last_lines = [line.strip("│ ") for line in self.process.said().splitlines() if any(map(str.isalnum, line))]
@@ -179,7 +176,8 @@ class Training:
         )
         changes = after_attempt(self.run.state(as_told=True), end)
         if changes or self.attempt.end() is None:
-            self.attempt.finish(**changes)
+            with suppress(SupersededError):  # another worker has taken the cell over this very moment
+                self.attempt.finish(**changes)
 
 
 def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
@@ -192,7 +190,10 @@ def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
         is_oom = bool(before.job_id) and _ran_out_of_memory(site.spec.grid_dir, before)
         asked_by = failures.noted_stop(before.path)
         lost = after_lost_worker(run.state(), asked_by, newest_checkpoint(run), is_out_of_memory=is_oom)
-        before.finish(**lost)
+        try:
+            before.finish(**lost)
+        except SupersededError:  # another worker was quicker
+            return None
     if run.state().state not in WAITING:
         return None
     try:

@@ -69,9 +69,10 @@ def _failure(now: State, end: End) -> tuple[Cause, str]:
 
 
 def after_lost_worker(state: State, asked_by: str, checkpoint: str, *, is_out_of_memory: bool) -> dict[str, Any]:
-    """Changes to the state of a run that says running though its worker is gone; `asked_by` as that one noted it.
+    """Changes to the state of a run that says running though its worker is gone.
 
-    `is_out_of_memory`: SLURM's accounting says so of its job.
+    `asked_by`: the signal by which the worker was asked to stop, if it noted one; `is_out_of_memory`: whether its whole
+    job was killed because memory ran out.
     """
     if is_out_of_memory:
         return after_failure(state, "oom", f"its whole job was killed: {_OUT_OF_MEMORY}", checkpoint)

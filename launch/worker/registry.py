@@ -8,6 +8,9 @@ from typing import Any
 from suite.run.atomic import read_json, write_json
 from suite.run.attempt import Attempt, enrol, newest_number
 
+RETIRED = "retired"
+"""How the reason of a worker begins that left a machine which seemed to be sick."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -41,11 +44,12 @@ def workers(grid_dir: Path) -> list[Worker]:
     return [_read(Attempt(_folder(grid_dir), number)) for number in range(1, newest_number(_folder(grid_dir)) + 1)]
 
 
-def live_numbers(grid_dir: Path, known_ended: set[int]) -> list[int]:
-    """Numbers of the live workers, in order. `known_ended` is added to: these are not looked at again."""
-    numbers = [each for each in range(1, newest_number(_folder(grid_dir)) + 1) if each not in known_ended]
+def live_numbers(grid_dir: Path, known_gone: set[int] | None = None) -> list[int]:
+    """Numbers of the live workers, in order. Gone ones are added to `known_gone`, and not looked at again."""
+    gone = set() if known_gone is None else known_gone
+    numbers = [each for each in range(1, newest_number(_folder(grid_dir)) + 1) if each not in gone]
     live = [number for number in numbers if Attempt(_folder(grid_dir), number).is_live()]
-    known_ended |= {number for number in numbers if Attempt(_folder(grid_dir), number).end() is not None}
+    gone |= set(numbers) - set(live)
     return live
 
 
@@ -63,9 +67,6 @@ def set_limit(grid_dir: Path, number: int | None) -> None:
 def sick_nodes(found: Sequence[Worker]) -> list[str]:
     """Nodes that workers retired from."""
     return sorted({each.host for each in found if each.reason.startswith(RETIRED)})
-
-
-RETIRED = "retired"
 
 
 def _read(record: Attempt) -> Worker:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from suite.run.atomic import write_json
 
+EXIT_AGAIN = 75
+"""Exit status of a worker that leaves work behind: the batch script has SLURM start it again."""
 _END_SECONDS = 180.0
 """A signal to stop in the last minutes of the time limit, or its second half if that is shorter, is the limit's."""
 _SHORT_SECONDS = 240.0

@@ -23,12 +23,10 @@ from launch.worker import registry
 from launch.worker.attempt import Site, Training, begin, follow
 from launch.worker.ending import CTRL_C
 from launch.worker.slots import Slot, num_cores, slots_of, visible_gpus
-from launch.worker.spec import Place, WorkerSpec
+from launch.worker.spec import EXIT_AGAIN, Place, WorkerSpec
 from suite.run.directory import Planned, read_plan
 from suite.train import STOP_SIGNALS
 
-EXIT_AGAIN = 75
-"""Exit status of a worker that leaves work behind: the batch script has SLURM start it again."""
 POLL_SECONDS = 0.2
 CONTROL_SECONDS = 2.0
 """How often a worker looks for a changed number of workers."""
@@ -74,7 +72,7 @@ class Worker:
         self._asked: list[str] = []
         self._done: dict[str, Standing] = {}
         self._failed_at: dict[str, float] = {}
-        self._ended: set[int] = set()
+        self._gone: set[int] = set()
         self._next_look = self._next_control = 0.0
         self._next_supply = time.monotonic() + SUPPLY_SECONDS
         self._idle_since: float | None = None
@@ -187,7 +185,7 @@ class Worker:
         limit = registry.limit(self.spec.grid_dir) if self.spec.cells is None else None
         if limit is None and self._supply is None:
             return
-        live = registry.live_numbers(self.spec.grid_dir, self._ended)
+        live = registry.live_numbers(self.spec.grid_dir, self._gone)
         self._is_surplus = limit is not None and self.record.number in live[limit:]
         is_first = live[:1] == [self.record.number]
         if is_first and self._supply is not None and time.monotonic() >= self._next_supply:
@@ -303,7 +301,7 @@ def finish(grid_dir: Path) -> None:
 
     plan = read_plan(grid_dir)
     rows = status.standings(grid_dir, plan)
-    if is_over(rows) and not any(row.state.state == "running" for row in rows):
+    if is_over(rows):
         on_finish(grid_dir, rows)
 
 

@@ -139,9 +139,7 @@ def test_the_queue_has_every_task_of_an_array_until_it_is_cancelled(submit: Call
     assert {f"{array}_0", f"{array}_2", lone}.isdisjoint(slurm.queue())
 
 
-def test_a_running_job_has_an_end_and_may_be_requeued_if_slurm_lets_it(
-    cluster: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_running_job_has_an_end(cluster: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     script = ("--parsable", "--time", "30", "--chdir", "/", "--output", "/dev/null", "--array=1", "--wrap", "sleep 60")
     array = cluster.run("sbatch", *script).strip()
@@ -152,12 +150,6 @@ def test_a_running_job_has_an_end_and_may_be_requeued_if_slurm_lets_it(
         assert left is not None
         assert 1700 < left <= 1800
         assert slurm.time_left_seconds("999999999") is None
-        slurm.requeue(job_id)
-        _wait(lambda: slurm.queue()[job_id].state in {"PENDING", "RUNNING"})
-        cluster.run("scontrol", "update", f"JobId={job_id}", "Requeue=0")
-        _wait(lambda: slurm.queue()[job_id].state == "RUNNING")
-        with pytest.raises(slurm.SlurmError, match=r"^scontrol: .*Requested operation is presently disabled"):
-            slurm.requeue(job_id)
     finally:
         slurm.cancel([array])
 
@@ -191,10 +183,8 @@ def test_submit_limits_are_those_of_the_account_unless_the_qos_has_its_own(
 
 
 def test_the_cluster_tells_its_configuration(cluster: Lab) -> None:
-    expected = slurm.Config(
-        cluster.settings.max_array_size, "REQUEUE", job_requeue=True, enforces_accounts=True, enforces_limits=True
-    )
-    assert slurm.config() == expected
+    size = cluster.settings.max_array_size
+    assert slurm.config() == slurm.Config(size, enforces_accounts=True, enforces_limits=True)
 
 
 def test_commands_obey_neither_the_users_formats_nor_the_job_around_them(

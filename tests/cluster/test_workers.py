@@ -35,7 +35,7 @@ def _trains(grid_dir: Path, name: str, attempt: int) -> bool:
 
 
 def _live(grid_dir: Path) -> int:
-    return len(registry.live_numbers(grid_dir, set()))
+    return len(registry.live_numbers(grid_dir))
 
 
 def _has_ended(grid_dir: Path, name: str) -> bool:

@@ -71,4 +71,9 @@ def test_what_is_amiss_is_told_alone_with_its_fix(changes: dict[str, Any], what:
 def test_a_partition_all_of_whose_nodes_are_down_is_a_problem(num_down: int, verdict: str) -> None:
     finding = of_partition(Partition("gpu", True, None, 4, 4 - num_down, 0, num_down, ((16, 2),)))
     assert finding.verdict == verdict
-    assert finding.said == f"4 nodes: {4 - num_down} idle, 0 with jobs, {num_down} down or drained"
+    said = f"4 nodes: {4 - num_down} idle, 0 with jobs, {num_down} down or drained"
+    assert finding.said == said
+    cancelling = of_partition(
+        Partition("gpu", True, None, 4, 4 - num_down, 0, num_down, ((16, 2),), preempt_mode="CANCEL")
+    )
+    assert cancelling.said == f"{said}; preempted jobs are cancelled, and workers hand in successors"

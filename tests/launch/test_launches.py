@@ -256,6 +256,8 @@ def test_the_last_lines_of_a_log(write_grid: WriteGrid, tmp_path: Path) -> None:
     (runs[1].attempts / "0001" / "log.txt").write_text("one\ntwo\n\nthree\n", encoding="utf-8")
     assert _cli("logs", "*/s1", "--root", tmp_path).stdout == "one\ntwo\n\nthree\n"
     assert _cli("logs", "*/s1", "-n", 2, "--root", tmp_path).stdout == "two\nthree\n"
+    (runs[1].attempts / "0001" / "log.txt").write_text("a long line\n" * 5000, encoding="utf-8")
+    assert _cli("logs", "*/s1", "-n", 4000, "--root", tmp_path).stdout == "a long line\n" * 4000
     assert _words(_cli("logs", "*/s0", "--root", tmp_path)) == ("digits/resnet8/bc/s0 has no log yet: it is queued\n")
     (tmp_path / "tiny" / "jobs" / "a").mkdir(parents=True)
     (tmp_path / "tiny" / "jobs" / "a" / "7_0_0_log.out").write_text("no such container\n", encoding="utf-8")

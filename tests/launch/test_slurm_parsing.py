@@ -168,11 +168,8 @@ def test_how_many_more_jobs_may_be_submitted(
 
 
 def test_the_configuration_says_what_is_enforced() -> None:
-    assert parse_config(CONFIG) == Config(1001, "REQUEUE", True, True, True)
-    lax = CONFIG.replace("associations,limits,qos", "none").replace(
-        "JobRequeue              = 1", "JobRequeue              = 0"
-    )
-    assert parse_config(lax) == Config(1001, "REQUEUE", False, False, False)
+    assert parse_config(CONFIG) == Config(1001, True, True)
+    assert parse_config(CONFIG.replace("associations,limits,qos", "none")) == Config(1001, False, False)
     with pytest.raises(SlurmError, match="names no MaxArraySize"):
         parse_config(BANNER)
 

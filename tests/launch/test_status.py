@@ -9,7 +9,7 @@ from tiny_cells import plan, put
 
 from launch.plan import Standing
 from launch.status import cost, standing, standings
-from launch.supply import overview
+from launch.view import overview
 from launch.worker import registry
 from launch.worker.registry import Worker
 from suite.recipe.cell import Cell
@@ -118,6 +118,7 @@ def test_workers_are_numbered_listed_and_counted_until_they_end(tmp_path: Path) 
     second.write_end(state="over", reason="")
     assert registry.live_numbers(tmp_path, known) == []
     assert known == {1, 2}
+    assert registry.live_numbers(tmp_path) == []
     found = registry.workers(tmp_path)
     assert [(each.number, each.host, each.job_id, each.num_slots, each.is_live) for each in found] == [
         (1, "n7", "7", 2, False),
@@ -135,11 +136,7 @@ def test_the_limit_on_workers_is_none_until_set(tmp_path: Path) -> None:
     assert registry.limit(tmp_path) is None
 
 
-def test_an_overview_tells_who_works_who_retired_and_what_it_costs(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("launch.supply.client.available", lambda: False)
-    monkeypatch.setattr("launch.supply.deaths", lambda _: [])
+def test_an_overview_tells_who_works_who_retired_and_what_it_costs(make_run: MakeRun) -> None:
     run = make_run()
     plan(run)
     grid_dir = run.path.parent

@@ -117,6 +117,23 @@ def test_a_cell_that_another_process_has_is_left_alone(make_run: MakeRun) -> Non
     assert (run.state().state, run.state().attempt) == ("running", 1)
 
 
+@pytest.mark.parametrize("judge", ["after_lost_worker", "after_attempt"])
+def test_a_worker_that_loses_its_cell_while_it_judges_an_attempt_writes_nothing(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, judge: str
+) -> None:
+    run = make_run()
+    if judge == "after_lost_worker":
+        put(run, state="running")  # of a process that is gone
+
+    def judged(*_: object, **__: object) -> dict[str, str]:
+        Attempt(run.attempts, 2).path.mkdir()  # another worker's claim
+        return {"state": "preempted"}
+
+    monkeypatch.setattr(f"launch.worker.attempt.{judge}", judged)
+    assert _worker(run, train_options=("--no-such-option",)).work() == "over"
+    assert (run.state().attempt, Attempt(run.attempts, 1).end()) == (2, None)
+
+
 def test_of_a_worker_limited_to_some_cells_others_have_nothing_to_fear(make_run: MakeRun) -> None:
     run, other = make_run(seed=0), make_run(seed=1)
     put(run, state="done")
