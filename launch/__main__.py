@@ -30,7 +30,7 @@ from suite.errors import UserError
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
     from collections.abc import Mapping
 
-    from launch.slurm.resources import Profile
+    from launch.slurm.profile import Profile
     from launch.start import Start
     from suite.recipe.cell import Cell, Execution
     from suite.run.directory import Planned

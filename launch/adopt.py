@@ -25,7 +25,7 @@ def adopt(grid_dir: Path, source: Path) -> list[Adopted]:
     """Copies the finished runs of `source`, a grid's folder in another ROOT, into this grid.
 
     A run is taken if its cell is in the grid's plan, its id is the hash of its cell.yaml, its checkpoints match their
-    checksums, and nobody has begun the cell here. Its result is copied last: a copy that breaks off is not done.
+    checksums, and the cell has no attempt here. Its result is copied last, so that an interrupted copy is not done.
 
     Raises:
         UserError: `source` holds no runs.

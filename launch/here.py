@@ -22,7 +22,7 @@ SYNC_SECONDS = 20.0
 def work_here(
     spec: WorkerSpec, slots: Sequence[Slot], tracking_uri: str | None, console: Console, *, stays: bool
 ) -> tuple[Outcome, str]:
-    """Trains what the spec says; returns how the worker ended, and why. `tracking_uri` None: MLflow is left alone."""
+    """Trains the spec's cells; returns how the worker ended, and why. `tracking_uri` None: MLflow is not updated."""
     grid_dir = spec.grid_dir
     replicated = _replicated(grid_dir, tracking_uri, console) if tracking_uri else nullcontext()
     with replicated, _shown(grid_dir.name, spec.cells, console) as show:

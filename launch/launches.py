@@ -1,4 +1,4 @@
-"""What was launched, when and how: GRID/launches.jsonl, one line a launch, so that later commands need no flags."""
+"""The record of launches, GRID/launches.jsonl: one line each, from which later commands take what no flag gives."""
 
 import getpass
 import json

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:  # imports pydantic's models, which --help must not wait for
     from launch.launches import Launch
-    from launch.slurm.resources import Profile
+    from launch.slurm.profile import Profile
 
 GpusPerCell = Annotated[
     int | None, typer.Option(min=1, help="GPUs that a cell is trained on, one process each; default 1.")
@@ -25,7 +25,7 @@ _TRAINING = "Saving"
 
 @dataclass(frozen=True)
 class Where:
-    """`flags` holds what was given of the keys of launch.slurm.resources' profile."""
+    """Where workers run. `flags`: those keys of a profile (launch.slurm.profile) that were given as flags."""
 
     local: bool
     cluster: str | None
@@ -33,10 +33,10 @@ class Where:
     train_options: tuple[str, ...]
 
     def after(self, last: "Launch | None") -> "Where":
-        """What was not given is as in the last launch."""
+        """With the last launch's values for whatever was not given."""
         if last is None:
             return self
-        from launch.slurm.resources import load_profile
+        from launch.slurm.profile import load_profile
 
         is_local = self.local or (last.place == "local" and not load_profile(self.cluster, self.flags).is_for_slurm)
         options = self.train_options or last.train_options
@@ -52,7 +52,7 @@ class Where:
             SlurmError: the cluster is away.
         """
         from launch.slurm import client
-        from launch.slurm.resources import load_profile
+        from launch.slurm.profile import load_profile
 
         profile = load_profile(self.cluster, self.flags)
         return profile.on(client.partitions()) if not self.local and client.available() else profile

@@ -49,7 +49,7 @@ class Standing:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it stays as it is until a user asks for a retry."""
+        """Whether only a user's retry can change it."""
         return self.state.state in SETTLED
 
 

@@ -69,7 +69,7 @@ def launched(root: Path | None) -> list[str]:
 
 
 def matching(rows: "Sequence[Standing]", patterns: Sequence[str] | None) -> "list[Standing]":
-    """The rows whose cells fit a pattern; all where there is none."""
+    """The rows whose cells match a pattern; all rows if there is no pattern."""
     from launch.plan import matches
 
     found = [row for row in rows if not patterns or any(matches(row.cell, pattern) for pattern in patterns)]

@@ -27,7 +27,8 @@ from suite.recipe.cell import Cell
 from suite.run.directory import Planned, RunDir, read_plan, write_plan
 
 if TYPE_CHECKING:
-    from launch.slurm.resources import Profile, Resources
+    from launch.slurm.profile import Profile
+    from launch.slurm.resources import Resources
 
 EXIT_INTERRUPTED = 130  # the shells' number for Ctrl-C
 Former = Literal["keep", "cancel"]

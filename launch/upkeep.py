@@ -263,7 +263,7 @@ def doctor(
 
     from launch.doctor import examination
     from launch.slurm import client as slurm
-    from launch.slurm.resources import load_profile
+    from launch.slurm.profile import load_profile
 
     profile = load_profile(where.cluster, where.flags)
     is_for_slurm = not where.local and profile.is_for_slurm

@@ -1,1 +1,1 @@
-"""What SLURM says (client), what a job asks of it (resources), and handing workers over to it (hand_over)."""
+"""Asking SLURM (client), what jobs request (profile, resources), and handing workers over to it (hand_over)."""

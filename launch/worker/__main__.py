@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     try:
         made = supply(Path(path))
     except SlurmError as error:  # no sbatch on nodes, the controller is away: a later launch does it
-        print(f"no more workers were handed in: {error}", flush=True)
+        print(f"could not hand in more workers: {error}", flush=True)
     else:
         if made.num_workers:
             print(f"handed in {made.num_workers} more workers (job {', '.join(made.job_ids)})", flush=True)

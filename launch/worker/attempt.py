@@ -102,7 +102,7 @@ class Training:
             failures.note_stop(self.attempt.path, name)
 
     def look(self, asked_by: str) -> bool:
-        """Whether the attempt still goes on; when it has ended, its end.json says what comes of it."""
+        """Whether the attempt is still running; once it has ended, records whether it will be retried."""
         now = time.monotonic()
         if now >= self._next_touch:
             self._next_touch = now + TOUCH_SECONDS

@@ -1,4 +1,4 @@
-"""The slots of a worker: shares of this machine's GPUs and cores, each of which trains one cell at a time."""
+"""Divides a machine's GPUs and cores into slots, each of which trains one cell at a time."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a worker is told, GRID/jobs/TOKEN/spec.json, and where it finds itself."""
+"""A worker's instructions, GRID/jobs/TOKEN/spec.json, and its place: node, job and time left."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _SHORT_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker trains, and with what.
+    """Which cells a worker trains, and with which resources.
 
     Args:
         grid_dir: absolute.

@@ -200,8 +200,8 @@ def run_dirs(grid_dir: Path) -> list[RunDir]:
 class Planned:
     """A cell of a launched grid and how it runs.
 
-    `shape` names the resources it needs: workers of another shape leave it alone. `is_first`: it goes before others.
-    `is_former`: of an earlier version of the grid, still to be finished.
+    `shape` names the resources it needs: only workers of that shape train it. `is_first`: it is trained before others.
+    `is_former`: it belongs to an earlier version of the grid, and is still to be finished.
     """
 
     cell: Cell

@@ -11,7 +11,8 @@ import pytest
 from cluster.configuration import Settings
 from cluster.lab import Lab
 from launch.slurm import client as slurm
-from launch.slurm.resources import ProfileError, check, load_profile
+from launch.slurm.profile import load_profile
+from launch.slurm.resources import ProfileError, check
 
 HELD = ("sbatch", "--parsable", "--hold", "--chdir", "/", "--output", "/dev/null", "-p", "gpu", "--wrap", "sleep 60")
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from cluster.lab import Lab
 from launch.doctor import examination
 from launch.slurm import client as slurm
-from launch.slurm.resources import load_profile
+from launch.slurm.profile import load_profile
 
 Examine = Callable[..., tuple[bool, str]]
 

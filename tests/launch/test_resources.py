@@ -11,7 +11,8 @@ import submitit
 from cluster.lab import obstacle
 
 from launch.slurm.client import Partition
-from launch.slurm.resources import Profile, ProfileError, Resources, load_profile, sbatch_parameters
+from launch.slurm.profile import Profile, load_profile
+from launch.slurm.resources import ProfileError, Resources, sbatch_parameters
 from suite.recipe.cell import Cell
 
 PROFILE = """\
