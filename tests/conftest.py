@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from tiny_cells import tiny_cell, tiny_grid
 
 from suite.recipe.cell import Cell
@@ -65,3 +66,15 @@ def write_grid(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def lamps(tmp_path: Path) -> Path:
+    """Sixteen JPEGs of two classes, and as many to test, under `data/lamps`."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("dark", "light")):
+            place = tmp_path / "data" / "lamps" / part / name
+            place.mkdir(parents=True)
+            for index in range(8):
+                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
+    return tmp_path / "data" / "lamps"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from launch.worker.nursery import Child, Nursery
 from suite.run import failures, journal
@@ -55,18 +54,6 @@ def own_nursery() -> Iterator[Nursery]:
     made = Nursery(_environment(), None)
     yield made
     made.close()
-
-
-@pytest.fixture
-def lamps(tmp_path: Path) -> Path:
-    """A data directory with image files: sixteen JPEGs of two classes, and as many to test."""
-    for part in ("train", "test"):
-        for number, name in enumerate(("dark", "light")):
-            place = tmp_path / "data" / "lamps" / part / name
-            place.mkdir(parents=True)
-            for index in range(8):
-                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
-    return tmp_path / "data"
 
 
 def _plain(*arguments: str, num_threads: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +115,7 @@ def test_and_so_it_does_with_workers_that_decode_image_files(
 ) -> None:
     data = {"image_size": 16, "crop": "random_resized"}
     runs = [make_run(name, dataset="folder/lamps", data=data, training__batch_size=4) for name in ("plain", "warm")]
-    execution, variables = ("--execution", "{loader: torch, num_workers: 2}"), {"PROXBENCH_DATA": str(lamps)}
+    execution, variables = ("--execution", "{loader: torch, num_workers: 2}"), {"PROXBENCH_DATA": str(lamps.parent)}
     answer = _plain(str(runs[0].cell_path), *execution, num_threads=num_threads, **variables)
     assert answer.returncode == 0, answer.stdout
     assert _spawn(nurseries[num_threads], runs[1], *execution, **variables).wait() == 0, _log(runs[1])

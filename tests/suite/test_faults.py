@@ -16,7 +16,6 @@ import pytest
 import torch
 from faulty import STEPS
 from interrupted import numbers, place_of
-from PIL import Image
 from torch import Tensor
 
 from suite.data.readers import image_folder
@@ -172,18 +171,6 @@ def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[
 
 
 # Workers that decode images
-
-
-@pytest.fixture
-def lamps(tmp_path: Path) -> Path:
-    """Sixteen JPEGs of two classes, and as many to test, under `data/lamps`."""
-    for part in ("train", "test"):
-        for number, name in enumerate(("dark", "light")):
-            place = tmp_path / "data" / "lamps" / part / name
-            place.mkdir(parents=True)
-            for index in range(8):
-                Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
-    return tmp_path / "data" / "lamps"
 
 
 def _train_on(lamps: Path, run: RunDir) -> int:
