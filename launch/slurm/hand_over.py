@@ -59,12 +59,13 @@ last_line() { grep -v -e '^srun:' -e '^ *$' @FOLDER@/"${task}_0_log.out" | tail 
 ended() {
   status=$?
   trap - EXIT ERR; set +eu +o pipefail
-  if [ ! -e "$start.began" ] && [ $status -ne 138 ] && [ $status -ne 143 ]; then
+  local is_stopped=; case $status in 138|143) is_stopped=yes ;; esac  # by USR2 or TERM, of which it could not tell
+  if [ ! -e "$start.began" ] && [ ! $is_stopped ]; then
     died "${failed:-Python did not start (exit status $status)}$(last_line)"
   elif [ $status -eq @AGAIN@ ]; then
     again
-  elif [ $status -ge 128 ]; then  # 138, 143: a signal to stop came before the worker could listen
-    if [ -e "$start.began" ]; then died "the job's step was killed (status $status): out of memory?"; fi
+  elif [ $status -ge 128 ]; then
+    if [ ! $is_stopped ]; then died "the job's step was killed (status $status): out of memory?"; fi
     if [ "$restarts" -lt @RESTARTS@ ]; then again; fi
   fi
   exit $status
