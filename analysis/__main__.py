@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.errors import UserError
+from suite.errors import UserError
 
 if TYPE_CHECKING:  # pandas comes with it, and --help must not wait for that
-    from analysis.cells import Results
+    from analysis.runs.frame import Results
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -52,7 +52,8 @@ Strict = Annotated[
 
 def _results(grid: str | None, uri: str, root: Path, *, from_runs: bool, strict: bool) -> "Results":
     """What the options common to all commands ask for."""
-    from analysis import folders, runs
+    from analysis.runs import folders
+    from analysis.runs import store as runs
 
     results = folders.load(root, grid) if from_runs else runs.load(uri, grid)
     if strict and results.doubts:
@@ -105,8 +106,9 @@ def tables(
       python -m analysis tables cifar10 --against resnet-cifar10 --strict
       python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis import comparison, explanation, published
-    from analysis import tables as render
+    from analysis.compare import comparison, published
+    from analysis.render import explanation
+    from analysis.render import tables as render
 
     publication = published.load(against) if against is not None else None
     results = _results(grid, _uri(tracking_uri, root), root, from_runs=from_runs, strict=strict)
@@ -146,9 +148,10 @@ def figures(
       python -m analysis figures digits --output figures
       python -m analysis figures digits --from-runs --output figures
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis import curves, runs
-    from analysis import figures as render
-    from analysis.comparison import comparison
+    from analysis.compare.comparison import comparison
+    from analysis.render import figures as render
+    from analysis.runs import curves
+    from analysis.runs import store as runs
 
     uri = _uri(tracking_uri, root)
     results = _results(grid, uri, root, from_runs=from_runs, strict=strict)
@@ -195,7 +198,7 @@ def power(
       python -m analysis power --sd 0.4 --difference 0.3 --family 10
       python -m analysis power cifar10 --seeds 5,10,15 --plot power.png
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis import plans
+    from analysis.compare import plans
 
     wish = plans.wish(difference, seeds, chance)
     if sd is not None:
@@ -248,12 +251,14 @@ def report(
       python -m analysis report digits --from-runs --output report.html
       python -m analysis report cifar10 --against resnet-cifar10
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis.progress import progress
+    from analysis.render.progress import progress
 
     with progress() as say:
-        from analysis import curves, folders, provenance, published, runs
-        from analysis import report as render
-        from analysis.comparison import BNN_PLUS_PLUS, comparison
+        from analysis.compare import published
+        from analysis.compare.comparison import BNN_PLUS_PLUS, comparison
+        from analysis.render import report as render
+        from analysis.runs import curves, folders, provenance
+        from analysis.runs import store as runs
 
         publication = published.load(against) if against is not None else None
         uri = _uri(tracking_uri, root)

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import typer
 from scipy import stats
 
-from analysis.equivalence import Published, Verdict, equivalence
-from analysis.families import critical_difference, probability_of_improvement
-from analysis.power import SD_CONFIDENCE, detectable_difference, power, sign_flip_detectable, sign_flip_power
-from analysis.statistics import ALPHA, CONFIDENCE, is_underpowered
+from analysis.stats.equivalence import Published, Verdict, equivalence
+from analysis.stats.families import critical_difference, probability_of_improvement
+from analysis.stats.paired import ALPHA, CONFIDENCE, is_underpowered
+from analysis.stats.power import SD_CONFIDENCE, detectable_difference, power, sign_flip_detectable, sign_flip_power
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.cells import SCHEMA
+from analysis.runs.frame import SCHEMA
 
 NAN = float("nan")
 

@@ -5,12 +5,12 @@ from functools import cache
 import numpy as np
 from analysis_samples import example, frame_of
 
-from analysis import curves
-from analysis.backgrounds import Background
-from analysis.cells import Results, findings
-from analysis.comparison import Table, comparison
-from analysis.provenance import Source, keys_of
-from analysis.report import report
+from analysis.compare.comparison import Table, comparison
+from analysis.render.report import report
+from analysis.runs import curves
+from analysis.runs.backgrounds import Background
+from analysis.runs.frame import Results, findings
+from analysis.runs.provenance import Source, keys_of
 
 SOURCE = Source("runs", "python -m analysis report --from-runs --root runs", is_folder=True)
 RECIPE = {"training.epochs": "30", "training.batch_size": "64", "training.optimizer": "adamw"}

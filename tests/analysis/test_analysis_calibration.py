@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from calibration import Rate
 
-from analysis import statistics
-from analysis.families import friedman, holm
-from analysis.statistics import paired_difference
+from analysis.stats import paired as statistics
+from analysis.stats.families import friedman, holm
+from analysis.stats.paired import paired_difference
 
 
 def rng() -> np.random.Generator:

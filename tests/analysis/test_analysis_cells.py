@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 from analysis_samples import cells_of, example, frame_of
 
-from analysis.cells import findings, natural_key, one_per_cell, validate
+from analysis.runs.frame import findings, natural_key, one_per_cell, validate
 
 
 def test_models_sort_by_their_numbers() -> None:

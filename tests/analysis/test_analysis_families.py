@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.families import (
+from analysis.stats.families import (
     MIN_BLOCKS,
     TooFewBlocksError,
     across_models,

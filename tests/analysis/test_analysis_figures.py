@@ -25,12 +25,12 @@ from matplotlib.text import Text
 from PIL import Image
 from tiny_cells import put, tiny_cell
 
-from analysis import curves
 from analysis.__main__ import main
-from analysis.cells import Results, findings
-from analysis.comparison import Table, comparison
-from analysis.figure_style import LINES, MARKERS, PALETTE, Picture, file_name, styles
-from analysis.figures import draw, pictures, write
+from analysis.compare.comparison import Table, comparison
+from analysis.render.figures import draw, pictures, write
+from analysis.render.style import LINES, MARKERS, PALETTE, Picture, file_name, styles
+from analysis.runs import curves
+from analysis.runs.frame import Results, findings
 from quantizers import QUANTIZERS
 from suite.run import mlflow_replica
 from suite.run.directory import Planned, RunDir, write_plan

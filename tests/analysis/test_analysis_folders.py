@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_cells import plan, put
 
-from analysis import folders, runs
-from analysis.errors import UserError
+from analysis.runs import folders
+from analysis.runs import store as runs
+from suite.errors import UserError
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
 from suite.run.journal import Journal

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from analysis_samples import cells_of, example, frame_of
 
-from analysis import plans
-from analysis.cells import Results, findings
-from analysis.errors import UserError
-from analysis.power import sign_flip_detectable, sign_flip_pairs
+from analysis.compare import plans
+from analysis.runs.frame import Results, findings
+from analysis.stats.power import sign_flip_detectable, sign_flip_pairs
+from suite.errors import UserError
 
 WISH = plans.Wish(0.01, (3, 10, 20))
 

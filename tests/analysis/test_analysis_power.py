@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from analysis.equivalence import Published, Verdict, equivalence
-from analysis.power import (
+from analysis.stats.equivalence import Published, Verdict, equivalence
+from analysis.stats.paired import sign_flip_p
+from analysis.stats.power import (
     detectable_difference,
     pairs_needed,
     power,
@@ -14,7 +15,6 @@ from analysis.power import (
     sign_flip_power,
     spread,
 )
-from analysis.statistics import sign_flip_p
 
 
 @pytest.mark.parametrize(("num_pairs", "effect"), [(3, 3.26), (5, 1.68), (10, 1.00), (20, 0.66)])

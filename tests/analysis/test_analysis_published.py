@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from analysis_samples import cells_of, frame_of
 
-from analysis.comparison import Entry, Table, comparison
-from analysis.errors import UserError
-from analysis.published import bundled, load
-from analysis.tables import to_csv, to_json, to_latex, to_markdown
+from analysis.compare.comparison import Entry, Table, comparison
+from analysis.compare.published import bundled, load
+from analysis.render.tables import to_csv, to_json, to_latex, to_markdown
+from suite.errors import UserError
 
 FILE = """\
 title: A Paper

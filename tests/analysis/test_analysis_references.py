@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 from statsmodels.stats.anova import AnovaRM
 
-from analysis import families
-from analysis.equivalence import Published, Verdict, equivalence
-from analysis.families import across_models, critical_difference, friedman, holm, probability_of_improvement
-from analysis.power import detectable_difference, pairs_needed, power
-from analysis.statistics import paired_difference, t_test_p
+from analysis.stats import families
+from analysis.stats.equivalence import Published, Verdict, equivalence
+from analysis.stats.families import across_models, critical_difference, friedman, holm, probability_of_improvement
+from analysis.stats.paired import paired_difference, t_test_p
+from analysis.stats.power import detectable_difference, pairs_needed, power
 
 # Demsar (2006), JMLR 7, table 6: AUC of C4.5 without and with tuning of m and cf, on 14 data sets.
 C45 = ("C4.5", "C4.5+m", "C4.5+cf", "C4.5+m+cf")

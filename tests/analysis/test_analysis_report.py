@@ -17,15 +17,17 @@ from analysis_samples import cells_of, example, frame_of
 from report_samples import RECIPE, accuracies, example_page, page_of
 from tiny_cells import plan, put
 
-from analysis import folders, methods, runs
-from analysis.backgrounds import Background
-from analysis.cells import findings
-from analysis.comparison import BNN_PLUS_PLUS, Table, comparison
-from analysis.errors import UserError
-from analysis.progress import progress
-from analysis.provenance import keys_of, source, without_password
-from analysis.published import load
-from analysis.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
+from analysis.compare.comparison import BNN_PLUS_PLUS, Table, comparison
+from analysis.compare.published import load
+from analysis.render import methods
+from analysis.render.progress import progress
+from analysis.render.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
+from analysis.runs import folders
+from analysis.runs import store as runs
+from analysis.runs.backgrounds import Background
+from analysis.runs.frame import findings
+from analysis.runs.provenance import keys_of, source, without_password
+from suite.errors import UserError
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
 from suite.run.journal import Journal

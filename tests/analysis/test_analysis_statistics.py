@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.statistics import (
+from analysis.stats.paired import (
     bca_interval,
     fewest_pairs,
     is_underpowered,

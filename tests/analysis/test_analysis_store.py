@@ -20,9 +20,9 @@ import pytest
 from analysis_samples import cells_of, example
 
 from analysis.__main__ import main
-from analysis.cells import SCHEMA
-from analysis.errors import UserError
-from analysis.runs import load
+from analysis.runs.frame import SCHEMA
+from analysis.runs.store import load
+from suite.errors import UserError
 
 COUNTS = ["num_binary_parameters", "num_full_precision_parameters"]
 TAGS = [column for column in SCHEMA if not column.startswith("top1") and column not in {*COUNTS, "run"}]

@@ -15,9 +15,9 @@ import pytest
 from analysis_samples import cells_of, example, frame_of
 from needs import no_latex
 
-from analysis.cells import findings
-from analysis.comparison import Entry, Table, comparison, completions
-from analysis.tables import to_csv, to_html, to_json, to_latex, to_markdown
+from analysis.compare.comparison import Entry, Table, comparison, completions
+from analysis.render.tables import to_csv, to_html, to_json, to_latex, to_markdown
+from analysis.runs.frame import findings
 
 GOLDEN = Path(__file__).parent / "golden"
 RENDERED: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex}

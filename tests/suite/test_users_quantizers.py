@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import folders
-from analysis.comparison import comparison
-from analysis.methods import quantizers as cited
-from analysis.tables import to_latex, to_markdown
+from analysis.compare.comparison import comparison
+from analysis.render.methods import quantizers as cited
+from analysis.render.tables import to_latex, to_markdown
+from analysis.runs import folders
 from launch import snapshot
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import GridError, load_grid

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cells
-from analysis.groups import Group, difference
-from analysis.published import Key as NumberKey
-from analysis.published import Number, Publication, Reproduction, by_key, reproduction
-from analysis.ranks import Ranks, ranks
-from analysis.statistics import Difference
-from analysis.verdicts import Adjusted, Member, Standing, adjusted, standings
+from analysis.compare.groups import Group, difference
+from analysis.compare.published import Key as NumberKey
+from analysis.compare.published import Number, Publication, Reproduction, by_key, reproduction
+from analysis.compare.ranks import Ranks, ranks
+from analysis.compare.verdicts import Adjusted, Member, Standing, adjusted, standings
+from analysis.runs import frame as cells
+from analysis.stats.paired import Difference
 
 FULL_PRECISION = "fp"
 ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")

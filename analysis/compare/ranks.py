@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.families import MIN_BLOCKS, Ranking, rank_methods
+from analysis.stats.families import MIN_BLOCKS, Ranking, rank_methods
 
 MIN_METHODS = 3
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.statistics import ALPHA, finite
+from analysis.stats.paired import ALPHA, finite
 
 
 class Verdict(str, Enum):

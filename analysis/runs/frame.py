@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.errors import UserError
+from suite.errors import UserError
 
 SCHEMA = {
     "grid": "string",

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.cells import Results
-from analysis.plans import TOGETHER, Plan, plans
-from analysis.power import POWER, SD_CONFIDENCE, sign_flip_detectable, sign_flip_pairs
-from analysis.statistics import fewest_pairs
+from analysis.compare.plans import TOGETHER, Plan, plans
+from analysis.runs.frame import Results
+from analysis.stats.paired import fewest_pairs
+from analysis.stats.power import POWER, SD_CONFIDENCE, sign_flip_detectable, sign_flip_pairs
 
 WANTED_POINTS = (0.5, 1.0, 2.0)
 MAX_MODELS = 12

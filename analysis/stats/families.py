@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.statistics import ALPHA, CONFIDENCE, Array, Difference, finite, is_underpowered, paired_difference
+from analysis.stats.paired import ALPHA, CONFIDENCE, Array, Difference, finite, is_underpowered, paired_difference
 
 MIN_BLOCKS = 5
 """Blocks from which Friedman's and Nemenyi's tests are used: both are approximations for many blocks."""

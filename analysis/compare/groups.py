@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.statistics import Difference, paired_difference, sample_sd
+from analysis.stats.paired import Difference, paired_difference, sample_sd
 
 BYTES_PER_FLOAT, BITS_PER_BYTE = 4, 8
 

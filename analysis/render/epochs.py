@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis import curves
-from analysis.comparison import Block
-from analysis.figure_cells import Cells
-from analysis.figure_style import (
+from analysis.compare.cells import Cells
+from analysis.compare.comparison import Block
+from analysis.compare.verdicts import Member
+from analysis.render.style import (
     BLACK,
     BLUE,
     NORMAL,
@@ -33,7 +33,7 @@ from analysis.figure_style import (
     styles,
     warnings,
 )
-from analysis.verdicts import Member
+from analysis.runs import curves
 
 MAX_LINES = 8
 """More quantizers than that are drawn in a panel each: lines with bands could not be told apart."""

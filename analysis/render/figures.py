@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import curves
-from analysis.cells import Results
-from analysis.comparison import Block, Table, comparison
-from analysis.figure_cells import cells_by_block, key_of
-from analysis.figure_differences import forest
-from analysis.figure_epochs import ACCURACY, FLIP_RATE, over_epochs
-from analysis.figure_points import accuracy_against_size, gap_against_sharpness
-from analysis.figure_ranks import critical_differences
-from analysis.figure_style import Picture, house_style, save
+from analysis.compare.cells import cells_by_block, key_of
+from analysis.compare.comparison import Block, Table, comparison
+from analysis.render.epochs import ACCURACY, FLIP_RATE, over_epochs
+from analysis.render.forest import forest
+from analysis.render.points import accuracy_against_size, gap_against_sharpness
+from analysis.render.rank_diagram import critical_differences
+from analysis.render.style import Picture, house_style, save
+from analysis.runs import curves
+from analysis.runs.frame import Results
 
 MAX_MODELS = 12
 """Of a block in one picture; the others stand in further ones, NAME-2 and so on."""

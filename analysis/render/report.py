@@ -16,15 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import cells, figures, methods, provenance, sentences
-from analysis.cells import Results
-from analysis.comparison import Block, Table
-from analysis.errors import UserError
-from analysis.figure_style import Picture, house_style
-from analysis.needs import Needs, needs
-from analysis.notes import notes
-from analysis.provenance import Backgrounds, Source
-from analysis.tables import html_table
+from analysis.compare.comparison import Block, Table
+from analysis.compare.needs import Needs, needs
+from analysis.render import figures, methods, sentences
+from analysis.render.notes import notes
+from analysis.render.style import Picture, house_style
+from analysis.render.tables import html_table
+from analysis.runs import frame as cells
+from analysis.runs import provenance
+from analysis.runs.frame import Results
+from analysis.runs.provenance import Backgrounds, Source
+from suite.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from analysis import cells
-from analysis.backgrounds import Background, CellKey
-from analysis.cells import Results
-from analysis.curves import Record
-from analysis.errors import UserError
+from analysis.runs import frame as cells
+from analysis.runs.backgrounds import Background, CellKey
+from analysis.runs.curves import Record
+from analysis.runs.frame import Results
+from suite.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

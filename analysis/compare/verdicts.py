@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from analysis.families import holm
-from analysis.groups import Group, difference
-from analysis.statistics import ALPHA, Difference, is_underpowered, smallest_p
+from analysis.compare.groups import Group, difference
+from analysis.stats.families import holm
+from analysis.stats.paired import ALPHA, Difference, is_underpowered, smallest_p
 
 _ROUNDING = 1e-12
 """Means of fractions that differ by less are equal."""

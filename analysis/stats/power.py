@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from analysis.statistics import ALPHA, Array, finite, is_underpowered
+from analysis.stats.paired import ALPHA, Array, finite, is_underpowered
 
 POWER = 0.8
 SD_CONFIDENCE = 0.8

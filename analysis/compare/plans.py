@@ -7,14 +7,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis.cells import Results
-from analysis.comparison import Block, comparison
-from analysis.errors import UserError
-from analysis.figure_cells import Cells, cells_by_block, key_of, pairs_of
-from analysis.figure_style import LINES, PALETTE, add_caption, house_style, new_figure
-from analysis.power import POWER, SD_CONFIDENCE, Spread, sign_flip_detectable, sign_flip_pairs, spread
-from analysis.statistics import ALPHA, fewest_pairs
-from analysis.verdicts import Member
+from analysis.compare.cells import Cells, cells_by_block, key_of, pairs_of
+from analysis.compare.comparison import Block, comparison
+from analysis.compare.verdicts import Member
+from analysis.render.style import LINES, PALETTE, add_caption, house_style, new_figure
+from analysis.runs.frame import Results
+from analysis.stats.paired import ALPHA, fewest_pairs
+from analysis.stats.power import POWER, SD_CONFIDENCE, Spread, sign_flip_detectable, sign_flip_pairs, spread
+from suite.errors import UserError
 
 NONE = "—"
 TOGETHER = "all models"

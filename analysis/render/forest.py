@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 
-from analysis.comparison import Block, Entry
-from analysis.figure_cells import Cells, pairs_of
-from analysis.figure_style import BLUE, GREY, SMALL, Picture, add_caption, name_of, new_figure, panels, warnings
-from analysis.statistics import ALPHA, CONFIDENCE
-from analysis.verdicts import Member
+from analysis.compare.cells import Cells, pairs_of
+from analysis.compare.comparison import Block, Entry
+from analysis.compare.verdicts import Member
+from analysis.render.style import BLUE, GREY, SMALL, Picture, add_caption, name_of, new_figure, panels, warnings
+from analysis.stats.paired import ALPHA, CONFIDENCE
 
 ROW_INCHES, PANEL_INCHES, MARGIN_INCHES = 0.27, 0.6, 1.0
 _PAIRS_BELOW = 0.24

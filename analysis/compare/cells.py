@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis import cells
-from analysis.comparison import Block, Key, Row, rows_by_block
-from analysis.groups import Group
-from analysis.verdicts import Member
+from analysis.compare.comparison import Block, Key, Row, rows_by_block
+from analysis.compare.groups import Group
+from analysis.compare.verdicts import Member
+from analysis.runs import frame as cells
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from analysis.comparison import FULL_PRECISION, Block, Entry, Table
-from analysis.equivalence import Verdict
-from analysis.published import Reproduction
-from analysis.statistics import ALPHA, Difference, fewest_pairs
-from analysis.tables import in_points
+from analysis.compare.comparison import FULL_PRECISION, Block, Entry, Table
+from analysis.compare.published import Reproduction
+from analysis.render.tables import in_points
+from analysis.stats.equivalence import Verdict
+from analysis.stats.paired import ALPHA, Difference, fewest_pairs
 
 
 class Finding(str, Enum):

@@ -13,11 +13,11 @@ from html import escape
 
 import pandas as pd
 
-from analysis.comparison import Block, Entry, Table
-from analysis.notes import TIED, notes
-from analysis.published import Reproduction
-from analysis.statistics import Difference, is_underpowered
-from analysis.verdicts import Place
+from analysis.compare.comparison import Block, Entry, Table
+from analysis.compare.published import Reproduction
+from analysis.compare.verdicts import Place
+from analysis.render.notes import TIED, notes
+from analysis.stats.paired import Difference, is_underpowered
 
 ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "{against} − row, points (n)", "adjusted p"
 PUBLISHED, VERDICT = "published, %", "ours − published, points (n)"

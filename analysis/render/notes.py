@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from analysis.cells import shortened
-from analysis.comparison import FULL_PRECISION, Entry, Table
-from analysis.ranks import Ranks
-from analysis.statistics import ALPHA, BCA_FROM, CONFIDENCE, Difference, is_underpowered, smallest_p
+from analysis.compare.comparison import FULL_PRECISION, Entry, Table
+from analysis.compare.ranks import Ranks
+from analysis.runs.frame import shortened
+from analysis.stats.paired import ALPHA, BCA_FROM, CONFIDENCE, Difference, is_underpowered, smallest_p
 
 TIED = "†"
 ACCURACY = (

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cells
-from analysis.errors import UserError
-from analysis.groups import Group
+from analysis.compare.groups import Group
+from analysis.runs import frame as cells
+from suite.errors import UserError
 
 COLUMNS = (
     "seed",

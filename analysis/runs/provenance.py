@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.backgrounds import Background, CellKey
-from analysis.cells import names, natural_key, shortened, status_of
+from analysis.runs.backgrounds import Background, CellKey
+from analysis.runs.frame import names, natural_key, shortened, status_of
 
 MADE_WITH = ("proxbench", "numpy", "scipy", "statsmodels", "scikit-posthocs", "pandas", "matplotlib")
 Backgrounds = Mapping[CellKey, Background]

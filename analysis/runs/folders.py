@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from analysis import cells
-from analysis.backgrounds import Background, CellKey, facts_of
-from analysis.cells import Results
-from analysis.errors import UserError
+from analysis.runs import frame as cells
+from analysis.runs.backgrounds import Background, CellKey, facts_of
+from analysis.runs.frame import Results
+from suite.errors import UserError
 from suite.recipe.cell import Cell
 from suite.run.atomic import DamagedFileError
 from suite.run.directory import RunDir, planned_cells, run_dirs

@@ -13,11 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis import curves
-from analysis.cells import natural_key, shortened
-from analysis.comparison import FULL_PRECISION, Block
-from analysis.figure_cells import Cells
-from analysis.figure_style import (
+from analysis.compare.cells import Cells
+from analysis.compare.comparison import FULL_PRECISION, Block
+from analysis.compare.verdicts import Member
+from analysis.render.style import (
     GREY,
     PALE,
     Picture,
@@ -30,7 +29,8 @@ from analysis.figure_style import (
     styles,
     warnings,
 )
-from analysis.verdicts import Member
+from analysis.runs import curves
+from analysis.runs.frame import natural_key, shortened
 
 NAN = float("nan")
 _APART = 0.024

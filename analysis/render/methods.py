@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.cells import natural_key, shortened
-from analysis.comparison import ROW_ORDER, Table
-from analysis.families import MIN_BLOCKS
-from analysis.power import POWER
-from analysis.provenance import Backgrounds, counted, keys_of
-from analysis.statistics import ALPHA, BCA_FROM, CONFIDENCE, MAX_SIGN_FLIPS
+from analysis.compare.comparison import ROW_ORDER, Table
+from analysis.runs.frame import natural_key, shortened
+from analysis.runs.provenance import Backgrounds, counted, keys_of
+from analysis.stats.families import MIN_BLOCKS
+from analysis.stats.paired import ALPHA, BCA_FROM, CONFIDENCE, MAX_SIGN_FLIPS
+from analysis.stats.power import POWER
 
 _NOTHING = {"", "None", "False", "0", "0.0", "none", "[]"}
 _PLACES = (("dataset",), ("model",), ("quantizer",), ("dataset", "model"), ("model", "quantizer"))

@@ -11,10 +11,10 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from analysis.cells import require_known
-from analysis.equivalence import Equivalence, equivalence
-from analysis.equivalence import Published as Mean
-from analysis.errors import UserError
+from analysis.runs.frame import require_known
+from analysis.stats.equivalence import Equivalence, equivalence
+from analysis.stats.equivalence import Published as Mean
+from suite.errors import UserError
 from suite.errors import UserError as FileError
 from suite.recipe.cell import Frozen
 from suite.recipe.faults import Faults

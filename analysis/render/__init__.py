@@ -1,0 +1,1 @@
+"""Comparisons as tables, sentences, figures, a report; nothing is computed here. Open `words.py` first."""
