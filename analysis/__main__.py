@@ -1,4 +1,4 @@
-"""`python -m analysis`: tables from the runs in an MLflow store."""
+"""`python -m analysis`: comparisons, figures and a report from run directories or an MLflow store."""
 
 import sys
 from enum import Enum
@@ -9,8 +9,13 @@ import typer
 
 from suite.errors import UserError
 
-if TYPE_CHECKING:  # pandas comes with it, and --help must not wait for that
+if TYPE_CHECKING:  # pandas comes with them, and --help must not wait for that
+    from collections.abc import Callable, Mapping
+
+    from analysis.compare.published import Publication
+    from analysis.compare.table import Table
     from analysis.runs.frame import Results
+    from analysis.runs.provenance import Background
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -27,38 +32,105 @@ class Format(str, Enum):
 
 @app.callback()
 def analysis() -> None:
-    """Turns the runs in an MLflow store into what a paper shows. Reads only; nothing is trained or changed.
+    """Is BNN++ more accurate than each other binary method, on these models? Tables, figures, a report.
 
     \b
-    First bring the run directories into the store:   python -m launch sync
-    Then, for the grid named digits:                  python -m analysis tables digits
+    Examples:
+      python -m analysis tables digits
+      python -m analysis report digits
+      python -m analysis power digits --difference 0.5
     """  # noqa: D301 - \b is typer's: keep these lines
 
 
 Grid = Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid there is.")]
-Root = Annotated[
-    Path, typer.Option(envvar="PROXBENCH_ROOT", help="Folder of the runs; its mlflow.db is the default store.")
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option("--root", help="Folder of the runs; several are merged.  [env: PROXBENCH_ROOT; default: runs]"),
 ]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.  [default: sqlite:///ROOT/mlflow.db]"),
+    typer.Option(help="Read an MLflow store or server instead of run directories, as sqlite:///runs/mlflow.db."),
 ]
-FromRuns = Annotated[bool, typer.Option("--from-runs", help="Read the run directories in ROOT, no MLflow store.")]
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse, with exit status 2, if cells are missing, failed, doubled or mixed."),
 ]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Published numbers beside ours, with verdicts: a name in analysis/compare/published, or a file.",
+    ),
+]
 
 
-def _results(grid: str | None, uri: str, root: Path, *, from_runs: bool, strict: bool) -> "Results":
-    """What the options common to all commands ask for."""
-    from analysis.runs import folders
-    from analysis.runs import store as runs
+class _Place:
+    """Where the runs are, from the options that all commands share."""
 
-    results = folders.load(root, grid) if from_runs else runs.load(uri, grid)
-    if strict and results.doubts:
-        raise UserError(f"--strict: {len(results.doubts)} findings put numbers in doubt: {'; '.join(results.doubts)}")
-    return results
+    def __init__(self, roots: list[Path] | None, tracking_uri: str | None) -> None:
+        import os
+
+        self.roots = roots or [Path(os.environ.get("PROXBENCH_ROOT") or "runs")]
+        self.uri = tracking_uri
+
+    def results(self, grid: str | None, *, strict: bool) -> "Results":
+        """The cells. Raises UserError with --strict if there are doubts."""
+        if self.uri is not None:
+            from analysis.runs import store
+
+            found = store.load(self.uri, grid)
+        else:
+            from analysis.runs import folders
+
+            found = folders.load(self.roots, grid)
+        if strict and found.doubts:
+            raise UserError(f"--strict: {len(found.doubts)} findings put numbers in doubt: {'; '.join(found.doubts)}")
+        return found
+
+    def backgrounds(self, results: "Results") -> "Mapping[tuple[str, str], Background]":
+        """Recipes, provenance and reasons, by grid and cell id."""
+        from analysis.runs import folders, store
+
+        return folders.backgrounds(results.frame) if self.uri is None else store.backgrounds(self.uri, results.frame)
+
+    def curves(self, results: "Results") -> "object":
+        """Metrics by epoch."""
+        from analysis.runs import curves, store
+
+        if self.uri is None:
+            return curves.from_folders(results.frame)
+        return curves.curves_of(store.histories(self.uri, results.frame, curves.METRICS))
+
+    def look(self, results: "Results", command: str) -> None:
+        """Records in each grid's folder that its results were looked at. A store has no place for it."""
+        from analysis.runs.looks import record
+
+        if self.uri is not None:
+            return
+        for grid, cells in results.frame.groupby("grid"):
+            done = cells[cells["state"] == "done"]["cell_id"].tolist()
+            for root in self.roots:
+                if (root / str(grid)).is_dir():
+                    record(root / str(grid), done, len(cells), command)
+
+    def table(
+        self,
+        results: "Results",
+        publication: "Publication | None" = None,
+        *,
+        completions: bool = False,
+        images: bool = False,
+    ) -> "Table":
+        """The comparisons."""
+        from analysis.compare import family, table
+        from analysis.runs import folders
+
+        wanted = family.completions() if completions else None
+        recipes = None
+        if publication is not None:
+            recipes = {key: background.recipe for key, background in self.backgrounds(results).items()}
+        right = folders.right if images and self.uri is None else None
+        return table.tabulate(results, wanted, publication, recipes, right)
 
 
 @app.command()
@@ -68,56 +140,63 @@ def tables(
         Format,
         typer.Option("--format", help="markdown, latex (booktabs) and html in percent; csv and json as fractions."),
     ] = Format.markdown,
-    root: Root = Path("runs"),
+    root: Roots = None,
     tracking_uri: TrackingUri = None,
-    from_runs: FromRuns = False,
     strict: Strict = False,
     completions: Annotated[
         bool,
         typer.Option("--completions", help="Compare each surrogate gradient with its completion: bnn+ with bnn++, ..."),
     ] = False,
     details: Annotated[
-        bool, typer.Option("--details", help="Soft-hard gap and size in markdown and latex, too; the others have them.")
-    ] = False,
-    against: Annotated[
-        str | None,
+        bool,
         typer.Option(
-            metavar="NAME",
-            help="Published numbers beside ours, with a verdict: a name in analysis/published, or a file.",
+            "--details", help="Soft-hard gap, size and model by model in markdown and latex; the others have them."
         ),
-    ] = None,
+    ] = False,
+    against: AgainstOption = None,
     explain: Annotated[
         str | None,
         typer.Option(metavar="DATASET/MODEL/QUANTIZER", help="Instead of the table, the runs behind one entry of it."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
 ) -> None:
-    """Accuracy of every quantizer and model, with BNN++'s paired difference to it, or its completion's.
+    """Accuracy of every quantizer and model, and BNN++'s comparison with each on all models together.
 
     Accuracy is measured with binary weights, as mean ± standard deviation over seeds. Seeds that are missing or failed
-    are shown in their place, and what else is amiss stands above the table.
+    are shown in their place, and what else is amiss stands above the table (for csv, on stderr).
 
     \b
     Examples:
       python -m analysis tables digits
+      python -m analysis tables digits --details
       python -m analysis tables zoo --completions
       python -m analysis tables digits --format latex --output digits.tex
       python -m analysis tables digits --explain digits/resnet8/bnn++
       python -m analysis tables cifar10 --against resnet-cifar10 --strict
+      python -m analysis tables imagenet --root mine --root colleagues
       python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis.compare import comparison, published
-    from analysis.render import explanation
-    from analysis.render import tables as render
+    from analysis.render.progress import progress
 
-    publication = published.load(against) if against is not None else None
-    results = _results(grid, _uri(tracking_uri, root), root, from_runs=from_runs, strict=strict)
-    if explain is not None:
-        text = explanation.render(results, explain, layout.value)
-    else:
-        reference = comparison.completions() if completions else comparison.BNN_PLUS_PLUS
-        table = comparison.comparison(results.frame, results.findings, reference, publication)
-        text = render.render(table, layout.value, details=details)
+    with progress() as say:
+        from analysis.compare import published
+        from analysis.render import explanation
+        from analysis.render import tables as rendering
+
+        publication = published.load(against) if against is not None else None
+        place = _Place(root, tracking_uri)
+        results = place.results(grid, strict=strict)
+        place.look(results, "tables")
+        if explain is not None:
+            text = explanation.render(results, explain, layout.value)
+        else:
+            say("comparing")
+            text = rendering.render(
+                place.table(results, publication, completions=completions), layout.value, details=details
+            )
+    if layout is Format.csv:
+        for finding in results.findings:
+            print(f"finding: {finding}", file=sys.stderr)
     if output is not None:
         output.write_text(text, encoding="utf-8")
     elif layout is Format.markdown and sys.stdout.isatty():
@@ -126,43 +205,38 @@ def tables(
         sys.stdout.write(text)
 
 
-def _uri(tracking_uri: str | None, root: Path) -> str:
-    return tracking_uri or f"sqlite:///{root}/mlflow.db"
-
-
 @app.command()
 def figures(
     output: Annotated[Path, typer.Option(help="Folder for the pictures, each as PDF and as PNG.")],
     grid: Grid = None,
-    root: Root = Path("runs"),
+    root: Roots = None,
     tracking_uri: TrackingUri = None,
-    from_runs: FromRuns = False,
     strict: Strict = False,
 ) -> None:
-    """Paired differences, curves and flip rates over training, soft-hard gap, accuracy against size, ranks over models.
+    """Forest plot, performance profiles, curves and flip rates, soft-hard gap, accuracy against size, ranks.
 
     Writes each picture of each data set as PDF and PNG, and prints their names; what cannot be drawn is told on stderr.
 
     \b
-    Examples:
+    Example:
       python -m analysis figures digits --output figures
-      python -m analysis figures digits --from-runs --output figures
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis.compare.comparison import comparison
-    from analysis.render import figures as render
-    from analysis.runs import curves
-    from analysis.runs import store as runs
+    from analysis.render.progress import progress
 
-    uri = _uri(tracking_uri, root)
-    results = _results(grid, uri, root, from_runs=from_runs, strict=strict)
+    with progress() as say:
+        from analysis.render import figures as rendering
+
+        place = _Place(root, tracking_uri)
+        results = place.results(grid, strict=strict)
+        place.look(results, "figures")
+        say("reading the curves")
+        recorded = place.curves(results)
+        say("drawing")
+        pictures = rendering.pictures(place.table(results), recorded)  # type: ignore[arg-type]  # lazily imported frame
+        written = rendering.write(pictures, output)
     for finding in results.findings:
         print(f"finding: {finding}", file=sys.stderr)
-    if from_runs:
-        recorded = curves.from_folders(results.frame)
-    else:
-        recorded = curves.curves_of(runs.histories(uri, results.frame, curves.METRICS))
-    pictures = render.pictures(results.frame, comparison(results.frame, results.findings), recorded)
-    for path in render.write(pictures, output):
+    for path in written:
         print(path)
     for picture in pictures:
         if picture.figure is None:
@@ -172,44 +246,49 @@ def figures(
 @app.command()
 def power(
     grid: Grid = None,
-    root: Root = Path("runs"),
+    root: Roots = None,
     tracking_uri: TrackingUri = None,
-    from_runs: FromRuns = False,
     strict: Strict = False,
     difference: Annotated[float, typer.Option(metavar="POINTS", help="The difference you want to find.")] = 1.0,
-    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of seeds to tell about.")] = "3,5,10,20",
+    seeds: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Seeds on each model: what would so many find?")
+    ] = "3,5,10,20",
     chance: Annotated[float, typer.Option("--power", help="The chance to find it, between 0 and 1.")] = 0.8,
     sd: Annotated[
         float | None,
         typer.Option(metavar="POINTS", help="Assume this spread of the paired differences instead of reading runs."),
     ] = None,
+    models: Annotated[
+        int | None, typer.Option(min=1, help="Models of the design.  [default: those of the grid; 1 with --sd]")
+    ] = None,
     family: Annotated[
         int | None, typer.Option(min=1, help="Comparisons tested together.  [default: those of the grid; 1 with --sd]")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it: a file.png or file.pdf.")] = None,
 ) -> None:
-    """What difference n seeds can detect, and how many seeds a wanted difference takes, before a GPU-hour is spent.
+    """What difference seeds x models can detect, and how many seeds one takes, before a GPU-hour is spent.
 
-    The spread is that of the runs' own paired differences, BNN++ minus each method; two seeds are enough to begin with.
+    Of the runs only the spread of their paired differences is used, never their mean, and none is shown: choosing the
+    number of seeds by it leaves the error rate of the later test as it is. Two seeds are enough to begin with.
 
     \b
     Examples:
       python -m analysis power digits --difference 0.5
-      python -m analysis power --sd 0.4 --difference 0.3 --family 10
-      python -m analysis power cifar10 --seeds 5,10,15 --plot power.png
+      python -m analysis power --sd 0.4 --difference 0.3 --models 6 --family 5
+      python -m analysis power cifar10 --seeds 5,10,15
     """  # noqa: D301 - \b is typer's: keep these lines
-    from analysis.compare import plans
+    from analysis.render.progress import progress
 
-    wish = plans.wish(difference, seeds, chance)
-    if sd is not None:
-        found = [plans.assumed(sd, family or 1)]
-        text = plans.to_markdown(found, wish)
-    else:
-        results = _results(grid, _uri(tracking_uri, root), root, from_runs=from_runs, strict=strict)
-        found = plans.plans(results, family)
-        text = plans.to_markdown(found, wish, results.findings)
-    if plot is not None:
-        plans.write(plans.draw(found, wish), plot)
+    with progress() as say:
+        from analysis.compare import plans
+
+        wanted = plans.wish(difference, seeds, chance)
+        if sd is not None:
+            text = plans.to_markdown([plans.assumed(sd, models or 1, family or 1)], wanted)
+        else:
+            place = _Place(root, tracking_uri)
+            results = place.results(grid, strict=strict)
+            say("planning")
+            text = plans.to_markdown(plans.plans(place.table(results), models, family), wanted, results.findings)
     if sys.stdout.isatty():
         _draw(text)
     else:
@@ -227,55 +306,90 @@ def _draw(markdown: str) -> None:
 @app.command()
 def report(
     grid: Grid = None,
-    root: Root = Path("runs"),
+    root: Roots = None,
     tracking_uri: TrackingUri = None,
-    from_runs: FromRuns = False,
     strict: Strict = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Published numbers to compare with: a name in analysis/published, or a file."
-        ),
-    ] = None,
+    against: AgainstOption = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write.  [default: ROOT/GRID/report.html, or ROOT/report.html]")
     ] = None,
 ) -> None:
-    """One HTML file with everything: verdicts in plain sentences, tables, figures, methods, provenance, missing cells.
+    """One HTML file with everything: the answers, a forest plot, tables, figures, methods, provenance, missing cells.
 
     It needs no network and no other file. The same runs give the same bytes. Prints its path.
 
     \b
     Examples:
       python -m analysis report digits
-      python -m analysis report digits --from-runs --output report.html
       python -m analysis report cifar10 --against resnet-cifar10
     """  # noqa: D301 - \b is typer's: keep these lines
     from analysis.render.progress import progress
 
+    place = _Place(root, tracking_uri)
+    path = output or place.roots[0] / (grid or "") / "report.html"
     with progress() as say:
-        from analysis.compare import published
-        from analysis.compare.comparison import BNN_PLUS_PLUS, comparison
-        from analysis.render import report as render
-        from analysis.runs import curves, folders, provenance
-        from analysis.runs import store as runs
-
-        publication = published.load(against) if against is not None else None
-        uri = _uri(tracking_uri, root)
-        results = _results(grid, uri, root, from_runs=from_runs, strict=strict)
-        say("reading the curves")
-        if from_runs:
-            recorded, backgrounds = curves.from_folders(results.frame), folders.backgrounds(results.frame)
-        else:
-            recorded = curves.curves_of(runs.histories(uri, results.frame, curves.METRICS))
-            backgrounds = runs.backgrounds(uri, results.frame)
-        source = provenance.source(grid, root if from_runs else uri, against)
-        table = comparison(results.frame, results.findings, BNN_PLUS_PLUS, publication)
-        page = render.report(results, table, recorded, backgrounds, source, say)
-    path = output or root / (grid or "") / "report.html"
+        page = _page(place, grid, against, strict=strict, say=say)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     print(path)
+
+
+@app.command()
+def bundle(
+    grid: Annotated[str, typer.Argument(help="Name of the grid.")],
+    root: Roots = None,
+    strict: Strict = False,
+    output: Annotated[Path | None, typer.Option(help="Archive to write.  [default: GRID.tar.gz]")] = None,
+) -> None:
+    """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables, versions.
+
+    Its README.txt has the command that rebuilds the tables from it, byte for byte. No checkpoints. Prints its path.
+
+    \b
+    Examples:
+      python -m analysis bundle digits
+      python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.gz
+    """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis.render.progress import progress
+
+    place = _Place(root, None)
+    path = output or Path(f"{grid}.tar.gz")
+    with progress() as say:
+        from importlib.metadata import version
+
+        from analysis.render import bundle as archive
+        from analysis.render import tables as rendering
+        from analysis.runs import provenance
+
+        page = _page(place, grid, None, strict=strict, say=say)
+        table = place.table(place.results(grid, strict=strict))
+        say("packing")
+        made = {
+            "README.txt": archive.readme(grid, version("proxbench")),
+            "report.html": page,
+            "tables.md": rendering.to_markdown(table, details=True),
+            "tables.json": rendering.to_json(table),
+            "versions.txt": provenance.made_with() + "\n",
+        }
+        folders = [folder / grid for folder in place.roots if (folder / grid).is_dir()]
+        archive.write(path, grid, folders, made)
+    print(path)
+
+
+def _page(place: _Place, grid: str | None, against: str | None, *, strict: bool, say: "Callable[[str], None]") -> str:
+    from analysis.compare import published
+    from analysis.render import report as rendering
+    from analysis.runs import provenance
+
+    publication = published.load(against) if against is not None else None
+    results = place.results(grid, strict=strict)
+    place.look(results, "report")
+    say("reading the curves")
+    recorded, backgrounds = place.curves(results), place.backgrounds(results)
+    source = provenance.source(grid, place.roots if place.uri is None else place.uri, against)
+    say("comparing")
+    table = place.table(results, publication, images=True)
+    return rendering.report(results, table, recorded, backgrounds, source, say)  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -1,22 +1,22 @@
 """Are the statistics what they say? Simulations of what is known to be true, and how often each test or interval errs.
 
     python benchmarks/calibration.py
-    python benchmarks/calibration.py --simulations 2000
+    python benchmarks/calibration.py --simulations 2000 --part family_errors
 
 Prints a table: each claim, the number of simulations, the rate measured, the rate wanted (none: measured for the docs).
 Exit status: 0 every rate is as wanted, 1 one is not. The tests run a part of it, and check that the fast formulas here,
 over many simulations at once, give what the functions of `analysis` give one at a time.
 
-Axes: S simulations, N runs (seeds) or pairs, C comparisons, M models, Q methods.
+Every design has five baselines that share the candidate's runs, as a study's comparisons do. Axes: S simulations, N
+seeds, M models, C comparisons, P sign patterns, Q methods.
 """
 
 import itertools
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +24,34 @@ import typer
 from scipy import stats
 
 from analysis.stats.equivalence import Published, Verdict, equivalence
-from analysis.stats.families import critical_difference, probability_of_improvement
-from analysis.stats.paired import ALPHA, CONFIDENCE, is_underpowered
-from analysis.stats.power import SD_CONFIDENCE, detectable_difference, power, sign_flip_detectable, sign_flip_power
+from analysis.stats.images import two_way_interval
+from analysis.stats.power import SD_CONFIDENCE, detectable
+from analysis.stats.ranks import critical_difference
+from analysis.stats.stratified import ALPHA, CONFIDENCE, RIDGE, SignFlip
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
+Statistic = Literal["studentised", "mean"]
 
-RUNS: dict[str, tuple[Draw, float]] = {
-    "normal": (lambda rng, shape: rng.normal(size=shape), 0.0),
-    "lognormal": (lambda rng, shape: rng.lognormal(size=shape), float(np.exp(0.5))),
-    "beta(8, 2)": (lambda rng, shape: rng.beta(8, 2, size=shape), 0.8),
+RUNS: dict[str, Draw] = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "lognormal": lambda rng, shape: rng.lognormal(size=shape) / np.sqrt((np.e - 1) * np.e),
+    "discrete": lambda rng, shape: rng.binomial(359, 0.97, size=shape) / np.sqrt(359 * 0.97 * 0.03),
 }
-"""Distributions and their means. Skewness: 0, 6.2, -0.8 (accuracies below a ceiling)."""
-NUM_RESAMPLES = 1999
-"""Of the bootstrap intervals measured here; the library's have 9999."""
+"""Distributions of runs, of variance 1: symmetric; skewness 6.2; 359 test images, with many ties."""
+DESIGNS = ((2, 4), (6, 3), (3, 8))
+"""Models x seeds."""
+NUM_BASELINES = 5
+EFFECTS: dict[str, tuple[float, bool]] = {
+    "none": (0.0, False),
+    "unequal variances": (0.0, True),
+    "effects by model of 1 sd": (1.0, False),
+    "effects by model of 2 sd, unequal variances": (2.0, True),
+}
+"""Standard deviation over models of the true differences, of mean 0; whether the models' noise is 0.5 to 2."""
+NUM_PATTERNS = 1000
+"""Sign patterns of a test with more than eleven pairs; the test is valid with any number."""
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -64,21 +77,36 @@ class Rate:
         return self.wanted[0] - slack <= self.rate <= self.wanted[1] + slack
 
 
-def sign_flip_p(differences_SN: Array) -> Array:
-    """Exact two-sided p of each row: the share of sign patterns whose sum is as far from 0. [S]."""
-    num_pairs = differences_SN.shape[1]
-    # Half of the patterns: the other half are their mirror images.
-    signs_PN = np.array([(1.0, *rest) for rest in itertools.product((1.0, -1.0), repeat=num_pairs - 1)])
-    as_far = np.zeros(len(differences_SN))
-    observed = np.abs(differences_SN.sum(axis=1)) * (1 - 1e-12)
-    for some in np.array_split(signs_PN, max(1, len(signs_PN) // 32)):
-        as_far += (np.abs(differences_SN @ some.T) >= observed[:, None]).sum(axis=1)
-    return as_far / len(signs_PN)
+def stratified_p(x_SMN: Array, rng: np.random.Generator, statistic: Statistic = "studentised") -> Array:
+    """Two-sided p of every sample's stratified sign-flip test: `SignFlip.raw_p`, or the same of |T| alone. [S]"""
+    _, num_models, num_seeds = x_SMN.shape
+    v = 1 / (num_models**2 * (num_seeds - 1)) if num_seeds > 1 else 0.0
+    w = 1 / (num_models**2 * num_seeds)
+    found = []
+    for start in range(0, len(x_SMN), _AT_ONCE):
+        part = x_SMN[start : start + _AT_ONCE]
+        # Drawn anew: the error of one set of patterns would be in every simulation.
+        signs_PMN = _patterns(num_models * num_seeds, rng).reshape(-1, num_models, num_seeds)
+        a, aa = np.zeros((len(part), len(signs_PMN))), np.zeros((len(part), len(signs_PMN)))
+        for m in range(num_models):
+            own = part[:, m] @ signs_PMN[:, m].T / num_seeds
+            a += own / num_models
+            aa += v * own * own
+        squares = (part**2).sum(axis=(1, 2))[:, None] / num_seeds
+        t = a * a
+        if statistic == "studentised":
+            t /= np.maximum((v + RIDGE * w) * squares - aa, 1e-300)
+        found.append((t >= t[:, :1] * (1 - 1e-9)).mean(axis=1))
+    return np.concatenate(found)
 
 
-def t_test_p(differences_SN: Array) -> Array:
-    """Two-sided p of each row by Student's t. [S]."""
-    return np.asarray(stats.ttest_1samp(differences_SN, 0, axis=1).pvalue)
+def _patterns(n: int, rng: np.random.Generator) -> Array:
+    """The data's own pattern first; all of them, up to opposite ones, or NUM_PATTERNS drawn ones. [P, n]"""
+    if 2 ** (n - 1) <= 2 * NUM_PATTERNS:
+        return np.array([(1.0, *rest) for rest in itertools.product((1.0, -1.0), repeat=n - 1)])
+    signs: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(NUM_PATTERNS, n)).astype(np.float64)
+    signs[0] = 1.0
+    return signs
 
 
 def holm_rejects(p_SC: Array) -> npt.NDArray[np.bool_]:
@@ -91,78 +119,114 @@ def holm_rejects(p_SC: Array) -> npt.NDArray[np.bool_]:
     return rejects
 
 
-def differences_from_one_candidate(
-    rng: np.random.Generator, draw: Draw, num: int, num_pairs: int, num_baselines: int
+def differences(
+    rng: np.random.Generator, draw: Draw, num: int, design: tuple[int, int], effect: tuple[float, bool] = (0.0, False)
 ) -> Array:
-    """Candidate minus each baseline, all alike; a seed moves all of them: [S, C, N], correlated by the candidate."""
-    runs_SCN = draw(rng, (num, num_baselines + 1, num_pairs)) + draw(rng, (num, 1, num_pairs))
-    return runs_SCN[:, :1] - runs_SCN[:, 1:]
+    """Candidate minus each baseline, divided so that its noise has variance 1 (times the model's). [S, C, M, N]"""
+    num_models, num_seeds = design
+    spread, is_unequal = effect
+    scale_M = np.geomspace(0.5, 2, num_models) if is_unequal else np.ones(num_models)
+    effect_M = np.linspace(-1, 1, num_models)
+    effect_M = spread * effect_M / effect_M.std()
+    runs = draw(rng, (num, NUM_BASELINES + 1, num_models, num_seeds))
+    return np.asarray((runs[:, :1] - runs[:, 1:]) / np.sqrt(2) * scale_M[:, None] + effect_M[:, None])
+
+
+def _p_of_all(d_SCMN: Array, rng: np.random.Generator, statistic: Statistic = "studentised") -> Array:
+    return np.stack([stratified_p(d_SCMN[:, c], rng, statistic) for c in range(d_SCMN.shape[1])], axis=1)
 
 
 def family_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often a family in which nothing, or half, is true rejects something that is not."""
-    wanted = (0.0, 0.055)
-    for (name, (draw, _)), num_pairs in itertools.product(RUNS.items(), (3, 5, 10)):
-        for test, num_models in itertools.product((t_test_p, sign_flip_p), (1, 8)):
-            size = 5 * num_models
-            impossible = test is sign_flip_p and is_underpowered(num_pairs, size)
-            if impossible and num_models > 1:  # it can reject nothing, at a high price
-                continue
-            differences = [differences_from_one_candidate(rng, draw, num, num_pairs, 5) for _ in range(num_models)]
-            differences_SCN = np.concatenate(differences, axis=1)
-            label = f"{test.__name__[:-2].replace('_', '-')}, {size} comparisons of {num_pairs} pairs, {name} runs"
-            for num_true in (0, size // 2) if name == "normal" else (0,):
-                shifted_SCN = differences_SCN.copy()
-                shifted_SCN[:, :num_true] += 20.0
-                p_SC = test(shifted_SCN.reshape(-1, num_pairs)).reshape(num, size)
-                error = float(holm_rejects(p_SC)[:, num_true:].any(axis=1).mean())
-                note = f"{num_true} of them true" + " (underpowered)" * impossible
-                yield Rate(f"family error: {label}, {note}", num, error, wanted if name == "normal" else None)
+    """How often the primary family rejects anything when every mean over models is 0; and when some are not."""
+    for design, (name, draw), (what, effect) in itertools.product(DESIGNS, RUNS.items(), EFFECTS.items()):
+        p_SC = _p_of_all(differences(rng, draw, num, design, effect), rng)
+        where = f"{design[0]} x {design[1]}, {name} runs, {what}"
+        yield Rate(f"family error: primary, {where}", num, float(holm_rejects(p_SC).any(axis=1).mean()), (0, 0.055))
+        if what == "none":
+            shifted = differences(rng, draw, num, design)
+            shifted[:, :2] += 20.0
+            rejects = holm_rejects(_p_of_all(shifted, rng))[:, 2:].any(axis=1)
+            yield Rate(f"family error: primary, {where}, two of five true", num, float(rejects.mean()), (0, 0.055))
 
 
-def t_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often Student's interval holds the mean."""
-    for (name, (draw, mean)), n in itertools.product(RUNS.items(), (3, 5, 10, 20, 50)):
-        covered = t_test_p(draw(rng, (num, n)) - mean) > 1 - CONFIDENCE
-        yield Rate(
-            f"coverage: t, n={n}, {name}", num, float(covered.mean()), (0.94, 0.96) if name == "normal" else None
-        )
+def interval_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often the inverted 95 % interval holds the mean over models: where the test of the truth does not reject."""
+    for design, (name, draw), (what, effect) in itertools.product(DESIGNS, RUNS.items(), EFFECTS.items()):
+        d_SMN = differences(rng, draw, num, design, effect)[:, 0]
+        covered = float((stratified_p(d_SMN, rng) > 1 - CONFIDENCE).mean())
+        highest = 0.97 if name != "discrete" and effect[0] == 0 else 1.0
+        yield Rate(f"coverage: {design[0]} x {design[1]}, {name} runs, {what}", num, covered, (0.945, highest))
+    few = max(200, num // 20)
+    for design in DESIGNS:
+        held = 0
+        for own in differences(rng, RUNS["normal"], few, design)[:, 0]:
+            held += 0.0 in SignFlip(list(own)).interval()
+        yield Rate(f"coverage: {design[0]} x {design[1]}, SignFlip itself", few, held / few, (0.93, 0.97))  # few
 
 
-def bootstrap_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the percentile and the BCa interval hold the mean; an undefined one does not."""
-    for (name, (draw, mean)), n in itertools.product(RUNS.items(), (3, 5, 10, 20, 50)):
-        for method in ("percentile", "BCa"):
-            covered = 0
-            for _ in range(max(1, num // 100)):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # BCa of equal values
-                    found = stats.bootstrap(
-                        (draw(rng, (100, n)),), np.mean, axis=1, method=method, n_resamples=NUM_RESAMPLES, rng=rng
-                    ).confidence_interval
-                covered += int(((found.low <= mean) & (mean <= found.high)).sum())
-            sims = 100 * max(1, num // 100)
-            yield Rate(f"coverage: {method}, n={n}, {name}", sims, covered / sims)
+def gatekept_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often a difference is claimed on a model where there is none, while others are true."""
+    num = max(200, num // 4)
+    for (num_models, num_seeds), num_true in itertools.product(((3, 8), (2, 12), (3, 12)), (0, 1, 4, 5)):
+        d = differences(rng, RUNS["normal"], num, (num_models, num_seeds))
+        d[:, :num_true, 0] += 5.0  # on the first model only
+        gate_SC = holm_rejects(_p_of_all(d, rng))
+        p_S = [stratified_p(d[:, c, m : m + 1], rng) for c in range(NUM_BASELINES) for m in range(num_models)]
+        claims = holm_rejects(np.stack(p_S, axis=1)).reshape(num, NUM_BASELINES, num_models) & gate_SC[:, :, None]
+        is_null = np.ones((NUM_BASELINES, num_models), dtype=bool)
+        is_null[:num_true, 0] = False
+        error = float((claims & is_null).any(axis=(1, 2)).mean())
+        anything = (claims & is_null).any(axis=(1, 2)) | gate_SC[:, num_true:].any(axis=1)
+        where = f"{num_models} x {num_seeds}, {num_true} of 5 baselines differ on one model"
+        yield Rate(f"family error: by model, gatekept, {where}", num, error, (0, 0.055))
+        yield Rate(f"family error: primary or by model, {where}", num, float(anything.mean()))
 
 
-def power_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """Rejections with the right sign minus what power() says; those of the sign-flip test minus sign_flip_power()."""
-    for n, size, target in itertools.product((3, 5, 10, 20), (1, 5), (0.3, 0.8, 0.95)):
-        effect = detectable_difference(n, 1.0, size, target)
-        differences_SN = rng.normal(effect, size=(num, n))
-        found = (t_test_p(differences_SN) <= ALPHA / size) & (differences_SN.mean(axis=1) > 0)
-        gap = float(found.mean()) - power(n, effect, 1.0, size)
-        yield Rate(f"power minus power(): n={n}, {size} comparisons, planned {target:.0%}", num, gap, (-0.03, 0.03))
-    for (size, n), target in itertools.product(((1, 6), (1, 8), (1, 10), (5, 8), (5, 9), (5, 12)), (0.5, 0.8)):
-        detectable = sign_flip_detectable(n, 1.0, size, target)
-        if detectable is None:
-            raise ValueError(f"{n} pairs can reject nothing in a family of {size}")
-        flips = min(num, 4000)
-        rejected = sign_flip_p(rng.normal(detectable, size=(flips, n))) <= ALPHA / size * (1 + 1e-12)
-        gap = float(rejected.mean()) - sign_flip_power(n, detectable, 1.0, size)
-        yield Rate(
-            f"power minus sign_flip_power(): n={n}, {size} comparisons, planned {target:.0%}", flips, gap, (-0.03, 0.03)
-        )
+def power_table(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often the primary test finds a difference of 1 sd in a family of five; by the mean alone, for comparison."""
+    num = max(200, num // 4)
+    for design, (what, effect) in itertools.product(DESIGNS, EFFECTS.items()):
+        d_SMN = differences(rng, RUNS["normal"], num, design, effect)[:, 0] + 1.0
+        statistics: tuple[Statistic, ...] = ("studentised", "mean")
+        for statistic in statistics:
+            found = float((stratified_p(d_SMN, rng, statistic) <= ALPHA / NUM_BASELINES).mean())
+            yield Rate(f"power: 1 sd, {design[0]} x {design[1]}, {what}, {statistic}", num, found)
+    for design in DESIGNS:
+        wanted = detectable(*design, 1.0, NUM_BASELINES)
+        if wanted is None:
+            raise ValueError(f"{design} can reject nothing in a family of {NUM_BASELINES}")
+        d_SMN = differences(rng, RUNS["normal"], num, design)[:, 0] + wanted
+        gap = float((stratified_p(d_SMN, rng) <= ALPHA / NUM_BASELINES).mean()) - 0.8
+        yield Rate(f"power minus planned 80 %: {design[0]} x {design[1]}", num, gap, (-0.04, 0.04))
+
+
+def equivalence_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often two methods as far apart as the margin are said to be equivalent, at the first step of the family."""
+    for design, (name, draw) in itertools.product(DESIGNS, RUNS.items()):
+        d_SMN = differences(rng, draw, num, design)[:, 0]
+        # At +margin the truth is 0 of x - margin; the other side is 20 sd away and always rejected.
+        below = d_SMN.mean(axis=(1, 2)) < 0
+        one_sided = np.where(below, stratified_p(d_SMN, rng) / 2, 1.0)
+        error = float((one_sided <= ALPHA).mean())
+        yield Rate(f"error: equivalent, at the margin, {design[0]} x {design[1]}, {name} runs", num, error, (0, 0.055))
+
+
+def image_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often the two-way bootstrap holds the difference that infinitely many images and seeds have."""
+    num, num_images = min(400, max(50, num // 50)), 400  # one at a time
+    for num_models, num_seeds in (*DESIGNS, (3, 3), (3, 10)):
+        covered = 0
+        for _ in range(num):
+            shared = rng.normal(0, 0.3, size=num_images)
+            strata = []
+            for _model in range(num_models):
+                seeds = rng.normal(0, 0.02, size=(num_seeds, 1))
+                p_right = np.clip(0.1 + shared / 3, 0, 0.5)
+                ours = (rng.uniform(size=(num_seeds, num_images)) < p_right + seeds) * 1.0
+                theirs = (rng.uniform(size=(num_seeds, num_images)) < p_right) * 1.0
+                strata.append(ours - theirs)
+            covered += 0.0 in two_way_interval(strata, rng)
+        yield Rate(f"coverage: images and seeds, {num_models} x {num_seeds}", num, covered / num)
 
 
 def spread_bound(rng: np.random.Generator, num: int) -> Iterator[Rate]:
@@ -223,43 +287,32 @@ def verdict_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
             yield Rate(claim, num, verdicts[verdict] / num, wanted)
 
 
-def improvement_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the interval of the probability of improvement holds it; an undefined one does not."""
-    num, shift = min(num, 500), 0.5  # one at a time
-    truth = float(stats.norm.cdf(shift / np.sqrt(2)))
-    for num_tasks, n in itertools.product((1, 8), (3, 5, 10)):
-        covered = 0
-        for _ in range(num):
-            x, y = ({str(task): rng.normal(mean, size=n) for task in range(num_tasks)} for mean in (shift, 0.0))
-            found = probability_of_improvement(x, y, rng)
-            covered += found.low is not None and found.high is not None and found.low <= truth <= found.high
-        claim = f"coverage: probability of improvement, tasks: {num_tasks}, runs of each: {n}, normal"
-        yield Rate(claim, num, covered / num)
-
-
 PARTS: tuple[Callable[[np.random.Generator, int], Iterator[Rate]], ...] = (
     family_errors,
-    t_coverage,
-    bootstrap_coverage,
-    power_errors,
+    interval_coverage,
+    gatekept_errors,
+    power_table,
+    equivalence_errors,
+    image_coverage,
     spread_bound,
     rank_errors,
     verdict_errors,
-    improvement_coverage,
 )
 
 
 def main(
     simulations: Annotated[int, typer.Option(min=100, help="Simulations of each claim, fewer where slow.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Of the simulations.")] = 0,
+    part: Annotated[str | None, typer.Option(help="One part only: family_errors, power_table, ...")] = None,
 ) -> None:
     """Measures how often each test and interval errs."""
     print("| claim | simulations | rate | wanted |\n| --- | --- | --- | --- |")
     start = time.perf_counter()
     wrong = 0
-    for part in PARTS:
-        sims = simulations // 5 if part is bootstrap_coverage else simulations
-        for rate in part(np.random.default_rng(seed), sims):
+    for each in PARTS:
+        if part not in {None, each.__name__}:
+            continue
+        for rate in each(np.random.default_rng(seed), simulations):
             wanted = "" if rate.wanted is None else f"{100 * rate.wanted[0]:g} to {100 * rate.wanted[1]:g} %"
             missed = "" if rate.as_wanted else " MISSED"
             print(f"| {rate.claim} | {rate.num} | {100 * rate.rate:.2f} % | {wanted}{missed} |", flush=True)

@@ -1,4 +1,4 @@
-"""How long `python -m analysis tables` takes for a large grid, from an MLflow store in sqlite to markdown.
+"""How long `python -m analysis tables` takes for a large grid: run directories, or an MLflow store, to markdown.
 
 python benchmarks/tables.py --cells 10000
 
@@ -8,6 +8,7 @@ what its search_runs alone takes for the same store. CPU seconds beside those of
 """
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -21,11 +22,28 @@ import numpy as np
 import sqlalchemy as sa
 from machine import describe
 
+from suite.recipe.cell import RECORDED, Cell
+from suite.run.directory import Planned, RunDir, write_plan
+
 QUANTIZERS = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
 NUM_SEEDS, NUM_EPOCHS = 10, 3
 CURVES = ("train/loss", "train/top1", "val/top1", "mu", "health/flip_rate", "health/latent_gap", "health/masked_share")
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 CHUNK = 500
+ATTEMPT = (
+    "token: a88acddc14719960\nmade: 40.0\nhost: vm\nmachine: m\npid: 1\nstart: '1'\njob_id: ''\nis_jobs: true\n"
+    "worker: 1\ndata_checksum: d71c\nexecution: {engine: plain, determinism: strict, num_processes: 1}\n"
+)
+PROCESS = {"host": "vm", "machine": "m", "pid": 1, "start": "1"}
+BEAT = {"rank": 0, "process": PROCESS, "step": 3, "epoch": 1, "num_epochs": 1, "time": 390.0}
+PROVENANCE = {
+    "code": {"commit": "0" * 40, "diff": "", "untracked": "", "digest": "0" * 16},
+    "device": "a device",
+    "num_processes": 1,
+    "num_threads": 1,
+    "execution": {"determinism": "strict"},
+    "data_checksum": "d71c",
+}
 PEER = """
 import sys
 from mlflow import MlflowClient
@@ -68,7 +86,8 @@ def _one_run(uri: str, root: Path) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     client = MlflowClient(uri)
-    experiment = client.create_experiment("large", artifact_location=str(root / "artifacts"))
+    ours = {"proxbench.root": "0" * 16}
+    experiment = client.create_experiment("large", artifact_location=str(root / "artifacts"), tags=ours)
     tags = {
         **_changes(0, np.random.default_rng(0)),
         "grid": "large",
@@ -81,6 +100,12 @@ def _one_run(uri: str, root: Path) -> None:
         "attempt": "1",
         "job_id": "1",
         "git_commit": "0" * 40,
+        "code_digest": "0" * 16,
+        "device": "a device",
+        "num_threads": "1",
+        "num_processes": "1",
+        "execution.determinism": "strict",
+        "device_hours": "0.1",
         "data_checksum": "0" * 64,
         "current": "true",
         "journal_offset": "10000",
@@ -110,9 +135,40 @@ def _changes(number: int, rng: np.random.Generator) -> dict[str, Any]:
         "quantizer": QUANTIZERS[quantizer],
         "seed": str(seed),
         "recipe_id": f"{model:06x}{quantizer:06x}",
+        "weights_sha256": f"{number:064x}",
         "test/top1_hard": hard,
         "test/top1_soft": min(hard + 0.001, 1.0),
     }
+
+
+def make_folders(root: Path, num_cells: int) -> None:
+    """ROOT/folders: the same cells as run directories, planned, done, each with one attempt."""
+    rng, grid_dir = np.random.default_rng(0), root / "folders"
+    training = {"epochs": 1, "batch_size": 128, "optimizer": "sgd", "learning_rate": 0.1}
+    sharpness = {"bnn++": {"start": 2.0}, "pc": {"start": 1.0}, "bnn+": {"start": 5.0}}
+    planned = []
+    for number in range(num_cells):
+        changes = _changes(number, rng)
+        quantizer = changes["quantizer"]
+        own = {"sharpness": {name: value for name, value in sharpness.items() if name == quantizer}}
+        raw: dict[str, Any] = {"dataset": "digits", "data": {}, "training": training, "quantization": own}
+        raw |= {"model": changes["model"], "quantizer": quantizer, "seed": int(changes["seed"])}
+        cell = Cell.model_validate(raw, context=RECORDED)
+        planned.append(Planned(cell))
+        run = RunDir(grid_dir / cell.id)
+        attempt = run.attempts / "0001"
+        attempt.mkdir(parents=True)
+        run.cell_path.write_text(cell.model_dump_json(), encoding="utf-8")
+        (attempt / "attempt.yaml").write_text(ATTEMPT, encoding="utf-8")
+        (attempt / "provenance.json").write_text(json.dumps(PROVENANCE), encoding="utf-8")
+        (attempt / "heartbeat-0000.json").write_text(json.dumps(BEAT), encoding="utf-8")
+        end = {"made": 40.0, "job_id": "", "state": "done", "cause": None, "reason": "", "time": 400.0}
+        (attempt / "end.json").write_text(json.dumps(end), encoding="utf-8")
+        result = {name.removeprefix("test/"): changes[name] for name in ("test/top1_hard", "test/top1_soft")}
+        sizes = {"num_binary_parameters": 268336, "num_full_precision_parameters": 1402}
+        text = json.dumps({**result, **sizes, "weights_sha256": changes["weights_sha256"]})
+        run.result_path.write_text(text, encoding="utf-8")
+    write_plan(grid_dir, planned)
 
 
 def _copy(row: dict[str, Any], number: int, changes: dict[str, Any]) -> dict[str, Any]:
@@ -146,10 +202,14 @@ def main() -> None:
         make_store(Path(folder), num_cells)
         size = (Path(folder) / "mlflow.db").stat().st_size
         print(f"store: {num_cells} cells, {size / 1e6:.0f} MB, made in {time.perf_counter() - start:.1f} s")
-        command = [sys.executable, "-m", "analysis", "tables", "large", "--root", folder]
-        peer = _timed("search_runs of MLflow alone", [sys.executable, "-c", PEER, f"sqlite:///{folder}/mlflow.db"])
-        own = _timed("tables", command)
+        make_folders(Path(folder), num_cells)
+        uri = f"sqlite:///{folder}/mlflow.db"
+        command = [sys.executable, "-m", "analysis", "tables"]
+        peer = _timed("search_runs of MLflow alone", [sys.executable, "-c", PEER, uri])
+        own = _timed("tables from sqlite", [*command, "large", "--tracking-uri", uri])
         print(f"ratio of CPU seconds: {own / peer:.2f}")
+        _timed("tables from run directories", [*command, "folders", "--root", folder])
+        _timed("--help", [sys.executable, "-m", "analysis", "--help"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,6 +122,7 @@ def grid(
         where,
         profile,
         text=(grid, path_of(grid).read_text(encoding="utf-8"), tuple(set_ or [])),
+        declared=loaded.declared(),
         data_dir=data_dir,
         tracking_uri=tracking_uri,
         on_finish=on_finish,
@@ -227,6 +228,7 @@ def retry(
         where,
         profile,
         text=(last.grid, last.text, last.overrides) if last else ("", "", ()),
+        declared=last.declared if last else {},
         data_dir=data_dir or (Path(last.data_dir) if last else None),
         tracking_uri=tracking_uri or (last.tracking_uri if last else None),
         on_finish=last.on_finish if last else None,
@@ -330,6 +332,7 @@ def _start(
     profile: "Profile",
     *,
     text: tuple[str, str, tuple[str, ...]],
+    declared: dict[str, Any],
     data_dir: Path | None,
     tracking_uri: str | None,
     on_finish: str | None,
@@ -360,6 +363,7 @@ def _start(
         where.train_options,
         on_finish or profile.on_finish,
         len(wanted),
+        declared,
     )
     limit = profile.confirm_gpu_hours if confirm_gpu_hours is None else confirm_gpu_hours
     return Start(grid_dir, launch, planned, wanted, where, profile, confirm_gpu_hours=limit)

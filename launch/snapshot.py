@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.run.atomic import write_bytes, write_json
-from suite.run.provenance import SNAPSHOT, code_version
+from suite.run.provenance import SNAPSHOT, SOURCES, code_version
 
 PACKAGES = ("quantizers", "models", "suite", "launch", "analysis")
 if TYPE_CHECKING:  # pydantic comes with it
     from suite.recipe.cell import Cell
-
-SUFFIXES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
 
 
 def take(grid_dir: Path, cells: "Collection[Cell]" = ()) -> str:
@@ -62,7 +60,7 @@ def _files() -> dict[str, bytes]:
         str(path.relative_to(source)): path.read_bytes()
         for package in PACKAGES
         for path in sorted((source / package).rglob("*"))
-        if path.suffix in SUFFIXES and "__pycache__" not in path.parts
+        if path.suffix in SOURCES and "__pycache__" not in path.parts
     }
 
 

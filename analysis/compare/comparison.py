@@ -1,242 +1,242 @@
-"""Frame of cells -> Table: for every data set, model and quantizer, accuracy and a reference's paired difference to it.
+"""A question, its answer and everything that may be said of it: one frozen `Comparison`, made by `compare`.
 
-The reference is BNN++, or for a published surrogate its completion.
+Tables, sentences, marks, figures and JSON are rendered from it and compute nothing, so they cannot contradict each
+other. What holds of every Comparison, and is tested on random studies:
+
+- better or worse: adjusted_p <= 0.05, and the interval excludes 0 on that side;
+- equivalent: equivalence.adjusted_p <= 0.05, and its interval lies within the margin; the verdict is not a difference;
+- not distinguishable, design too small: the interval holds 0;
+- design too small: no data of this design could have given adjusted_p <= 0.05.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 
-import pandas as pd
+import numpy as np
 
-from analysis.compare.groups import Group, difference
-from analysis.compare.published import Key as NumberKey
-from analysis.compare.published import Number, Publication, Reproduction, by_key, reproduction
-from analysis.compare.ranks import Ranks, ranks
-from analysis.compare.verdicts import Adjusted, Member, Standing, adjusted, standings
-from analysis.runs import frame as cells
-from analysis.stats.paired import Difference
+from analysis.stats.families import holm, is_rejected, levels, reachable, seeds_needed
+from analysis.stats.stratified import Interval, SignFlip
 
-FULL_PRECISION = "fp"
-ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
-"""The catalogue's order; other quantizers follow by name."""
+MIN_ARCHITECTURES = 6
+"""Models from which `Scope.architectures` is asked: fewer differences cannot reach 0.05."""
 
 
-Key = tuple[str, str, str, str]
-"""Grid, data set, task, init."""
-Row = Mapping[str, Any]
+class Scope(str, Enum):
+    """What a comparison generalises to."""
+
+    primary = "these models"
+    model = "one model"
+    architectures = "other architectures"
+    reference = "full precision"
 
 
-@dataclass(frozen=True)
-class Against:
-    """What each quantizer is compared with, None if nothing; what people call it; which quantizers are shown at all."""
+class Verdict(str, Enum):
+    """What a comparison came to; the clear ones first."""
 
-    label: str
-    reference: Callable[[str], str | None]
-    shows: Callable[[str], bool]
-
-
-BNN_PLUS_PLUS = Against("BNN++", lambda quantizer: None if quantizer == "bnn++" else "bnn++", lambda _: True)
-
-
-def completions() -> Against:
-    """Each published surrogate gradient against its completion, the row that integrates it: bnn+ against bnn++."""
-    from quantizers import QUANTIZERS
-
-    pairs = {row.completes: row.name for row in QUANTIZERS.values() if row.completes is not None}
-    return Against("completion", pairs.get, {*pairs.keys(), *pairs.values()}.__contains__)
+    better = "better"
+    worse = "worse"
+    equivalent = "equivalent within the margin"
+    indistinct = "not distinguishable"
+    too_small = "design too small"
+    estimate = "estimate only"
+    no_pairs = "not compared"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
-
-    `missing` counts the seeds without a measurement by reason, `failed: oom`; `difference` is `reference` minus this
-    one, `adjusted` its p among all comparisons of the block. `gap_mean` is soft minus hard accuracy. `standing` is the
-    place among the binary methods of the model, None from the third on.
-    """
+class Stratum:
+    """The paired differences on one model by seed, candidate minus baseline, fractions; and why some are missing."""
 
     model: str
-    quantizer: str
+    pairs: Mapping[int, float]
     num_seeds: int
-    num_done: int
-    missing: tuple[tuple[str, int], ...]
-    conflict: str | None
-    top1_hard_mean: float | None
-    top1_hard_sd: float | None
-    top1_soft_mean: float | None
-    reference: str | None
-    difference: Difference | None
-    adjusted: Adjusted | None = None
-    gap_mean: float | None = None
-    num_bytes: float | None = None
-    standing: Standing | None = None
-    published: Reproduction | None = None
+    missing: tuple[str, ...] = ()
+    num_identical: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean difference; None without a pair."""
+        return float(np.mean(list(self.pairs.values()))) if self.pairs else None
 
 
 @dataclass(frozen=True)
-class Block:
-    """The entries of one grid, data set, task and init, row by row; `title` tells it from the other blocks.
+class Equivalence:
+    """Two one-sided tests at the declared margin: Holm's p, and the interval that lies within it if p <= 0.05."""
 
-    `family_size` counts its comparisons with the reference, whether or not their runs are done.
+    margin: float
+    adjusted_p: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Is `candidate` more accurate than `baseline` on the models of `title`? Differences are fractions.
+
+    `identical` are further baselines whose networks are the baseline's, weight for weight; they are no comparisons of
+    their own. `interval` inverts the test at the level at which Holm's method judged it, so at 95 % or more; None where
+    nothing is tested or measured. `p` is None where nothing is tested; `p_error` is its standard error where sign
+    patterns were drawn. `smallest_p` is the smallest adjusted p that any data could have given. `images` is the 95 %
+    interval over new test images and seeds. `seeds_needed`, of a design too small, are seeds for each model.
     """
 
+    scope: Scope
     title: str
-    grid: str
-    dataset: str
-    task: str
-    init: str
-    models: tuple[str, ...]
-    quantizers: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    label: str
+    candidate: str
+    baseline: str
+    strata: tuple[Stratum, ...]
+    verdict: Verdict
+    identical: tuple[str, ...] = ()
     family_size: int = 0
+    estimate: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
+    p_error: float = 0.0
+    adjusted_p: float | None = None
+    smallest_p: float | None = None
+    equivalence: Equivalence | None = None
+    images: Interval | None = None
+    seeds_needed: int | None = None
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Pairs that are measured on both sides."""
+        return sum(len(stratum.pairs) for stratum in self.strata)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that have a pair."""
+        return tuple(stratum.model for stratum in self.strata if stratum.pairs)
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether the family rejects that the two are equally good."""
+        return self.verdict in {Verdict.better, Verdict.worse}
+
+    @property
+    def question(self) -> str:
+        """In words."""
+        where = {
+            Scope.primary: f"on {_listed(stratum.model for stratum in self.strata)}",
+            Scope.model: f"on {self.strata[0].model}",
+            Scope.architectures: "on other architectures of this kind",
+            Scope.reference: f"on {_listed(stratum.model for stratum in self.strata)}",
+        }[self.scope]
+        return f"Is {self.label} more accurate than {' = '.join((self.baseline, *self.identical))} {where}?"
 
 
-@dataclass(frozen=True)
-class Table:
-    """Blocks, what their quantizers are compared with, and what a reader must know before them.
+def compare(asked: Sequence[Comparison], size: int, margin: float | None) -> list[Comparison]:
+    """Answers to one family of questions: `asked` with their verdicts; `size` counts the declared ones, run or not.
 
-    `ranks` compares the methods over all models, where there are enough; `publication` is what the entries' published
-    numbers are of.
+    margin: the largest difference that counts as none, a fraction; None: equivalence is not tested.
     """
-
-    blocks: tuple[Block, ...]
-    against: str
-    findings: tuple[str, ...]
-    ranks: tuple[Ranks, ...] = ()
-    publication: Publication | None = None
-
-
-def comparison(
-    frame: pd.DataFrame,
-    findings: tuple[str, ...] = (),
-    against: Against = BNN_PLUS_PLUS,
-    publication: Publication | None = None,
-) -> Table:
-    """The comparison of all quantizers in a frame with columns `cells.SCHEMA`, one row per cell.
-
-    Raises:
-        ValueError: the frame breaks the schema.
-    """
-    cells.validate(frame)
-    rows = cells.records(frame[frame["quantizer"].map(against.shows)])
-    numbers = by_key(publication)
-    told_apart = {name for name in ("grid", "task", "init") if len({row[name] for row in rows}) > 1}
-    blocks = tuple(_block(key, own, against, numbers, told_apart) for key, own in rows_by_block(rows).items())
-    if publication and not any(entry.published for block in blocks for entry in block.entries):
-        wanted = cells.shortened("/".join(key[:3]) for key in numbers)
-        findings = (*findings, f"none of the published numbers is of these cells; they are of {wanted}")
-    return Table(blocks, against.label, findings, tuple(_ranks(blocks)), publication)
-
-
-def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """Rows by (grid, data set, task, init), full precision beside the methods it is compared to.
-
-    A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
-    full-precision cells stand in every block where it has methods, those of the same init if there are any; without
-    methods, in the block of their own task and init.
-    """
-    by_model: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        by_model.setdefault((row["grid"], row["dataset"], row["model"]), []).append(row)
-    parts: dict[Key, list[Row]] = {}
-    for (grid, dataset, _), own in by_model.items():
-        full_precision = [row for row in own if row["quantizer"] == FULL_PRECISION]
-        methods = [row for row in own if row["quantizer"] != FULL_PRECISION]
-        for task, init in dict.fromkeys((row["task"], row["init"]) for row in methods or full_precision):
-            same_init = [row for row in full_precision if row["init"] == init]
-            here = [row for row in methods if (row["task"], row["init"]) == (task, init)]
-            parts.setdefault((grid, dataset, task, init), []).extend([*(same_init or full_precision), *here])
-    return parts
-
-
-def _block(
-    key: Key, rows: Iterable[Row], against: Against, numbers: Mapping[NumberKey, Number], told_apart: Collection[str]
-) -> Block:
-    grid, dataset, task, init = key
-    by_member: dict[Member, list[Row]] = {}
-    for row in rows:
-        by_member.setdefault((row["quantizer"], row["model"]), []).append(row)
-    quantizers = tuple(sorted({name for name, _ in by_member}, key=_row_position))
-    models = tuple(sorted({model for _, model in by_member}, key=cells.natural_key))
-    groups = {(name, model): Group.of(by_member.get((name, model), ())) for name in quantizers for model in models}
-    references = {name: against.reference(name) for name in quantizers}
-    differences, family_size = _family(groups, references)
-    p = adjusted(differences, family_size)
-    binary = [name for name in quantizers if name != FULL_PRECISION]
-    places = {model: standings({name: groups[name, model] for name in binary}) for model in models}
-    num_seeds = {model: len(set().union(*(groups[name, model].seeds for name in quantizers))) for model in models}
-    entries = tuple(
-        Entry(
-            model=model,
-            quantizer=name,
-            num_seeds=num_seeds[model],
-            num_done=len(group.hard),
-            missing=group.missing(num_seeds[model]),
-            conflict=group.conflict,
-            top1_hard_mean=group.mean,
-            top1_hard_sd=group.sd,
-            top1_soft_mean=group.soft_mean,
-            reference=references[name],
-            difference=differences.get((name, model)),
-            adjusted=p.get((name, model)),
-            gap_mean=group.gap_mean,
-            num_bytes=group.num_bytes,
-            standing=places[model].get(name),
-            published=_published(dataset, model, name, group, numbers),
-        )
-        for (name, model), group in groups.items()
-    )
-    title = ", ".join([dataset, *(f"{name} {value}" for name, value in _named(key).items() if name in told_apart)])
-    return Block(title, grid, dataset, task, init, models, quantizers, entries, family_size)
-
-
-def _named(key: Key) -> dict[str, str]:
-    grid, _, task, init = key
-    return {"grid": grid, "task": task, "init": init}
-
-
-def _row_position(quantizer: str) -> tuple[int, str]:
-    return (ROW_ORDER.index(quantizer) if quantizer in ROW_ORDER else len(ROW_ORDER), quantizer)
-
-
-def _family(
-    groups: Mapping[Member, Group], references: Mapping[str, str | None]
-) -> tuple[dict[Member, Difference], int]:
-    """Reference minus method for each comparison that has pairs; the size of the family, which is all that have cells.
-
-    What failed or has not run yet counts as a member: it was declared when the grid was.
-    """
-    pairs: dict[Member, tuple[Group, Group]] = {}
-    for (name, model), group in groups.items():
-        reference = references[name]
-        if reference is not None and (reference, model) in groups:
-            pairs[name, model] = (groups[reference, model], group)
-    declared = {member: pair for member, pair in pairs.items() if all(group.seeds for group in pair)}
-    differences = {member: difference(candidate, baseline) for member, (candidate, baseline) in declared.items()}
-    return {member: found for member, found in differences.items() if found is not None}, len(declared)
-
-
-def _published(
-    dataset: str, model: str, quantizer: str, group: Group, numbers: Mapping[NumberKey, Number]
-) -> Reproduction | None:
-    """What was published of these very cells: for fp, of its own task and init."""
-    found = [numbers.get((dataset, model, quantizer, task, init)) for task, init in group.settings]
-    return reproduction(found[0], group.usable) if len(found) == 1 and found[0] is not None else None
-
-
-def _ranks(blocks: Sequence[Block]) -> Iterator[Ranks]:
-    """One ranking per task and init, over the models of all data sets; none where a model would count twice."""
-    for task, init in dict.fromkeys((block.task, block.init) for block in blocks):
-        here = [block for block in blocks if (block.task, block.init) == (task, init)]
-        models = [f"{block.dataset}/{model}" for block in here for model in block.models]
-        if len(set(models)) < len(models):
+    shifts = () if margin is None else (-margin, margin)
+    tests = {number: SignFlip(_arrays(question), shifts) for number, question in enumerate(asked) if question.n}
+    p = {number: test.p() for number, test in tests.items()}
+    adjusted, level = holm(p, size), levels(p, size)
+    smallest = reachable({number: test.n for number, test in tests.items()}, size)
+    equivalent = {} if margin is None else _equivalences(tests, size, margin)
+    answers = []
+    for number, question in enumerate(asked):
+        if number not in tests:
+            answers.append(replace(question, family_size=size, verdict=Verdict.no_pairs, caveats=_caveats(question)))
             continue
-        means: dict[str, dict[str, float | None]] = {model: {} for model in models}
-        for block in here:
-            for entry in block.entries:
-                if entry.quantizer != FULL_PRECISION:
-                    means[f"{block.dataset}/{entry.model}"][entry.quantizer] = entry.top1_hard_mean
-        methods = sorted({name for row in means.values() for name in row}, key=_row_position)
-        if found := ranks(task, init, means, methods):
-            yield found
+        test = tests[number]
+        answer = replace(
+            question,
+            family_size=size,
+            estimate=test.estimate,
+            interval=test.interval(1 - level[number]),
+            p=p[number],
+            p_error=test.p_error(p[number]),
+            adjusted_p=adjusted[number],
+            smallest_p=smallest[number],
+            equivalence=equivalent.get(number),
+        )
+        verdict = _verdict(answer)
+        needed = seeds_needed(len(answer.models), size) if verdict is Verdict.too_small else None
+        answer = replace(answer, verdict=verdict, seeds_needed=needed)
+        answers.append(replace(answer, caveats=_caveats(answer, test)))
+    return answers
+
+
+def estimated(question: Comparison) -> Comparison:
+    """The question with its estimate, and no test: what is shown for orientation only."""
+    means = [stratum.mean for stratum in question.strata if stratum.mean is not None]
+    estimate = float(np.mean(means)) if means else None
+    verdict = Verdict.no_pairs if estimate is None else Verdict.estimate
+    return replace(question, estimate=estimate, verdict=verdict, caveats=_caveats(question))
+
+
+def across_architectures(answer: Comparison) -> Comparison | None:
+    """The question whether it would hold on other architectures: one difference per model; None below six models."""
+    pairs = {number: stratum.mean for number, stratum in enumerate(answer.strata) if stratum.mean is not None}
+    if len(pairs) < MIN_ARCHITECTURES:
+        return None
+    stratum = Stratum("models", pairs, num_seeds=len(answer.strata))
+    return Comparison(
+        Scope.architectures, answer.title, answer.label, answer.candidate, answer.baseline, (stratum,),
+        Verdict.no_pairs, answer.identical,
+    )  # fmt: skip
+
+
+def _arrays(question: Comparison) -> list[list[float]]:
+    return [list(stratum.pairs.values()) for stratum in question.strata if stratum.pairs]
+
+
+def _equivalences(tests: Mapping[int, SignFlip], size: int, margin: float) -> dict[int, Equivalence]:
+    p = {
+        number: max(test.one_sided_p(-margin, above=True), test.one_sided_p(margin, above=False))
+        for number, test in tests.items()
+    }
+    adjusted, level = holm(p, size), levels(p, size)
+    return {
+        number: Equivalence(margin, adjusted[number], test.interval(1 - 2 * level[number]))
+        for number, test in tests.items()
+    }
+
+
+def _verdict(answer: Comparison) -> Verdict:
+    if answer.adjusted_p is None or answer.estimate is None or answer.smallest_p is None:
+        return Verdict.no_pairs
+    if is_rejected(answer.adjusted_p):
+        return Verdict.better if answer.estimate > 0 else Verdict.worse
+    if answer.equivalence is not None and is_rejected(answer.equivalence.adjusted_p):
+        return Verdict.equivalent
+    return Verdict.indistinct if is_rejected(answer.smallest_p) else Verdict.too_small
+
+
+def _caveats(answer: Comparison, test: SignFlip | None = None) -> tuple[str, ...]:
+    found = [f"{stratum.model}: {reason}" for stratum in answer.strata for reason in stratum.missing]
+    without = [stratum.model for stratum in answer.strata if not stratum.pairs]
+    if without and answer.models:
+        found.append(f"no pair on {_listed(without)}, so the mean is over the other models")
+    num_identical = sum(stratum.num_identical for stratum in answer.strata)
+    if num_identical:
+        found.append(f"the two networks are identical, weight for weight, in {num_identical} of {answer.n} pairs")
+    means = [stratum.mean for stratum in answer.strata if stratum.mean is not None]
+    if answer.scope is Scope.primary and answer.is_difference and min(means) < 0 < max(means):
+        found.append(
+            "the models disagree: the mean difference is "
+            + _listed(
+                f"{100 * s.mean:+.2f} on {s.model}".replace("-", "−") for s in answer.strata if s.mean is not None
+            )
+            + " points"
+        )
+    if answer.equivalence is not None and answer.is_difference and is_rejected(answer.equivalence.adjusted_p):
+        margin = 100 * answer.equivalence.margin
+        found.append(f"the difference is within the declared margin of {margin:g} points")
+    if test is not None and answer.p is not None and test.raw_p() < answer.p:
+        found.append(
+            f"the models differ so much that flipping the signs of one of them undoes a shift: the test's own p is "
+            f"{test.raw_p():.2g}, and {answer.p:.2g} is the largest p of the differences beyond 0"
+        )
+    return tuple(found)
+
+
+def _listed(items: Iterable[str], limit: int = 8) -> str:
+    texts = list(items)
+    if len(texts) > limit:
+        return f"{', '.join(texts[:limit])} and {len(texts) - limit} more"
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else "no model"

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.paired import Difference, paired_difference, sample_sd
-
 BYTES_PER_FLOAT, BITS_PER_BYTE = 4, 8
 
 
@@ -20,33 +18,45 @@ BYTES_PER_FLOAT, BITS_PER_BYTE = 4, 8
 class Group:
     """What the cells measured, and why some did not. Accuracies are fractions, by seed.
 
-    `settings` are the cells' tasks and inits; those of fp need not be the block's. `num_bytes` is the size with one bit
-    for a binary parameter and float32 for any other: None where not recorded, or not the same for all cells.
-    `conflict` says why no mean may be taken, if so.
+    `settings` are the cells' tasks and inits; those of fp need not be the block's. `digests` are the tested networks',
+    `runs` the done cells' run directories or MLflow ids, by seed. `averaged` are the ids of cells whose curves may be
+    averaged (done, of one recipe, one per seed), `single` the others'. `num_bytes` is the size with one bit for a
+    binary
+    parameter and float32 for any other: None where not recorded, or not the same for all cells. `conflict` says why no
+    mean may be taken, if so.
     """
 
     seeds: frozenset[int] = frozenset()
     settings: frozenset[tuple[str, str]] = frozenset()
     hard: Mapping[int, float] = field(default_factory=dict)
     soft: Mapping[int, float] = field(default_factory=dict)
+    digests: Mapping[int, str] = field(default_factory=dict)
+    runs: Mapping[int, str] = field(default_factory=dict)
     why_not: Mapping[str, int] = field(default_factory=dict)
+    averaged: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
     num_bytes: float | None = None
     conflict: str | None = None
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Group":
-        """The group of these rows of a frame with columns cells.SCHEMA and `status`."""
+        """The group of these rows of a frame with columns frame.SCHEMA and `status`."""
         measured = [row for row in rows if row["state"] == "done" and not math.isnan(row["top1_hard"])]
-        soft = {row["seed"]: row["top1_soft"] for row in measured if not math.isnan(row["top1_soft"])}
-        reasons = [row["status"] for row in rows if row not in measured]
+        reasons = [row["status"] for row in rows if row["state"] != "done" or math.isnan(row["top1_hard"])]
+        conflict = _conflict(rows)
+        averaged = tuple(row["cell_id"] for row in rows if row["state"] == "done" and conflict is None)
         return cls(
             seeds=frozenset(row["seed"] for row in rows),
             settings=frozenset((row["task"], row["init"]) for row in rows),
             hard={row["seed"]: row["top1_hard"] for row in measured},
-            soft=soft,
+            soft={row["seed"]: row["top1_soft"] for row in measured if not math.isnan(row["top1_soft"])},
+            digests={row["seed"]: row["weights_sha256"] for row in measured if row["weights_sha256"]},
+            runs={row["seed"]: row["run"] for row in measured},
             why_not=Counter("done without accuracy" if reason == "done" else reason for reason in reasons),
+            averaged=averaged,
+            single=tuple(row["cell_id"] for row in rows if row["cell_id"] not in averaged),
             num_bytes=_num_bytes(measured),
-            conflict=_conflict(rows),
+            conflict=conflict,
         )
 
     @property
@@ -62,7 +72,7 @@ class Group:
     @property
     def sd(self) -> float | None:
         """Its sample standard deviation (ddof 1); None below two seeds."""
-        return sample_sd(list(self.usable.values())) if len(self.usable) > 1 else None
+        return float(np.std(list(self.usable.values()), ddof=1)) if len(self.usable) > 1 else None
 
     @property
     def soft_mean(self) -> float | None:
@@ -83,12 +93,15 @@ class Group:
         return tuple(sorted((reason, count) for reason, count in reasons.items() if count))
 
 
-def difference(candidate: Group, baseline: Group) -> Difference | None:
-    """Candidate minus baseline, None if they share no seed that is measured on both sides and free of conflict."""
-    if not candidate.usable.keys() & baseline.usable.keys():
-        return None
-    # A fresh generator each: an interval depends on its own pairs, not on what else is in the table.
-    return paired_difference(candidate.usable, baseline.usable, np.random.default_rng(0))
+def pairs(candidate: Group, baseline: Group) -> dict[int, float]:
+    """Candidate minus baseline by the seeds that both have measured, ascending."""
+    ours, theirs = candidate.usable, baseline.usable
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+
+def num_identical(one: Group, other: Group) -> int:
+    """Seeds in which the two trained the very same network, by digest."""
+    return sum(other.digests.get(seed) == digest for seed, digest in one.digests.items())
 
 
 def _num_bytes(measured: Sequence[Mapping[str, Any]]) -> float | None:

@@ -1,36 +1,28 @@
 """How many seeds? From the spread of the runs there are, or one that is assumed, to what more seeds would detect."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from analysis.compare.cells import Cells, cells_by_block, key_of, pairs_of
-from analysis.compare.comparison import Block, comparison
-from analysis.compare.verdicts import Member
-from analysis.render.style import LINES, PALETTE, add_caption, house_style, new_figure
-from analysis.runs.frame import Results
-from analysis.stats.paired import ALPHA, fewest_pairs
-from analysis.stats.power import POWER, SD_CONFIDENCE, Spread, sign_flip_detectable, sign_flip_pairs, spread
+from analysis.compare.family import FULL_PRECISION
+from analysis.compare.groups import pairs
+from analysis.compare.table import Block, Table
+from analysis.stats.families import seeds_needed
+from analysis.stats.power import POWER, SD_CONFIDENCE, Spread, detectable, seeds_for, spread
+from analysis.stats.stratified import ALPHA
 from suite.errors import UserError
 
 NONE = "—"
-TOGETHER = "all models"
-"""The plan of a block's models together."""
-MAX_DRAWN = 40
-"""Seeds at the right end of the picture."""
 _ROUNDING = 1e-9
 """Differences of fractions that spread by less are all equal."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of a model, or of all of a block: seeds it has, spread of its paired differences (fractions), family to test."""
+    """A heading's design: models, seeds on each, spread of the paired differences (fractions), family to test."""
 
     title: str
-    name: str
+    num_models: int
     num_seeds: int
     spread: Spread
     family_size: int
@@ -60,127 +52,112 @@ def wish(points: float, seeds: str, chance: float) -> Wish:
     return Wish(points / 100, numbers, chance)
 
 
-def assumed(points: float, family_size: int) -> Plan:
+def assumed(points: float, num_models: int, family_size: int) -> Plan:
     """A plan before there are runs: differences of this sd, taken as known. UserError where it is not positive."""
     if not 0 < points < 100:  # noqa: PLR2004 - percent
         raise UserError(f"--sd {points:g}: expected percentage points between 0 and 100")
-    return Plan("Before any run", "assumed", 0, Spread(points / 100, math.inf, points / 100), family_size)
+    return Plan("Before any run", num_models, 0, Spread(points / 100, math.inf, points / 100), family_size)
 
 
-def plans(results: Results, family_size: int | None = None) -> list[Plan]:
-    """A plan for each model, and one for all of a block that has several; family_size: the block's, if not given.
+def plans(table: Table, num_models: int | None = None, family_size: int | None = None) -> list[Plan]:
+    """A plan for each heading; num_models and family_size: the heading's own, if not given.
 
     Raises:
         UserError: there is no spread: no comparison has two pairs that differ.
     """
-    members = cells_by_block(results.frame)
-    blocks = comparison(results.frame).blocks
-    found = [plan for block in blocks for plan in _of_block(block, members[key_of(block)], family_size)]
+    found = [plan for block in table.blocks if (plan := _plan(block, num_models, family_size))]
     if not found:
         raise UserError("no comparison has two seeds that differ; run two, or assume a spread with --sd POINTS")
     return found
 
 
-def _of_block(block: Block, members: Mapping[Member, Cells], family_size: int | None) -> Iterator[Plan]:
-    pairs: dict[str, list[list[float]]] = {}
-    for entry in block.entries:
-        if entry.reference is not None:
-            found = pairs_of(members, entry.reference, (entry.quantizer, entry.model))
-            if len(found) > 1:
-                pairs.setdefault(entry.model, []).append(list(found.values()))
-    size = family_size or max(1, block.family_size)
-    groups = dict(pairs)
-    if len(pairs) > 1:
-        groups[TOGETHER] = [group for own in pairs.values() for group in own]
-    for name, own in groups.items():
-        found_spread = spread(own, sharing=max(map(len, pairs.values())) if name not in pairs else len(own))
-        if found_spread.sd > _ROUNDING:
-            yield Plan(block.title, name, max(map(len, own)), found_spread, size)
-
-
-def to_markdown(found: Sequence[Plan], wish: Wish, findings: Sequence[str] = ()) -> str:
-    """A table per block, in percentage points; each range is from the observed spread to its upper bound."""
-    columns = [f"{n} seeds find, points" for n in wish.seeds]
-    header = [
-        "model",
-        "seeds now",
-        "sd of differences, points",
-        *columns,
-        f"seeds for {100 * wish.difference:g} points",
+def _plan(block: Block, num_models: int | None, family_size: int | None) -> Plan | None:
+    differences = [
+        list(own.values())
+        for answer in block.primary
+        for stratum in answer.strata
+        if len(
+            own := pairs(block.groups[answer.candidate, stratum.model], block.groups[answer.baseline, stratum.model])
+        )
+        > 1
     ]
+    if not differences:
+        return None
+    found = spread(differences, sharing=len(block.primary))
+    if found.sd <= _ROUNDING:
+        return None
+    num_seeds = max(entry.num_seeds for entry in block.entries if entry.quantizer != FULL_PRECISION)
+    models = len({stratum.model for answer in block.primary for stratum in answer.strata})
+    return Plan(block.title, num_models or models, num_seeds, found, family_size or block.family_size)
+
+
+def to_markdown(found: Sequence[Plan], wanted: Wish, findings: Sequence[str] = ()) -> str:
+    """A row for each plan, in percentage points; each range is from the observed spread to its upper bound."""
+    columns = [f"{n} seeds find, points" for n in wanted.seeds]
+    header = ["heading", "models", "seeds now", "sd, points", *columns, f"seeds for {100 * wanted.difference:g} points"]
+    rows = "\n".join(
+        "| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *(_row(p, wanted) for p in found))
+    )
     lines = [f"- finding: {finding}" for finding in findings]
-    for title in dict.fromkeys(plan.title for plan in found):
-        rows = [_row(plan, wish) for plan in found if plan.title == title]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-        lines += ["", f"## {title}", "", table]
-    return "\n".join([*lines, "", *_notes(found, wish)]).strip() + "\n"
+    return "\n".join([*lines, "", rows, "", *(f"- {note}" for note in notes(found, wanted))]).strip() + "\n"
 
 
-def _row(plan: Plan, wish: Wish) -> list[str]:
-    sds = (plan.spread.sd, plan.spread.sd_high)
-    found = [[sign_flip_detectable(n, sd, plan.family_size, wish.power) for sd in sds] for n in wish.seeds]
-    needed = [sign_flip_pairs(wish.difference, sd, plan.family_size, wish.power) for sd in sds]
+def _row(plan: Plan, wanted: Wish) -> list[str]:
     return [
-        plan.name,
+        plan.title,
+        str(plan.num_models),
         f"{plan.num_seeds or NONE}",
-        _range([f"{100 * sd:.2f}" for sd in sds]),
-        *(_range([NONE if value is None else f"{100 * value:.2f}" for value in values]) for values in found),
-        _range([str(number) for number in needed]),
+        sd(plan),
+        *(found(plan, n, wanted.power) for n in wanted.seeds),
+        needed(plan, wanted.difference, wanted.power),
     ]
+
+
+def sd(plan: Plan) -> str:
+    """`0.31 to 0.42`, points."""
+    return _range([f"{100 * value:.2f}" for value in _sds(plan)])
+
+
+def found(plan: Plan, num_seeds: int, power: float = POWER) -> str:
+    """What so many seeds on each model find, points; a dash where they can find nothing."""
+    values = [detectable(plan.num_models, num_seeds, value, plan.family_size, power) for value in _sds(plan)]
+    return _range([NONE if value is None else f"{100 * value:.2f}" for value in values])
+
+
+def needed(plan: Plan, difference: float, power: float = POWER) -> str:
+    """Seeds on each model that find a difference (a fraction)."""
+    numbers = [seeds_for(plan.num_models, difference, value, plan.family_size, power) for value in _sds(plan)]
+    return _range(["over 200" if number is None else str(number) for number in numbers])
+
+
+def _sds(plan: Plan) -> tuple[float, float]:
+    return plan.spread.sd, plan.spread.sd_high
 
 
 def _range(ends: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _notes(found: Sequence[Plan], wish: Wish) -> Iterator[str]:
-    known = all(plan.spread.df == math.inf for plan in found)
-    sizes = sorted({plan.family_size for plan in found})
-    least = ", ".join(f"{fewest_pairs(size)} seeds for {size}" for size in sizes)
-    yield (
-        "- A difference is found where the sign-flip test, as in the tables, gives p ≤ "
-        f"{ALPHA} after Holm's hardest step in the family ({', '.join(map(str, sizes))} comparisons), with a chance of "
-        f"{wish.power:.0%}; differences are taken as normal."
+def notes(found_plans: Sequence[Plan], wanted: Wish) -> Iterator[str]:
+    """What the numbers of plans mean."""
+    sizes = sorted({(plan.num_models, plan.family_size) for plan in found_plans})
+    least = ", ".join(
+        f"{seeds_needed(models, size)} for {models} model{'s' * (models > 1)} and {size} comparison{'s' * (size > 1)}"
+        for models, size in sizes
     )
-    if not known:
+    yield (
+        f"A difference is found where the stratified sign-flip test of the tables gives p ≤ {ALPHA} at Holm's "
+        "hardest step, "
+        f"with a chance of {wanted.power:.0%}; differences are taken as normal, the same on every model."
+    )
+    if any(plan.spread.df < math.inf for plan in found_plans):
         yield (
-            "- Ranges: with the spread as observed, to its upper bound, which is too low one time in "
+            f"Ranges run from the observed spread to its upper bound, which is too low one time in "
             f"{1 / (1 - SD_CONFIDENCE):.0f}: from few seeds a spread is hardly known. The upper end is the safe plan."
         )
-    yield f"- {NONE}: no data from so few seeds can reach it, whatever the difference ({least} comparisons at least)."
-
-
-def draw(found: Sequence[Plan], wish: Wish) -> Figure:
-    """Detectable difference in points over the number of seeds: a line per plan, a band up to the spread's bound."""
-    with house_style():
-        figure = new_figure(3.4)
-        axes = figure.subplots()
-        titles = {plan.title for plan in found}
-        for number, plan in enumerate(found):
-            numbers = range(fewest_pairs(plan.family_size), max(MAX_DRAWN, fewest_pairs(plan.family_size) + 10) + 1)
-            lower, upper = (
-                [100 * (sign_flip_detectable(n, sd, plan.family_size, wish.power) or 0.0) for n in numbers]
-                for sd in (plan.spread.sd, plan.spread.sd_high)
-            )
-            color, line = PALETTE[number % len(PALETTE)], LINES[number % len(LINES)]
-            label = plan.name if len(titles) == 1 else f"{plan.title}: {plan.name}"
-            axes.plot(numbers, lower, color=color, linestyle=line, label=label)
-            axes.fill_between(numbers, lower, upper, color=color, alpha=0.12, linewidth=0)
-        axes.axhline(100 * wish.difference, color="0.5", linewidth=0.8)
-        axes.set(xlabel="seeds", ylabel="detectable difference, points", xlim=(0, None), ylim=(0, None))
-        axes.legend(frameon=False)
-        add_caption(
-            figure,
-            f"The difference that is found with a chance of {wish.power:.0%}, by the number of seeds: sign-flip test, "
-            f"Holm. Left of a line's start no data can be enough. Bands: up to the {SD_CONFIDENCE:.0%} bound of the "
-            f"spread. Grey: {100 * wish.difference:g} points.",
+        yield (
+            "Only spreads of the runs enter here, no difference that was seen: the number of seeds may be chosen by "
+            "this "
+            "table without changing the error rate of the later test, if nobody looks at results in between."
         )
-        return figure
-
-
-def write(figure: Figure, path: Path) -> None:
-    """As PNG or PDF, by the file's name. UserError for any other."""
-    if path.suffix not in {".png", ".pdf"}:
-        raise UserError(f"--plot {path}: expected a file.png or a file.pdf")
-    with house_style():
-        figure.savefig(path, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    yield f"{NONE}: no data from so few seeds can be enough. Fewest seeds: {least}."

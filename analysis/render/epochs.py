@@ -4,7 +4,7 @@ Only cells that are done, of one recipe and one per seed, are averaged, and at e
 lost a seed half-way would jump. Each of the others is a thin line of its own that ends in a cross.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,9 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.compare.cells import Cells
-from analysis.compare.comparison import Block
-from analysis.compare.verdicts import Member
+from analysis.compare.groups import Group
+from analysis.compare.table import Block
 from analysis.render.style import (
     BLACK,
     BLUE,
@@ -82,7 +81,6 @@ class Bundle:
 
 def over_epochs(
     block: Block,
-    members: Mapping[Member, Cells],
     recorded: curves.Curves,
     quantity: Quantity,
     findings: tuple[str, ...] = (),
@@ -90,7 +88,7 @@ def over_epochs(
     """The metric over the epochs of each model: one picture, or with more than MAX_LINES quantizers one per model."""
     bundles = {
         (entry.model, entry.quantizer): _bundle(
-            members.get((entry.quantizer, entry.model), Cells()), block.grid, recorded, quantity
+            block.groups[entry.quantizer, entry.model], block.grid, recorded, quantity
         )
         for entry in block.entries
     }
@@ -107,9 +105,9 @@ def over_epochs(
     ]
 
 
-def _bundle(cells: Cells, grid: str, recorded: curves.Curves, quantity: Quantity) -> Bundle:
+def _bundle(group: Group, grid: str, recorded: curves.Curves, quantity: Quantity) -> Bundle:
     """In percent."""
-    ids = (cells.averaged, cells.single)
+    ids = (group.averaged, group.single)
     return Bundle(*(100 * curves.by_epoch(recorded, grid, own, quantity.metric) for own in ids))
 
 

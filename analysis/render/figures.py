@@ -1,4 +1,4 @@
-"""Results and curves -> pictures: pure, but for `draw`, which writes them. Rendering only."""
+"""Table and curves -> pictures; only `write` has an effect. Rendering only."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -6,38 +6,39 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.compare.cells import cells_by_block, key_of
-from analysis.compare.comparison import Block, Table, comparison
+from analysis.compare.table import Block, Table
 from analysis.render.epochs import ACCURACY, FLIP_RATE, over_epochs
 from analysis.render.forest import forest
 from analysis.render.points import accuracy_against_size, gap_against_sharpness
+from analysis.render.profiles import performance_profiles
 from analysis.render.rank_diagram import critical_differences
 from analysis.render.style import Picture, house_style, save
 from analysis.runs import curves
-from analysis.runs.frame import Results
 
 MAX_MODELS = 12
 """Of a block in one picture; the others stand in further ones, NAME-2 and so on."""
 
 
-def pictures(frame: pd.DataFrame, table: Table, recorded: pd.DataFrame) -> list[Picture]:
+def pictures(table: Table, recorded: pd.DataFrame) -> list[Picture]:
     """Everything that these cells allow to draw, block by block, and why the rest is not drawn.
 
-    `frame` has columns cells.SCHEMA, `recorded` curves.SCHEMA, `table` is the comparison of the frame.
+    `recorded` has columns curves.SCHEMA.
     """
-    members, by_cell = cells_by_block(frame), curves.by_cell(recorded)
+    by_cell = curves.by_cell(recorded)
     drawn = []
     with house_style():
-        for number, block in (page for whole in table.blocks for page in enumerate(_pages(whole), start=1)):
-            own = members[key_of(block)]
-            page = [
-                forest(block, own, table.against, table.findings),
-                *over_epochs(block, own, by_cell, ACCURACY, table.findings),
-                *over_epochs(block, own, by_cell, FLIP_RATE, table.findings),
-                gap_against_sharpness(block, own, by_cell, table.findings),
-                accuracy_against_size(block, own, table.findings),
-            ]
-            drawn += page if number == 1 else [replace(picture, name=f"{picture.name}-{number}") for picture in page]
+        for block in table.blocks:
+            drawn += [forest(table, block), performance_profiles(block, table.findings)]
+            for number, part in enumerate(_pages(block), start=1):
+                page = [
+                    *over_epochs(part, by_cell, ACCURACY, table.findings),
+                    *over_epochs(part, by_cell, FLIP_RATE, table.findings),
+                    gap_against_sharpness(part, by_cell, table.findings),
+                    accuracy_against_size(part, table.findings),
+                ]
+                drawn += (
+                    page if number == 1 else [replace(picture, name=f"{picture.name}-{number}") for picture in page]
+                )
         drawn += critical_differences(table)
     return drawn
 
@@ -53,9 +54,3 @@ def write(drawn: Iterable[Picture], folder: Path) -> list[Path]:
     """The files of each picture that has a figure: FOLDER/NAME.pdf and FOLDER/NAME.png."""
     with house_style():
         return [path for picture in drawn if picture.figure for path in save(picture.figure, folder / picture.name)]
-
-
-def draw(results: Results, recorded: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes all pictures of the results into the folder; returns the files."""
-    table = comparison(results.frame, results.findings)
-    return write(pictures(results.frame, table, recorded), folder)

@@ -1,94 +1,118 @@
-"""Forest plot: BNN++ minus each other quantizer, paired by seed, a panel per model."""
+"""Forest plot: BNN++ minus each other quantizer over all models of a heading, with the models as faint rows below."""
 
-from collections.abc import Mapping
+import math
 
 from matplotlib.axes import Axes
 
-from analysis.compare.cells import Cells, pairs_of
-from analysis.compare.comparison import Block, Entry
-from analysis.compare.verdicts import Member
-from analysis.render.style import BLUE, GREY, SMALL, Picture, add_caption, name_of, new_figure, panels, warnings
-from analysis.stats.paired import ALPHA, CONFIDENCE
+from analysis.compare.comparison import Comparison, Stratum, Verdict
+from analysis.compare.table import Block, Table
+from analysis.render.style import BLUE, GREY, SMALL, Picture, add_caption, name_of, new_figure, warnings
+from analysis.render.words import baseline_of, p_cell, percent, verdict_cell
 
-ROW_INCHES, PANEL_INCHES, MARGIN_INCHES = 0.27, 0.6, 1.0
-_PAIRS_BELOW = 0.24
-"""Of a row: single pairs lie below their mean, where the interval does not hide them."""
+ROW_INCHES, MODEL_INCHES, MARGIN_INCHES = 0.42, 0.17, 1.25
+MAX_MODELS = 12
+"""Models drawn as rows of their own; of more, the means are drawn in one row."""
 
 
-def forest(block: Block, members: Mapping[Member, Cells], against: str, findings: tuple[str, ...] = ()) -> Picture:
-    """Paired differences in percentage points: mean, interval at level CONFIDENCE, each pair as a circle, n and p.
-
-    Panels are models, rows the quantizers that are compared with something. A row without a difference says so.
-    """
-    rows = list(dict.fromkeys(entry.quantizer for entry in block.entries if entry.reference))
+def forest(table: Table, block: Block) -> Picture:
+    """Paired differences in points: mean over models, interval, verdict; then each model's mean and pairs."""
     name = name_of("differences", block)
-    if not any(entry.difference for entry in block.entries):
+    answers = [answer for answer in (*block.reference, *block.primary) if answer.estimate is not None]
+    if not answers:
         return Picture(name, None, f"{block.title}: no seed is measured on both sides of any comparison")
-    height = PANEL_INCHES + ROW_INCHES * len(rows)
-    figure = new_figure(-(-len(block.models) // 2) * height + MARGIN_INCHES)
-    drawn = dict(zip(block.models, panels(figure, block.models, f"{against} − quantizer, points", ""), strict=True))
-    for entry in block.entries:
-        if entry.reference:
-            _draw_row(drawn[entry.model], members, entry, entry.reference, y=rows.index(entry.quantizer))
-    low = min(axes.get_xlim()[0] for axes in drawn.values())
-    high = max(axes.get_xlim()[1] for axes in drawn.values())
-    for axes in drawn.values():
-        axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-        axes.set_xlim(low, high)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+    rows = [len(_strata(answer)) for answer in answers]
+    height = ROW_INCHES * len(answers) + MODEL_INCHES * sum(rows)
+    figure = new_figure(height + MARGIN_INCHES)
+    axes = figure.subplots()
+    ticks: list[tuple[float, str]] = []
+    y = 0.0
+    for answer in answers:
+        y = _draw(axes, answer, y, ticks)
+    if table.margin is not None:
+        axes.axvspan(-100 * table.margin, 100 * table.margin, color="#eeeeee", zorder=0, label="margin")
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+    axes.set_ylim(y - 0.3, -0.6)
+    axes.set_yticks([place for place, _ in ticks], [text for _, text in ticks])
+    for label, (_, text) in zip(axes.get_yticklabels(), ticks, strict=True):
+        label.set_color(GREY if text.startswith(" ") else "black")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"{table.label} − quantizer, points of hard test accuracy")
     caption = add_caption(
         figure,
-        f"{block.title}: hard test accuracy of {against} minus the quantizer's, in percentage points, paired by seed. "
-        f"Right of 0, {against} is better. Diamond and bar: mean and {CONFIDENCE:.0%} interval over n pairs, hollow "
-        "without an interval; circles: the pairs.",
+        f"{block.title}: hard test accuracy of {table.label} minus the quantizer's, paired by seed. Right of 0, "
+        f"{table.label} is better. Diamond and bar: mean over the models and the interval that the verdict stands on "
+        f"({_confidences(answers)}), an arrow where it has no bound; hollow: not tested. Grey: each model's mean, "
+        "and its "
+        "pairs as circles.",
         _about_p(block),
-        warnings(findings),
+        f"Shaded: the declared margin of {100 * table.margin:g} points." if table.margin is not None else "",
+        warnings(table.findings),
     )
     return Picture(name, figure, caption)
 
 
-def _draw_row(axes: Axes, members: Mapping[Member, Cells], entry: Entry, reference: str, y: int) -> None:
-    difference = entry.difference
-    if difference is None:
-        _write(axes, y, "no pair")
-        return
-    pairs = pairs_of(members, reference, (entry.quantizer, entry.model)).values()
-    axes.plot(
-        [100 * pair for pair in pairs],
-        [y + _PAIRS_BELOW] * len(pairs),
-        "o",
-        color=GREY,
-        markerfacecolor="none",
-        markersize=3.2,
-    )
-    mean = 100 * difference.mean
-    words = f"n={difference.n}"
-    if difference.low is None or difference.high is None:
-        axes.plot([mean], [y], "D", color=BLUE, markerfacecolor="white", markersize=5)
-        words += ", no interval"
+def _strata(answer: Comparison) -> list[Stratum]:
+    return [stratum for stratum in answer.strata if stratum.pairs] if len(answer.models) <= MAX_MODELS else []
+
+
+def _draw(axes: Axes, answer: Comparison, y: float, ticks: list[tuple[float, str]]) -> float:
+    """One answer from height y on; returns where the next begins."""
+    mean = 100 * (answer.estimate or 0.0)
+    ticks.append((y, baseline_of(answer).replace(" (identical networks)", "")))
+    if answer.interval is None:
+        axes.plot([mean], [y], "D", color=BLUE, markerfacecolor="white", markersize=5, zorder=4)
     else:
-        ends = [[mean - 100 * difference.low], [100 * difference.high - mean]]
-        axes.errorbar([mean], [y], xerr=ends, fmt="D", color=BLUE, markersize=5, capsize=2.5, linewidth=1.4)
-    p = entry.adjusted.p if entry.adjusted else None
-    _write(axes, y, words + (", underpowered" if p is None else f", p={p:.2g}"))
-
-
-def _write(axes: Axes, y: int, words: str) -> None:
-    """Right of the panel, on row y."""
+        low, high = (100 * end for end in (answer.interval.low, answer.interval.high))
+        if math.isfinite(low) and math.isfinite(high):
+            axes.errorbar(
+                [mean],
+                [y],
+                xerr=[[mean - low], [high - mean]],
+                fmt="D",
+                color=BLUE,
+                markersize=5,
+                capsize=2.5,
+                zorder=4,
+            )
+        else:
+            axes.plot([mean], [y], "D", color=BLUE, markersize=5, zorder=4)
+            for side, end in ((-1, low), (1, high)):
+                if not math.isfinite(end):
+                    axes.annotate(
+                        "",
+                        (mean, y),
+                        (18 * side, 0),
+                        textcoords="offset points",
+                        arrowprops={"arrowstyle": "<-", "color": BLUE},
+                    )
+    shown = p_cell(answer)
+    p = f", p={shown}" if shown != "—" and answer.verdict is not Verdict.equivalent else ""
+    words = f"n={answer.n}{p}: {verdict_cell(answer)}"
     axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
+    step = MODEL_INCHES / ROW_INCHES
+    strata = _strata(answer)
+    for row, stratum in enumerate(strata):
+        place = y + 0.55 + row * step
+        ticks.append((place, f" {stratum.model}"))
+        values = [100 * value for value in stratum.pairs.values()]
+        axes.plot(values, [place] * len(values), "o", color=GREY, markerfacecolor="none", markersize=3, alpha=0.7)
+        axes.plot([sum(values) / len(values)], [place], "|", color=GREY, markersize=7)
+    if not strata:
+        means = [100 * stratum.mean for stratum in answer.strata if stratum.mean is not None]
+        axes.plot(means, [y + 0.3] * len(means), "|", color=GREY, markersize=5, alpha=0.6)
+    return y + 1.0 + step * len(strata)
+
+
+def _confidences(answers: list[Comparison]) -> str:
+    found = sorted({answer.interval.confidence for answer in answers if answer.interval})
+    return " to ".join(dict.fromkeys(map(percent, (found[0], found[-1])))) if found else "none"
 
 
 def _about_p(block: Block) -> str:
-    found = [entry.adjusted for entry in block.entries if entry.adjusted]
-    said = []
-    if any(not adjusted.underpowered for adjusted in found):
-        said.append(f"p: two-sided sign-flip test, adjusted by Holm's method for all {block.family_size} comparisons.")
-    if any(adjusted.underpowered for adjusted in found):
-        said.append(
-            f"Underpowered: no data from so few pairs could reach p ≤ {ALPHA} in this family of {block.family_size}; "
-            "it is no evidence of equality."
-        )
-    return " ".join(said)
+    if not block.primary:
+        return ""
+    return (
+        "p: exact sign-flip test stratified by model, two-sided, adjusted by Holm's method for all "
+        f"{block.family_size} comparisons of the grid."
+    )

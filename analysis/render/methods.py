@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.compare.comparison import ROW_ORDER, Table
+from analysis.compare.comparison import MIN_ARCHITECTURES
+from analysis.compare.family import ROW_ORDER
+from analysis.compare.table import Table
+from analysis.render.words import count
 from analysis.runs.frame import natural_key, shortened
 from analysis.runs.provenance import Backgrounds, counted, keys_of
-from analysis.stats.families import MIN_BLOCKS
-from analysis.stats.paired import ALPHA, BCA_FROM, CONFIDENCE, MAX_SIGN_FLIPS
 from analysis.stats.power import POWER
+from analysis.stats.ranks import MIN_BLOCKS
+from analysis.stats.stratified import ALPHA, EXACT_PAIRS, MAX_SAMPLED
 
 _NOTHING = {"", "None", "False", "0", "0.0", "none", "[]"}
 _PLACES = (("dataset",), ("model",), ("quantizer",), ("dataset", "model"), ("model", "quantizer"))
@@ -43,7 +46,6 @@ def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
     tasks = {"bw": "binary weights", "bwa": "binary weights and activations"}
     what = " and ".join(tasks.get(task, task) for task in _values(frame, "task"))
     start = " or ".join(inits.get(init, init) for init in _values(frame, "init"))
-    sizes = sorted({block.family_size for block in table.blocks if block.family_size})
     yield (
         f"{design(frame)} Networks have {what} (task {', '.join(_values(frame, 'task'))}) and start from {start}. A "
         "seed fixes initialisation, order of the data and augmentation; all quantizers of a model and seed share "
@@ -54,38 +56,64 @@ def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
         "weight set to exactly −1 or +1 (hard accuracy). Soft accuracy is read with the weights as trained. Shown are "
         "the mean and the sample standard deviation (ddof 1: squares summed are divided by n − 1) over n seeds."
     )
-    if sizes:
-        yield from _tests(table.against, sizes)
+    answers = [answer for block in table.blocks for answer in block.primary]
+    if any(answer.n for answer in answers):
+        yield from _tests(table)
     if table.ranks:
         yield (
-            f"Across models, each method has one number per model, its mean over seeds. From {MIN_BLOCKS} models on, "
-            "Friedman's test (with Iman and Davenport's F) asks whether all binary methods are alike, and Nemenyi's "
-            f"which two differ, at {ALPHA} over all pairs together."
+            "Ranks over models describe, they decide nothing: each method has one mean per model, and from "
+            f"{MIN_BLOCKS} "
+            "models on Friedman's test (with Iman and Davenport's F) and Nemenyi's are shown. Both take models for "
+            "independent samples; Demšar's blocks are data sets."
         )
     if table.publication:
         yield (
-            "Published numbers are compared by two one-sided t tests against a margin that the file of published "
-            f"numbers declares: reproduced, if the {1 - 2 * ALPHA:.0%} interval of ours − published lies within ± "
-            f"margin; differs, if the {1 - ALPHA:.0%} interval lies wholly outside; else inconclusive."
+            "Published numbers are compared by two one-sided t tests against the grid's margin, at "
+            f"{ALPHA} divided by the number of published numbers compared, and only where the runs follow the "
+            "published "
+            "protocol."
         )
 
 
-def _tests(against: str, sizes: Sequence[int]) -> Iterator[str]:
-    family = ", ".join(map(str, sizes))
+def _tests(table: Table) -> Iterator[str]:
+    size = {block.grid: block.family_size for block in table.blocks if block.family_size}
+    family = ", ".join(count(number, "comparison") for number in size.values())
+    margin = "none" if table.margin is None else f"{100 * table.margin:g} points"
     yield (
-        f"The quantity compared is {against} minus the other quantizer, paired by seed, in percentage points. Its "
-        f"{CONFIDENCE:.0%} interval is Student's t below {BCA_FROM} pairs, and the BCa bootstrap's from there on. It "
-        "is of one comparison alone, and Student's takes the differences as normal."
+        f"Primary question, one for each binary baseline: is {table.label} different from it on these models? Models "
+        "are "
+        "fixed, seeds are random. The estimate is the mean over the models of the mean paired difference, in "
+        "percentage "
+        "points. The test is a sign-flip test, stratified by model: were the two equally good on every model, each "
+        "difference could as well have had the other sign. All 2ⁿ sign patterns of n pairs are tried up to n = "
+        f"{EXACT_PAIRS}, and up to {MAX_SAMPLED:,} drawn ones beyond. The statistic is the estimate over its "
+        "standard error "
+        "within models, so that models which differ in their effect cost no power. The interval inverts the same "
+        "test: it "
+        "excludes 0 exactly where the test rejects."
     )
     yield (
-        "The test is the two-sided sign-flip test: if two quantizers were alike, each difference could as well have "
-        f"had the other sign. It is exact up to 16 pairs, and draws {MAX_SIGN_FLIPS:,} sign patterns beyond. Its p is "
-        f"adjusted by Holm's method over the family of all comparisons with {against} under one heading ({family} "
-        f"comparison{'s' * (family != '1')}), run or not, so that the chance of even one false alarm in a family is at "
-        f"most {ALPHA:.0%}. A difference is called real, better or worse, where the adjusted p is {ALPHA} or below. "
-        f"n pairs cannot give a p below 2/2ⁿ; where that, adjusted, is above {ALPHA} whatever the data, a comparison "
-        "is called underpowered."
+        f"Family: {family}, run or not; full precision is no hypothesis, and quantizers that trained identical "
+        "networks "
+        f"count once. Holm's method keeps the chance of even one false difference at {ALPHA:.0%} or below; intervals "
+        "are "
+        "at the level at which it judged each comparison. n pairs cannot give a p below 2/2ⁿ; where that, adjusted, is "
+        f"above {ALPHA} whatever the data, the verdict is that the design is too small."
     )
+    yield (
+        "Model by model, differences are tested only for baselines that the primary family tells apart "
+        "(gatekeeping), as a "
+        "second family of all baselines and models, by Holm's method; otherwise they are estimates. Equivalence "
+        "within the "
+        f"margin declared in the grid ({margin}): two one-sided tests on the same scale, Holm's method over the same "
+        "family."
+    )
+    if any(answer.images for block in table.blocks for answer in block.primary):
+        yield (
+            "New test images: all runs read the same images. A bootstrap that draws images and seeds, independently, "
+            "gives "
+            "an interval for both."
+        )
     yield (
         f"What would be needed is planned for the same test and family, with a power of {POWER:.0%}, from the spread "
         "of these runs' own differences, taken as normal."
@@ -178,23 +206,22 @@ def not_tested(table: Table, frame: pd.DataFrame) -> Iterator[str]:
     """What a reader might take from the report and must not."""
     models, datasets = (shortened(_values(frame, column), 8) for column in ("model", "dataset"))
     yield (
-        f"Other quantizers against each other: only {table.against} was tested against each of them. That one is above "
-        "another in a table is no result; † and the ranks, where there are some, are all that is said of it."
+        f"Other quantizers against each other: only {table.label} was tested against each of them. A higher row is no "
+        "evidence of a better method."
     )
+    if not any(block.architectures for block in table.blocks):
+        yield f"Other architectures: the answers are about these models; that question takes {MIN_ARCHITECTURES}."
     yield (
-        "Equality: methods that cannot be told apart have not been shown to be alike. No equivalence of two methods "
-        "was tested."
-    )
-    if not table.ranks:
-        yield f"Whether a difference holds across models: that takes {MIN_BLOCKS} models or more."
-    yield (
-        f"Anything beyond {models} on {datasets}: intervals and p are about new seeds of the same model and data, not "
-        "about other models, data sets, or a new test set. All runs read one test set."
+        f"Anything beyond {models} on {datasets}: tests are about new seeds of the same models and data, not about "
+        "other "
+        "data sets. All runs read one test set."
     )
     yield (
         "Other recipes: each method was run with the recipe under Methods. Whether it was tuned for one method more "
         "than for another, the runs do not tell."
     )
-    yield "Curves, flip rates, gaps and sizes are described, not tested. Speed, memory and energy were not measured."
+    yield "Curves, flip rates, gaps, profiles and sizes are described, not tested. Memory and energy were not measured."
+    if table.margin is None:
+        yield "Equality: the grid declares no margin (analysis.margin_points), so equivalence was not tested."
     if table.publication is None:
         yield "Published numbers: none was compared with these runs (--against NAME does)."

@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis.compare.cells import Cells
-from analysis.compare.comparison import FULL_PRECISION, Block
-from analysis.compare.verdicts import Member
+from analysis.compare.family import FULL_PRECISION
+from analysis.compare.table import Block
 from analysis.render.style import (
     GREY,
     PALE,
@@ -47,10 +46,10 @@ class Point:
     values: tuple[float, ...]
 
 
-def accuracy_against_size(block: Block, members: Mapping[Member, Cells], findings: tuple[str, ...] = ()) -> Picture:
+def accuracy_against_size(block: Block, findings: tuple[str, ...] = ()) -> Picture:
     """Hard test accuracy in percent over the size in bytes (log): seeds and their mean, per quantizer and model."""
     name = name_of("size", block)
-    points = list(_sized(block, members))
+    points = list(_sized(block))
     if not points:
         return Picture(name, None, f"{block.title}: no measured run has its size recorded")
     figure = new_figure(3.9)
@@ -88,24 +87,22 @@ def _byte_ticks(low: float, high: float) -> dict[float, str]:
     return words
 
 
-def _sized(block: Block, members: Mapping[Member, Cells]) -> Iterator[Point]:
+def _sized(block: Block) -> Iterator[Point]:
     for entry in block.entries:
-        group = members.get((entry.quantizer, entry.model), Cells()).group
+        group = block.groups[entry.quantizer, entry.model]
         if group.usable and group.num_bytes:
             yield Point(
                 entry.model, entry.quantizer, group.num_bytes, tuple(100 * top1 for top1 in group.usable.values())
             )
 
 
-def gap_against_sharpness(
-    block: Block, members: Mapping[Member, Cells], recorded: curves.Curves, findings: tuple[str, ...] = ()
-) -> Picture:
+def gap_against_sharpness(block: Block, recorded: curves.Curves, findings: tuple[str, ...] = ()) -> Picture:
     """Soft minus hard test accuracy in points over the mu at the end of training (log), a panel per model.
 
     Quantizers without mu stand on the left, at "none". One whose mu ends at 0 or below has no place and is named.
     """
     name = name_of("gap", block)
-    found = list(_gaps(block, members, recorded))
+    found = list(_gaps(block, recorded))
     points = [point for point in found if not point.x <= 0]
     if not points:
         return Picture(name, None, f"{block.title}: no measured run has both its soft and its hard accuracy")
@@ -129,14 +126,14 @@ def gap_against_sharpness(
     return Picture(name, figure, caption)
 
 
-def _gaps(block: Block, members: Mapping[Member, Cells], recorded: curves.Curves) -> Iterator[Point]:
+def _gaps(block: Block, recorded: curves.Curves) -> Iterator[Point]:
     """At NaN where no mu was recorded."""
     for entry in block.entries:
-        cells = members.get((entry.quantizer, entry.model), Cells())
-        hard, soft = cells.group.usable, cells.group.soft
+        group = block.groups[entry.quantizer, entry.model]
+        hard, soft = group.usable, group.soft
         gaps = tuple(100 * (soft[seed] - hard[seed]) for seed in hard if seed in soft)
         if gaps and entry.quantizer != FULL_PRECISION:
-            mu = curves.by_epoch(recorded, block.grid, cells.averaged, curves.MU)
+            mu = curves.by_epoch(recorded, block.grid, group.averaged, curves.MU)
             yield Point(entry.model, entry.quantizer, NAN if mu.empty else float(mu.iloc[-1].mean()), gaps)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from analysis.compare.comparison import FULL_PRECISION, Block, Table
-from analysis.compare.ranks import MIN_METHODS, Ranks
+from analysis.compare.family import FULL_PRECISION
+from analysis.compare.table import MIN_METHODS, Block, Ranks, Table
 from analysis.render.style import BLACK, BLUE, GREY, Picture, add_caption, file_name, new_figure, warnings
 from analysis.runs.frame import shortened
-from analysis.stats.families import MIN_BLOCKS, Ranking
-from analysis.stats.paired import ALPHA
+from analysis.stats.ranks import MIN_BLOCKS, Ranking
+from analysis.stats.stratified import ALPHA
 
 _NAME_INCHES, _BAR_INCHES, _TOP_INCHES = 0.24, 0.12, 1.6
 

@@ -16,12 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.compare.comparison import Block, Table
-from analysis.compare.needs import Needs, needs
-from analysis.render import figures, methods, sentences
-from analysis.render.notes import notes
-from analysis.render.style import Picture, house_style
-from analysis.render.tables import html_table
+from analysis.compare import plans
+from analysis.compare.comparison import Verdict
+from analysis.compare.table import Block, Table
+from analysis.render import figures, methods, words
+from analysis.render.style import Picture, house_style, name_of
+from analysis.render.tables import html_tables
 from analysis.runs import frame as cells
 from analysis.runs import provenance
 from analysis.runs.frame import Results
@@ -30,7 +30,8 @@ from suite.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = {
-    "differences": "Is BNN++ better? Differences paired by seed",
+    "differences": "Differences paired by seed",
+    "profiles": "Share of the gap to full precision",
     "curves": "Validation accuracy over training",
     "flips": "Share of signs that flip, over training",
     "gap": "Soft minus hard accuracy against mu",
@@ -38,6 +39,8 @@ HEADINGS = {
     "ranks": "Ranks over models",
 }
 """By the first word of a picture's name."""
+WANTED_POINTS = (0.5, 1.0, 2.0)
+"""Differences that plans are made for."""
 MAX_SVG_BYTES = 600_000
 """Larger drawings are shown as pixels: a browser takes long for thousands of paths."""
 _PIXELS_PER_INCH, _DOTS_PER_INCH = 96, 200
@@ -55,6 +58,25 @@ class Image:
     height: int
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """An answer as it stands on the page."""
+
+    verdict: Verdict
+    text: str
+    caveats: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a heading's comparisons came to: the primary ones, their forest plot, and lists of the further ones."""
+
+    title: str
+    sentences: tuple[Sentence, ...]
+    forest: tuple[Image, ...]
+    further: tuple[tuple[str, tuple[str, ...]], ...]
+
+
 def report(
     results: Results,
     table: Table,
@@ -63,38 +85,44 @@ def report(
     source: Source,
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """The page. `table` is the comparison of the results; `recorded` their curves; `say` is told what is being done."""
+    """The page. `table` is made of the results; `recorded` their curves; `say` is told what is being done."""
     frame = results.frame
     say("drawing the figures")
     # The page shows findings once, at its top.
-    pictures = figures.pictures(frame, replace(table, findings=()), recorded)
+    pictures = figures.pictures(replace(table, findings=()), recorded)
     images: dict[str, list[Image]] = {}
     for picture in pictures:
         if picture.figure is not None:
             say(f"drawing {picture.name}")
             images.setdefault(_heading(picture), []).append(_image(picture, picture.figure))
+    forests = {image.name: image for image in images.pop(HEADINGS["differences"], [])}
     say("planning")
-    plans = _needs(results)
+    found = _plans(table)
     say("writing")
     return (
         _environment()
         .get_template("report.html")
         .render(
             title=f"proxbench: {cells.shortened(frame['grid'].unique())}",
-            against=table.against,
+            label=table.label,
+            signs=words.SYMBOLS,
             design=methods.design(frame),
             doubts=[line for line in table.findings if line not in results.remarks],
             remarks=results.remarks,
-            bottom_line=sentences.bottom_line(table),
-            across=list(sentences.across_models(table)),
-            counts=sentences.counts(table),
-            kinds=list(sentences.Finding),
-            blocks=[(block.title, sentences.sections(block, table.against)) for block in table.blocks],
-            needs=plans,
-            published=sentences.published(table),
+            answers=[_answers(block, forests) for block in table.blocks],
+            meanings=_meanings(table),
+            wanted_points=WANTED_POINTS,
+            plans=[_plan_row(plan) for plan in found],
+            plan_notes=list(plans.notes(found, plans.Wish(0.01, ()))) if found else [],
+            published=[
+                words.published_sentence(block, entry)
+                for block in table.blocks
+                for entry in block.entries
+                if entry.published
+            ],
             publication=table.publication,
-            tables=[(block.title, [Markup(text) for text in _tables(table, block)]) for block in table.blocks],  # noqa: S704 - html_table escapes
-            notes=notes(table, details=True),
+            tables=[(block.title, [Markup(text) for text in html_tables(table, block)]) for block in table.blocks],  # noqa: S704 - html_tables escapes
+            notes=words.notes(table, details=True),
             images=images,
             not_drawn=[picture for picture in pictures if picture.figure is None],
             methods=methods.methods(table, frame),
@@ -111,6 +139,45 @@ def report(
     )
 
 
+def _answers(block: Block, forests: Mapping[str, Image]) -> Answers:
+    order = list(Verdict)
+    clear_first = sorted(block.primary, key=lambda answer: order.index(answer.verdict))
+    tested = [words.sentence(one) for one in block.by_model if one.verdict is not Verdict.estimate and one.n]
+    further = {
+        "For new test images, too": [text for one in block.primary if (text := words.images_sentence(one))],
+        "Model by model, where the first answer is a difference": tested,
+        "On other architectures": [words.sentence(one) for one in block.architectures],
+        "Beside full precision": [words.sentence(one) for one in block.reference],
+    }
+    name = name_of("differences", block)
+    return Answers(
+        block.title,
+        tuple(Sentence(one.verdict, words.sentence(one), one.caveats) for one in clear_first),
+        (forests[name],) if name in forests else (),
+        tuple((heading, tuple(lines)) for heading, lines in further.items() if lines),
+    )
+
+
+def _meanings(table: Table) -> list[tuple[str, str]]:
+    sizes: dict[Verdict, int] = {}
+    for answer in table.comparisons:
+        sizes[answer.verdict] = max(sizes.get(answer.verdict, 0), answer.family_size)
+    return [(verdict.value, words.explanation(verdict, sizes[verdict])) for verdict in Verdict if verdict in sizes]
+
+
+def _plans(table: Table) -> list[plans.Plan]:
+    try:
+        return plans.plans(table)
+    except UserError:  # no two pairs that differ: nothing to plan with
+        return []
+
+
+def _plan_row(plan: plans.Plan) -> list[str]:
+    now = plans.found(plan, plan.num_seeds)
+    needed = [plans.needed(plan, points / 100) for points in WANTED_POINTS]
+    return [plan.title, str(plan.num_models), str(plan.num_seeds), plans.sd(plan), now, *needed]
+
+
 def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -120,23 +187,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def _needs(results: Results) -> Needs | None:
-    try:
-        return needs(results)
-    except UserError:  # no two pairs that differ: nothing to plan with
-        return None
-
-
-def _tables(table: Table, block: Block) -> list[str]:
-    """A table per model: all models side by side fit neither paper nor phone."""
-    parts = []
-    for model in block.models:
-        entries = tuple(entry for entry in block.entries if entry.model == model)
-        part = replace(block, title=f"{block.title}: {model}", models=(model,), entries=entries)
-        parts.append(html_table(table, part, models=False))
-    return parts
 
 
 def _heading(picture: Picture) -> str:

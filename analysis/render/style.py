@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.compare.comparison import ROW_ORDER, Block
+from analysis.compare.family import ROW_ORDER
+from analysis.compare.table import Block
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
     "#000000",

@@ -1,28 +1,40 @@
 """Table -> markdown, LaTeX, HTML for people (percent), CSV and JSON for programs (fractions). Rendering only.
 
-In the three for people a column holds, per model: accuracy with spread and n, reference minus row with its interval, p;
-with a publication its number and the verdict; with details the soft-hard gap and the size. Findings stand above the
-table, what the numbers mean below it.
+In the three for people a row is a method. Its columns: accuracy on each model, then the one comparison on all models of
+the heading: difference with interval, adjusted p, verdict; with a publication its number and verdict for each model;
+with
+details the soft-hard gap and the size. Under it, with details, the comparisons model by model. Findings stand above the
+table, what the numbers mean below it; in a CSV the findings are a file of their own, for a CSV has no comments.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from html import escape
 
 import pandas as pd
 
-from analysis.compare.comparison import Block, Entry, Table
+from analysis.compare.comparison import Comparison, Verdict
 from analysis.compare.published import Reproduction
-from analysis.compare.verdicts import Place
-from analysis.render.notes import TIED, notes
-from analysis.stats.paired import Difference, is_underpowered
+from analysis.compare.table import Block, Entry, Table
+from analysis.render.words import (
+    NONE,
+    difference_cell,
+    in_points,
+    notes,
+    p_cell,
+    published_cell,
+    verdict_cell,
+)
+from analysis.stats.stratified import Interval
 
-ACCURACY, DIFFERENCE, P_VALUE = "hard test accuracy, % (n)", "{against} − row, points (n)", "adjusted p"
-PUBLISHED, VERDICT = "published, %", "ours − published, points (n)"
-GAP, SIZE = "soft − hard, points", "size, kB"
-NONE = "—"
+ACCURACY = "{model}: accuracy, % (n)"
+DIFFERENCE, P_VALUE, VERDICT = "{label} − row, points (pairs)", "adjusted p", "verdict"
+PUBLISHED, REPRODUCTION = "{model}: published, %", "{model}: ours − published, points (n)"
+GAP, SIZE = "{model}: soft − hard, points", "{model}: size, kB"
 LATEX = str.maketrans(
     {
         **{character: "\\" + character for character in "&%$#_{}"},
@@ -36,21 +48,22 @@ LATEX = str.maketrans(
         "−": "$-$",
         "—": "---",
         "≤": r"$\leq$",
-        TIED: r"\textsuperscript{\textdagger}",
+        "∞": r"$\infty$",
     }
 )
 """What LaTeX would misread, and the symbols that this package writes."""
 FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 """A wide table shrinks to the line, a narrow one stays as it is."""
+Column = Callable[[str], str]
+"""The text of a cell, by the row's quantizer."""
 
 
 @dataclass(frozen=True)
 class _Markup:
-    """How a format escapes text and sets off the best and the second."""
+    """How a format escapes text and sets off the best mean."""
 
     escape: Callable[[str], str]
     best: str
-    second: str
 
 
 def render(table: Table, layout: str, *, details: bool = False) -> str:
@@ -61,9 +74,13 @@ def render(table: Table, layout: str, *, details: bool = False) -> str:
 
 
 def to_markdown(table: Table, *, details: bool = False) -> str:
-    """Pipe tables, a heading per block; details adds the columns of gap and size."""
+    """Pipe tables, a heading for each block; details adds gap and size, and a table of the comparisons by model."""
     parts = [_markdown_list("Findings", table.findings)] if table.findings else []
-    parts += [f"## {block.title}\n\n{_markdown_body(table, block, details=details)}" for block in table.blocks]
+    markup = _Markup(lambda text: text.replace("|", r"\|"), "**{}**")
+    for block in table.blocks:
+        parts.append(f"## {block.title}\n\n{_pipes(_body(table, block, markup, details=details))}")
+        if details and block.by_model:
+            parts.append(f"### {block.title}: model by model\n\n{_pipes(_by_model(table, block, markup))}")
     return "\n\n".join([*parts, _markdown_list("Notes", notes(table, details=details))]) + "\n"
 
 
@@ -71,13 +88,18 @@ def to_latex(table: Table, *, details: bool = False) -> str:
     r"""One `table` environment per block, for \usepackage{booktabs,graphicx}; all text is escaped."""
     footnotes = "\n".join(rf"{{\footnotesize {_latex(note)}\par}}" for note in notes(table, details=details))
     warnings = "\n".join(rf"{{\footnotesize\textbf{{Finding:}} {_latex(finding)}\par}}" for finding in table.findings)
-    markup = _Markup(_latex, r"\textbf{{{}}}", r"\underline{{{}}}")
+    markup = _Markup(_latex, r"\textbf{{{}}}")
     environments = []
     for block in table.blocks:
-        body = _body(table, block, markup, details=details)
-        tabular = body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1]), multicol_align="c")
+        bodies = [_body(table, block, markup, details=details)]
+        if details and block.by_model:
+            bodies.append(_by_model(table, block, markup))
+        tabulars = [
+            FIT + body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1])).rstrip() + "}\n"
+            for body in bodies
+        ]
         # The empty line ends TeX's: the notes stand under the table, not beside it.
-        parts = [rf"\caption{{{_latex(block.title)}}}", warnings, FIT + tabular.rstrip() + "}\n", footnotes]
+        parts = [rf"\caption{{{_latex(block.title)}}}", warnings, *tabulars, footnotes]
         content = "\n".join(part for part in parts if part)
         environments.append(f"\\begin{{table}}\n\\centering\n{content}\n\\end{{table}}")
     return "\n\n".join(environments) + "\n"
@@ -86,53 +108,74 @@ def to_latex(table: Table, *, details: bool = False) -> str:
 def to_html(table: Table) -> str:
     """A page of its own that needs no other file, details included; all text is escaped."""
     findings = [_html_list("Findings", table.findings)] if table.findings else []
-    blocks = [html_table(table, block, 'border="1"') for block in table.blocks]
+    blocks = [text for block in table.blocks for text in html_tables(table, block, 'border="1"')]
     body = "\n".join([*findings, *blocks, _html_list("Notes", notes(table, details=True))])
     head = '<meta charset="utf-8"><title>proxbench: hard test accuracy</title>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def html_table(table: Table, block: Block, attributes: str = "", *, models: bool = True) -> str:
-    """The block as a <table> with details, for a page of others' making; all text is escaped.
+def html_tables(table: Table, block: Block, attributes: str = "") -> Iterator[str]:
+    """The block as <table>s, for a page of others' making: the comparisons, then one for each model with details.
 
-    models: a line above the columns with each one's model, which a block of one model may do without.
+    All models side by side fit neither paper nor phone. All text is escaped.
     """
-    body = _body(table, block, _Markup(escape, "<strong>{}</strong>", "<u>{}</u>"), details=True)
-    if not models:
-        body.columns = pd.Index(body.columns.get_level_values(1))
-    groups = "colgroup" if models else "col"
-    style = body.style.set_caption(escape(block.title))
+    markup = _Markup(escape, "<strong>{}</strong>")
+    answers = _frame(block.quantizers, _answer_columns(table, block, markup), escape)
+    yield _html(answers, f"{block.title}: all models together", attributes)
+    for model in block.models:
+        alone = replace(block, models=(model,))
+        columns = {
+            **_accuracy_columns(alone, markup),
+            **_by_model_columns(table, alone, markup),
+            **_more_columns(table, alone, markup, details=True),
+        }
+        body = _frame(
+            block.quantizers, {name.removeprefix(f"{model}: "): text for name, text in columns.items()}, escape
+        )
+        yield _html(body, f"{block.title}: {model}", attributes)
+
+
+def _html(body: pd.DataFrame, caption: str, attributes: str) -> str:
+    style = body.style.set_caption(escape(caption))
     # Without ids, two renderings of one table are the same text.
     text = style.to_html(table_uuid="comparison", cell_ids=False, table_attributes=attributes)
-    for kind, scope in (("row_heading", "row"), ("col_heading level0", groups), ("col_heading level1", "col")):
+    for kind, scope in (("row_heading", "row"), ("col_heading", "col")):
         text = text.replace(f'class="{kind}', f'scope="{scope}" class="{kind}')
     # Styler's numbering and its empty style sheet would stand on a page as often as it has tables.
     return re.sub(r' id="T_comparison\w*"|<style.*?</style>\s*', "", text, flags=re.DOTALL)
 
 
 def to_csv(table: Table) -> str:
-    """One line per entry, findings above it as `# finding: ...`: `pandas.read_csv(file, comment="#")`."""
-    comments = "".join(f"# finding: {finding}\n" for finding in table.findings)
-    return comments + pd.DataFrame(records(table)).to_csv(index=False, lineterminator="\n")
+    """One line for each quantizer and model, nothing else: any reader of CSV takes it. Fractions and bytes."""
+    return pd.DataFrame(records(table)).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(table: Table) -> str:
-    """{"findings": [...], "entries": [...], "ranks": [...]}, entries as the CSV's lines; what is undefined is null."""
-    document = {"findings": table.findings, "entries": records(table), "ranks": [asdict(one) for one in table.ranks]}
+    """{"findings", "entries", "comparisons", "ranks"}: entries as the CSV's lines; what is undefined is null.
+
+    An interval's end that is infinite is null, too: JSON has no infinity.
+    """
+    document = {
+        "findings": table.findings,
+        "entries": records(table),
+        "comparisons": [comparison_record(answer) for answer in table.comparisons],
+        "ranks": [asdict(one) for one in table.ranks],
+    }
     return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def records(table: Table) -> list[dict[str, object]]:
-    """Each entry as one flat dictionary; accuracies are fractions, sizes bytes.
+    """Each quantizer and model as one flat dictionary; accuracies are fractions, sizes bytes.
 
-    The fields of its difference are prefixed `difference_`, those of its published number `published_`.
+    The fields of the comparison on all models of its heading are prefixed `primary_`, those of the comparison on this
+    model alone `model_`, those of its published number `published_`.
     """
     rows: list[dict[str, object]] = []
     for block in table.blocks:
+        alone = {(name, one.strata[0].model): one for one in block.by_model for name in (one.baseline, *one.identical)}
         for entry in block.entries:
             flat = asdict(entry)
-            for nested in ("difference", "adjusted", "standing", "published"):
-                del flat[nested]
+            del flat["published"]
             flat["missing"] = "; ".join(f"{count} {reason}" for reason, count in entry.missing)
             rows.append(
                 {
@@ -141,32 +184,61 @@ def records(table: Table) -> list[dict[str, object]]:
                     "task": block.task,
                     "init": block.init,
                     **flat,
-                    "place": entry.standing and entry.standing.place.value,
-                    "tied": entry.standing and entry.standing.tied,
-                    "adjusted_p": entry.adjusted and entry.adjusted.p,
-                    "family_size": block.family_size,
-                    "underpowered": entry.adjusted and entry.adjusted.underpowered,
-                    **_prefixed("difference_", entry.difference),
+                    **_flat("primary_", block.answer(entry.quantizer)),
+                    **_flat("model_", alone.get((entry.quantizer, entry.model))),
                     **(_published_record(entry.published) if table.publication else {}),
                 }
             )
     return rows
 
 
-def _prefixed(prefix: str, difference: Difference | None) -> dict[str, object]:
-    values = asdict(difference) if difference else dict.fromkeys(Difference.__dataclass_fields__)
-    return {prefix + name: value for name, value in values.items()}
+def comparison_record(answer: Comparison) -> dict[str, object]:
+    """One Comparison with its pairs."""
+    equivalence = answer.equivalence
+    return {
+        "scope": answer.scope.value,
+        "title": answer.title,
+        "question": answer.question,
+        "candidate": answer.candidate,
+        "baseline": answer.baseline,
+        "identical": list(answer.identical),
+        **_flat("", answer),
+        "images": _ends(answer.images),
+        "equivalence": equivalence
+        and {"margin": equivalence.margin, "adjusted_p": equivalence.adjusted_p, **_ends(equivalence.interval)},
+        "caveats": list(answer.caveats),
+        "pairs": {
+            stratum.model: {str(seed): value for seed, value in stratum.pairs.items()} for stratum in answer.strata
+        },
+    }
+
+
+def _flat(prefix: str, answer: Comparison | None) -> dict[str, object]:
+    names = ("estimate", "p", "adjusted_p", "smallest_p", "family_size", "seeds_needed")
+    return {
+        f"{prefix}n": answer and answer.n,
+        **{prefix + name: answer and getattr(answer, name) for name in names},
+        **{prefix + name: value for name, value in _ends(answer.interval if answer else None).items()},
+        f"{prefix}verdict": answer and answer.verdict.value,
+    }
+
+
+def _ends(interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {"low": None, "high": None, "confidence": None}
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    return {"low": low, "high": high, "confidence": interval.confidence}
 
 
 def _published_record(published: Reproduction | None) -> dict[str, object]:
     test = published and published.test
-    verdict = published and (test.verdict.value if test else "untestable")
     return {
         "published_accuracy": published and published.accuracy,
         "published_row": published and published.row,
         "published_verified": published and published.verified,
         "published_margin": published and published.margin,
-        "published_verdict": verdict,
+        "published_verdict": published and published.verdict.value,
+        "published_differences": "; ".join(published.differences) if published else None,
         **{
             f"published_{name}": test and getattr(test, name)
             for name in ("n", "difference", "low", "high", "p_equivalent", "p_different")
@@ -175,28 +247,87 @@ def _published_record(published: Reproduction | None) -> dict[str, object]:
 
 
 def _body(table: Table, block: Block, markup: _Markup, *, details: bool) -> pd.DataFrame:
-    """The block as escaped text: quantizers by (model, column)."""
-    columns: dict[str, Callable[[Entry], str]] = {
-        ACCURACY: lambda entry: _accuracy(entry, markup),
-        DIFFERENCE.format(against=table.against): lambda entry: markup.escape(_difference(entry)),
-        P_VALUE: lambda entry: markup.escape(_p(entry, block.family_size)),
+    """The block as escaped text: quantizers by column."""
+    columns = {
+        **_accuracy_columns(block, markup),
+        **_answer_columns(table, block, markup),
+        **_more_columns(table, block, markup, details=details),
     }
-    if table.publication and any(entry.published for entry in block.entries):
-        columns[PUBLISHED] = lambda entry: markup.escape(_published(entry.published))
-        columns[VERDICT] = lambda entry: markup.escape(_verdict(entry.published))
-    if details:
-        columns[GAP] = lambda entry: NONE if entry.gap_mean is None else markup.escape(in_points(entry.gap_mean))
-        columns[SIZE] = lambda entry: NONE if entry.num_bytes is None else f"{entry.num_bytes / 1000:.1f}"
-    entries = {(entry.quantizer, entry.model): entry for entry in block.entries}
-    rows = [
-        [text(entries[quantizer, model]) for model in block.models for text in columns.values()]
-        for quantizer in block.quantizers
-    ]
-    header = pd.MultiIndex.from_product([map(markup.escape, block.models), map(markup.escape, columns)])
-    return pd.DataFrame(rows, index=pd.Index([markup.escape(name) for name in block.quantizers]), columns=header)
+    return _frame(block.quantizers, columns, markup.escape)
 
 
-def _accuracy(entry: Entry, markup: _Markup) -> str:
+def _by_model(table: Table, block: Block, markup: _Markup) -> pd.DataFrame:
+    """The comparisons on each model alone, as escaped text."""
+    baselines = {name for answer in block.by_model for name in (answer.baseline, *answer.identical)}
+    rows = [name for name in block.quantizers if name in baselines]
+    return _frame(rows, _by_model_columns(table, block, markup), markup.escape)
+
+
+def _accuracy_columns(block: Block, markup: _Markup) -> dict[str, Column]:
+    return {ACCURACY.format(model=model): _of_entry(block, model, partial(_accuracy, markup)) for model in block.models}
+
+
+def _answer_columns(table: Table, block: Block, markup: _Markup) -> dict[str, Column]:
+    return {
+        DIFFERENCE.format(label=table.label): lambda name: markup.escape(difference_cell(block.answer(name))),
+        P_VALUE: lambda name: markup.escape(p_cell(block.answer(name))),
+        VERDICT: lambda name: markup.escape(verdict_cell(block.answer(name), name)),
+    }
+
+
+def _by_model_columns(table: Table, block: Block, markup: _Markup) -> dict[str, Column]:
+    answers = {(name, one.strata[0].model): one for one in block.by_model for name in (one.baseline, *one.identical)}
+
+    def of_answer(model: str, text: Callable[[Comparison | None], str]) -> Column:
+        return lambda name: markup.escape(text(answers.get((name, model))))
+
+    columns: dict[str, Column] = {}
+    for model in block.models:
+        columns[f"{model}: {DIFFERENCE.format(label=table.label)}"] = of_answer(model, difference_cell)
+        columns[f"{model}: {VERDICT}"] = of_answer(model, _verdict_and_p)
+    return columns
+
+
+def _more_columns(table: Table, block: Block, markup: _Markup, *, details: bool) -> dict[str, Column]:
+    """Published numbers; with details the soft-hard gap and the size."""
+    columns: dict[str, Column] = {}
+    for model in block.models:
+        texts: dict[str, Callable[[Entry], str]] = {}
+        if table.publication and any(entry.published for entry in block.entries if entry.model == model):
+            texts |= {PUBLISHED: lambda entry: _published(entry.published)}
+            texts |= {REPRODUCTION: lambda entry: published_cell(entry.published)}
+        if details:
+            texts |= {GAP: _gap, SIZE: _size}
+        for name, text in texts.items():
+            columns[name.format(model=model)] = _of_entry(block, model, partial(_escaped, markup, text))
+    return columns
+
+
+def _of_entry(block: Block, model: str, text: Callable[[Entry], str]) -> Column:
+    entries = {entry.quantizer: entry for entry in block.entries if entry.model == model}
+    return lambda name: text(entries[name])
+
+
+def _escaped(markup: _Markup, text: Callable[[Entry], str], entry: Entry) -> str:
+    return markup.escape(text(entry))
+
+
+def _verdict_and_p(answer: Comparison | None) -> str:
+    shown = p_cell(answer)
+    tested = answer is not None and answer.verdict is not Verdict.estimate and shown != NONE
+    return verdict_cell(answer) + (f", p {shown}" if tested else "")
+
+
+def _frame(
+    rows: "tuple[str, ...] | list[str]", columns: Mapping[str, Column], plain: Callable[[str], str]
+) -> pd.DataFrame:
+    content = [[text(name) for text in columns.values()] for name in rows]
+    return pd.DataFrame(
+        content, index=pd.Index([plain(name) for name in rows]), columns=[plain(name) for name in columns]
+    )
+
+
+def _accuracy(markup: _Markup, entry: Entry) -> str:
     """`97.10 ± 0.30 (3)`; some missing: `97.10 ± 0.30 (2 of 3; 1 failed: oom)`; all: `missing (3 queued)`."""
     missing = ", ".join(f"{count} {reason}" for reason, count in entry.missing)
     if entry.conflict:
@@ -204,36 +335,11 @@ def _accuracy(entry: Entry, markup: _Markup) -> str:
     if entry.top1_hard_mean is None:
         return markup.escape(f"missing ({missing})" if missing else NONE)
     mean = markup.escape(f"{100 * entry.top1_hard_mean:.2f}")
-    if entry.standing:
-        mean = (markup.best if entry.standing.place is Place.best else markup.second).format(mean)
-        mean += markup.escape(TIED) * entry.standing.tied
+    if entry.is_best:
+        mean = markup.best.format(mean)
     spread = "" if entry.top1_hard_sd is None else f" ± {100 * entry.top1_hard_sd:.2f}"
     n = f"{entry.num_done} of {entry.num_seeds}; {missing}" if missing else f"{entry.num_done}"
     return mean + markup.escape(f"{spread} ({n})")
-
-
-def _difference(entry: Entry) -> str:
-    """`+0.53 [−0.20, +1.27] (3)`, or `+0.53, no interval (1)`."""
-    difference = entry.difference
-    if difference is None:
-        return NONE
-    return f"{_with_interval(difference.mean, difference.low, difference.high)} ({difference.n})"
-
-
-def _with_interval(mean: float, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"{in_points(mean)}, no interval"
-    return f"{in_points(mean)} [{in_points(low)}, {in_points(high)}]"
-
-
-def _p(entry: Entry, family_size: int) -> str:
-    """`0.031`; `underpowered (n=3)`; where only the family is too large for so many pairs, it says so."""
-    if entry.difference is None or entry.adjusted is None:
-        return NONE
-    n = entry.difference.n
-    if entry.adjusted.p is None:
-        return f"underpowered (n={n})" if is_underpowered(n) else f"underpowered (n={n}, family of {family_size})"
-    return f"{entry.adjusted.p:.2g}"
 
 
 def _published(published: Reproduction | None) -> str:
@@ -242,32 +348,18 @@ def _published(published: Reproduction | None) -> str:
     return f"{100 * published.accuracy:.2f}" + " (unverified)" * (not published.verified)
 
 
-def _verdict(published: Reproduction | None) -> str:
-    """`inconclusive: −0.12 [−0.60, +0.36] (3), margin 0.50`."""
-    if published is None:
-        return NONE
-    margin = f"margin {100 * published.margin:.2f}"
-    test = published.test
-    if test is None:
-        return f"untestable: no run, {margin}"
-    return f"{test.verdict.value}: {_with_interval(test.difference, test.low, test.high)} ({test.n}), {margin}"
+def _gap(entry: Entry) -> str:
+    return NONE if entry.gap_mean is None else in_points(entry.gap_mean)
 
 
-def in_points(fraction: float) -> str:
-    """`+0.53`, `−0.20`, `0.00`: percentage points."""
-    text = f"{100 * fraction:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
+def _size(entry: Entry) -> str:
+    return NONE if entry.num_bytes is None else f"{entry.num_bytes / 1000:.1f}"
 
 
-def _markdown_body(table: Table, block: Block, *, details: bool) -> str:
-    body = _body(table, block, _Markup(_markdown, "**{}**", "<ins>{}</ins>"), details=details)
-    header = ["quantizer", *(": ".join(column) for column in body.columns)]
+def _pipes(body: pd.DataFrame) -> str:
+    header = ["quantizer", *body.columns]
     lines = [header, ["---"] * len(header), *body.reset_index().to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def _markdown_list(title: str, items: tuple[str, ...]) -> str:

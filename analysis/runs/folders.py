@@ -1,49 +1,96 @@
 """Run directories ROOT/<grid>/ -> tidy frame: the frame that MLflow gives for the same runs, and no store needed."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import yaml
 
 from analysis.runs import frame as cells
-from analysis.runs.backgrounds import Background, CellKey, facts_of
 from analysis.runs.frame import Results
+from analysis.runs.looks import remark
+from analysis.runs.provenance import Background, CellKey, facts_of
 from suite.errors import UserError
 from suite.recipe.cell import Cell
 from suite.run.atomic import DamagedFileError
-from suite.run.directory import RunDir, planned_cells, run_dirs
+from suite.run.attempt import Attempt
+from suite.run.directory import RunDir, declared_at, planned_cells, planned_rows, run_dirs
 from suite.run.mlflow_replica import recipe
 
 NUMBERS = ("top1_hard", "top1_soft", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 NAN = float("nan")
+_OF_A_CELL = ("dataset", "model", "quantizer", "seed", "task", "init", "recipe_id")
 
 
-def load(root: Path, grid: str | None = None) -> Results:
-    """All cells of one grid, or of every grid in root, as last launched; cells not yet run have accuracy NaN.
+def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
+    """All cells of one grid, or of every grid in the roots, as last launched; cells not yet run have accuracy NaN.
+
+    The same grid in several roots is one: of a cell that is done in several, the first root's counts.
 
     Raises:
         UserError: no such folder, unknown grid, no cells, or a file of a run that cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of runs; `python -m launch` makes it")
-    grids = {path.name: path for path in sorted(root.iterdir()) if _is_grid(path)}
+    roots = [roots] if isinstance(roots, Path) else list(roots)
+    where = ", ".join(map(str, roots))
+    found = [path for root in roots for path in grid_dirs(root)]
     if grid is not None:
-        cells.require_known("grid", grid, grids, str(root))
-        grids = {grid: grids[grid]}
+        cells.require_known("grid", grid, {path.name for path in found}, where)
+        found = [path for path in found if path.name == grid]
     rows: list[dict[str, object]] = []
     left_out: list[str] = []
-    for path in grids.values():
-        current = _planned(path)
-        rows += [_row(RunDir(path / cell_id), cell, path.name) for cell_id, cell in current.items()]
-        left_out += [_cell(run).name for run in run_dirs(path) if run.path.name not in current]
+    for path in reversed(found):  # of equal cells the last one counts
+        with cells.uncollected():
+            current = _planned(path)
+            rows += [_row(RunDir(path / cell_id), cell, path.name) for cell_id, cell in current.items()]
+        others = sorted(entry.name for entry in os.scandir(path) if entry.name not in current)
+        left_out += [_cell(run).name for name in others if (run := RunDir(path / name)).cell_path.exists()]
     if not rows:
-        raise UserError(f"{root / (grid or '')}: no cells; `python -m launch grid` makes them")
+        raise UserError(
+            f"{where if grid is None else ', '.join(map(str, found))}: no cells; `python -m launch grid` makes them"
+        )
+    done_in: dict[str, set[str]] = {path.name: set() for path in found}
+    for row in rows:
+        if row["state"] == "done":
+            done_in[str(row["grid"])].add(str(row["cell_id"]))
+    launches: dict[str, list[dict[str, Any]]] = {}
+    for path in found:
+        launches.setdefault(path.name, []).extend(declared_at(path))
     try:
-        return cells.results(rows, left_out)
+        remarks = [remark(path, done_in[path.name]) for path in found]
+        return cells.results(rows, left_out, launches, filter(None, remarks))
     except ValueError as error:
-        raise UserError(f"{root}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
+
+
+def grid_dirs(root: Path) -> list[Path]:
+    """Folders of grids in a root. Raises UserError where there is no such root."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of runs; `python -m launch` makes it")
+    return [path for path in sorted(root.iterdir()) if _is_grid(path)]
+
+
+def right(run: str) -> "npt.NDArray[np.bool_] | None":
+    """Which test images the run's hardened network classifies correctly, in the data set's order; None if not there.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = RunDir(Path(run)).predictions_path
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays["hard"], dtype=np.bool_)
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(
+            f"{path}: not what a run writes there: {error}; restore it, or delete the run directory"
+        ) from error
 
 
 def backgrounds(frame: pd.DataFrame) -> dict[CellKey, Background]:
@@ -54,7 +101,10 @@ def backgrounds(frame: pd.DataFrame) -> dict[CellKey, Background]:
     """
     found = {}
     for (grid, folder), own in frame.groupby(["grid", frame["run"].map(lambda run: str(Path(run).parent))]):
-        planned = _planned(Path(str(folder)))
+        with _reading(Path(str(folder)) / "plan.json"):
+            planned = planned_cells(Path(str(folder))) or {
+                run.path.name: _cell(run) for run in run_dirs(Path(str(folder)))
+            }
         for cell_id, run in zip(own["cell_id"], own["run"], strict=True):
             found[str(grid), str(cell_id)] = _background(RunDir(Path(run)), planned[cell_id])
     return found
@@ -73,11 +123,14 @@ def _is_grid(path: Path) -> bool:
     return (path / "plan.json").exists() or any(path.glob("*/cell.yaml"))
 
 
-def _planned(grid_dir: Path) -> dict[str, Cell]:
-    """The last launch's cells by id; every run directory's where runs were started without a launcher."""
+def _planned(grid_dir: Path) -> dict[str, dict[str, Any]]:
+    """What tells the last launch's cells apart, by id; every run directory's where there was no launcher."""
     with _reading(grid_dir / "plan.json"):
-        planned = planned_cells(grid_dir)
-    return planned or {run.path.name: _cell(run) for run in run_dirs(grid_dir)}
+        planned = planned_rows(grid_dir)
+        if not planned:
+            found = {run.path.name: _cell(run) for run in run_dirs(grid_dir)}
+            planned = {cell_id: {**vars(cell), "recipe_id": cell.recipe_id} for cell_id, cell in found.items()}
+        return {cell_id: {name: cell[name] for name in _OF_A_CELL} for cell_id, cell in planned.items()}
 
 
 def _cell(run: RunDir) -> Cell:
@@ -85,26 +138,47 @@ def _cell(run: RunDir) -> Cell:
         return run.cell()
 
 
-def _row(run: RunDir, cell: Cell, grid: str) -> dict[str, object]:
-    with _reading(run.attempts):
-        state, provenance = run.state(), run.provenance()
+def _row(run: RunDir, cell: Mapping[str, Any], grid: str) -> dict[str, object]:
     with _reading(run.result_path):
         result = run.result() or {}
         numbers = {key: float(result.get(key, NAN)) for key in NUMBERS}
+    with _reading(run.attempts):
+        attempts = run.all_attempts()
+        provenance = next(filter(None, (attempt.provenance() for attempt in reversed(attempts))), {})
+        hours = run.device_hours(attempts)
+        if result:  # its presence means done: no other file need be asked
+            state, cause, job_id = "done", "", _job_id(attempts)
+        else:
+            found = run.state()
+            state, cause, job_id = found.state, found.cause or "", found.job_id
         commit = (provenance.get("code") or {}).get("commit") or ""
+    execution = provenance.get("execution") or {}
     return {
-        **cell.model_dump(include=set(cells.SCHEMA)),
+        **cell,
         "grid": grid,
-        "state": state.state,
-        "cause": state.cause or "",
-        "recipe_id": cell.recipe_id,
-        "cell_id": cell.id,
+        "state": state,
+        "cause": cause,
+        "cell_id": run.path.name,
         "git_commit": commit,
+        "code_digest": (provenance.get("code") or {}).get("digest") or "",
+        "device": provenance.get("device") or "",
+        **{name: str(provenance.get(name) or "") for name in ("num_threads", "num_processes")},
+        "determinism": str(execution.get("determinism") or ""),
+        "device_hours": NAN if hours is None else hours,
+        "weights_sha256": str(result.get("weights_sha256") or ""),
         **numbers,
-        "job_id": state.job_id,
+        "job_id": job_id,
         "data_checksum": provenance.get("data_checksum") or "",
         "run": str(run.path),
     }
+
+
+def _job_id(attempts: Sequence[Attempt]) -> str:
+    """Of the newest attempt; its end has it, too, in a file that is read faster."""
+    if not attempts:
+        return ""
+    found = (attempts[-1].end() or {}).get("job_id")
+    return attempts[-1].job_id if found is None else str(found)
 
 
 @contextmanager
@@ -114,8 +188,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except DamagedFileError as error:
         raise UserError(str(error)) from error
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        what = str(error).splitlines()[0]
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(
             f"{path}: not what a run writes there: {what}; restore it, or delete the run directory"
         ) from error

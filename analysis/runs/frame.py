@@ -1,9 +1,11 @@
 """The tidy frame that every analysis starts from, one row per cell, and what is wrong with it in one-line findings."""
 
 import difflib
+import gc
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -23,10 +25,17 @@ SCHEMA = {
     "recipe_id": "string",
     "cell_id": "string",
     "git_commit": "string",  # "" until the cell has run
+    "code_digest": "string",  # of the code that ran
+    "device": "string",
+    "num_threads": "string",  # of each process
+    "num_processes": "string",
+    "determinism": "string",
+    "device_hours": "float64",  # of all attempts, NaN if not known
     "top1_hard": "float64",  # test accuracy, a fraction, NaN until measured
     "top1_soft": "float64",
     "num_binary_parameters": "float64",  # NaN until measured
     "num_full_precision_parameters": "float64",
+    "weights_sha256": "string",  # of the tested network, "" until done
     "job_id": "string",  # as the launcher wrote it, "" until the cell has run
     "data_checksum": "string",  # of the data the run read, "" where not known
     "run": "string",  # where the row was read: MLflow's run id, or the run directory
@@ -35,16 +44,63 @@ SETTING = ["grid", "dataset", "model", "quantizer", "task", "init"]
 """Cells equal in these differ by seed only, or should."""
 
 
+Setting = tuple[str, str, str, str, str, int]
+"""Data set, task, init, model, quantizer, seed."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a launch declared before there were runs: the candidate, the margin of equivalence, the cells it planned."""
+
+    primary: str = "bnn++"
+    margin_points: float | None = None
+    settings: frozenset[Setting] = frozenset()
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "Declared":
+        """From `suite.recipe.grid.Grid.declared`."""
+        settings = frozenset((*map(str, own[:5]), int(seed)) for own in raw.get("settings", ()) for seed in own[5])
+        return cls(raw.get("primary", "bnn++"), raw.get("margin_points"), settings)  # type: ignore[arg-type]
+
+
+def first_declared(grid: str, launches: Sequence[Mapping[str, Any]]) -> tuple[Declared, tuple[str, ...]]:
+    """What the first launch declared, which analysis keeps to, and a doubt for each thing that a later one changed."""
+    if not launches:
+        return Declared(), ()
+    first, last = Declared.of(launches[0]), Declared.of(launches[-1])
+    doubts = []
+    if first.primary != last.primary:
+        doubts.append(
+            f"{grid}: the first launch declared the comparison of {first.primary}, the last one of {last.primary}; the "
+            "first is kept"
+        )
+    if first.margin_points != last.margin_points:
+        doubts.append(
+            f"{grid}: the first launch declared a margin of {first.margin_points or 'none'}, the last one of "
+            f"{last.margin_points or 'none'} points; the first is kept"
+        )
+    for position, kind in ((3, "model"), (4, "quantizer"), (5, "seed")):
+        then, now = ({setting[position] for setting in each.settings} for each in (first, last))
+        if now and (gone := sorted(then - now, key=natural_key)):
+            doubts.append(
+                f"{grid}: the first launch declared {kind}s that the last one no longer has ({shortened(gone)}): "
+                "dropped after results were seen, they bias what is left"
+            )
+    return first, tuple(doubts)
+
+
 @dataclass(frozen=True)
 class Results:
     """All cells of one grid or more: `frame`, one row per cell with columns SCHEMA, and what a reader must know first.
 
-    Both are lines of text: `doubts` put numbers in doubt, and --strict refuses them; `remarks` do not.
+    Both are lines of text: `doubts` put numbers in doubt, and --strict refuses them; `remarks` do not. `declared` is
+    what each grid's first launch declared.
     """
 
     frame: pd.DataFrame
     doubts: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    declared: Mapping[str, Declared] = field(default_factory=dict)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -52,18 +108,46 @@ class Results:
         return (*self.remarks, *self.doubts)
 
 
-def results(rows: Iterable[dict[str, object]], left_out: Collection[str] = ()) -> Results:
+def results(
+    rows: Iterable[dict[str, object]],
+    left_out: Collection[str] = (),
+    launches: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    more_remarks: Iterable[str] = (),
+) -> Results:
     """The rows, from the oldest run to the newest, as results; left_out names cells of earlier launches.
+
+    launches: by grid what each launch declared, oldest first.
 
     Raises:
         ValueError: the rows break the schema.
     """
     runs = validate(pd.DataFrame(list(rows), columns=list(SCHEMA)).astype(SCHEMA))
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = tuple(more_remarks)
     if left_out:
         which = shortened(sorted(left_out, key=natural_key))
-        remarks = (f"{len(left_out)} cells that the grid had before its last launch are left out ({which})",)
-    return Results(one_per_cell(runs), findings(runs), remarks)
+        remarks += (f"{len(left_out)} cells that the grid had before its last launch are left out ({which})",)
+    declared: dict[str, Declared] = {}
+    doubts: list[str] = []
+    for grid in runs["grid"].unique():
+        declared[str(grid)], changed = first_declared(str(grid), (launches or {}).get(str(grid), ()))
+        doubts += changed
+    cells = one_per_cell(runs)
+    return Results(cells, (*doubts, *_findings(runs, cells)), (*remarks, *_mixed_machines(cells)), declared)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which looks again and again at the millions of objects that are being read.
+
+    10,000 runs from MLflow take 10 s instead of 22.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def require_known(kind: str, name: str, known: Collection[str], where: str) -> None:
@@ -102,8 +186,10 @@ def one_per_cell(runs: pd.DataFrame) -> pd.DataFrame:
     """
     done_last = runs.assign(done=runs["state"] == "done").sort_values("done", kind="stable").drop(columns="done")
     cells = done_last.drop_duplicates(["grid", "cell_id"], keep="last")
-    order = [*SETTING, "seed", "cell_id"]
-    return cells.sort_values(order, key=lambda column: column.map(natural_key)).reset_index(drop=True)
+    keys = {value: natural_key(value) for column in SETTING for value in cells[column].unique()}
+    rows = zip(*(cells[column] for column in SETTING), cells["seed"], cells["cell_id"], strict=True)
+    order = sorted(range(len(cells)), key=[(*map(keys.get, row[:-2]), *row[-2:]) for row in rows].__getitem__)
+    return cells.iloc[order].reset_index(drop=True)
 
 
 def natural_key(value: object) -> tuple[tuple[int, str], ...]:
@@ -113,12 +199,15 @@ def natural_key(value: object) -> tuple[tuple[int, str], ...]:
 
 def findings(runs: pd.DataFrame) -> tuple[str, ...]:
     """Everything a reader of results from these runs must know first: one line each, none if all is well."""
-    cells = one_per_cell(runs)
+    return _findings(runs, one_per_cell(runs))
+
+
+def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
     return (
         *_duplicate_runs(runs),
         *_mixed_recipes(cells),
         *_repeated_seeds(cells),
-        *_mixed_commits(cells),
+        *_mixed_code(cells),
         *_not_done(cells),
         *_missing_seeds(cells),
         *_unmeasured(cells),
@@ -150,12 +239,34 @@ def _repeated_seeds(cells: pd.DataFrame) -> Iterator[str]:
         yield f"several cells of the same recipe and seed, so no mean is shown: {shortened(names(again))}"
 
 
-def _mixed_commits(cells: pd.DataFrame) -> Iterator[str]:
+def _mixed_code(cells: pd.DataFrame) -> Iterator[str]:
+    """By the digest of what ran: a commit that changes the README only changes no number, an edit without one may."""
     for grid, done in cells[cells["state"] == "done"].groupby("grid"):
-        counts = done["git_commit"].value_counts()
+        counts = done["code_digest"].value_counts()
         if len(counts) > 1:
-            shares = (f"{str(commit)[:12] or 'unknown'} ({count})" for commit, count in counts.items())
+            commits = {digest: done[done["code_digest"] == digest]["git_commit"].unique() for digest in counts.index}
+            shares = (
+                f"{digest or 'unknown'} ({count} cells, commit "
+                f"{shortened((c[:12] or 'unknown' for c in commits[digest]), 2)})"
+                for digest, count in counts.items()
+            )
             yield f"{grid}: done cells come from {len(counts)} versions of the code: {shortened(shares)}"
+
+
+def _mixed_machines(cells: pd.DataFrame) -> Iterator[str]:
+    """Things that change how sums round, and so the last digits of a result."""
+    kinds = {
+        "device": "kinds of device",
+        "num_threads": "numbers of threads",
+        "num_processes": "numbers of processes",
+        "determinism": "settings of determinism",
+    }
+    for grid, done in cells[cells["state"] == "done"].groupby("grid"):
+        for column, kind in kinds.items():
+            counts = done[column].value_counts()
+            if len(counts) > 1:
+                shares = (f"{value or 'unknown'} ({count} cells)" for value, count in counts.items())
+                yield f"{grid}: done cells ran with {len(counts)} {kind}: {shortened(shares)}"
 
 
 def _not_done(cells: pd.DataFrame) -> Iterator[str]:

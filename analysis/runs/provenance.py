@@ -2,35 +2,70 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.runs.backgrounds import Background, CellKey
 from analysis.runs.frame import names, natural_key, shortened, status_of
 
-MADE_WITH = ("proxbench", "numpy", "scipy", "statsmodels", "scikit-posthocs", "pandas", "matplotlib")
+CellKey = tuple[str, str]
+"""Grid and cell id."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """Of one cell.
+
+    `recipe` are the params that suite.run.mlflow_replica gives MLflow, as text: `training.epochs`. `facts` are what
+    provenance.json has, by names for people; a store has none. `reason` says why it failed, "" if it did not.
+    `times`, of a done run, are the first record's and the end's, in unix seconds.
+    """
+
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    times: tuple[float, float] | None = None
+
+
+def facts_of(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """A provenance.json's content by names for people; what it does not have is left out, and so is the host's name."""
+    code = provenance.get("code") or {}
+    changed = "changed by hand" if code.get("diff") or code.get("untracked") else "as committed"
+    found = {
+        "code": changed if code.get("commit") else "",
+        "optimizer's step": provenance.get("optimizer_step"),
+        "platform": provenance.get("platform"),
+        "Python": provenance.get("python"),
+        **(provenance.get("packages") or {}),
+    }
+    return {name: str(value) for name, value in found.items() if value not in {None, ""}}
+
+
+MADE_WITH = ("proxbench", "numpy", "scipy", "pandas", "matplotlib")
 Backgrounds = Mapping[CellKey, Background]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the runs were read, and the command that did; `is_folder` if from run directories."""
+    """Where the runs were read, and the command that reads them again; `is_folder` if from run directories."""
 
     place: str
     command: str
     is_folder: bool
 
 
-def source(grid: str | None, place: Path | str, against: str | None) -> Source:
-    """Of a folder of runs, or of a store's address; the file written to is no part of the command."""
-    is_folder = isinstance(place, Path)
-    shown = without_password(str(place))
-    where = ["--from-runs", "--root", shown] if is_folder else ["--tracking-uri", shown]
+def source(grid: str | None, place: Sequence[Path] | str, against: str | None) -> Source:
+    """Of folders of runs, or of a store's address; the file written to is no part of the command."""
+    is_folder = not isinstance(place, str)
+    shown = without_password(place) if isinstance(place, str) else ", ".join(map(str, place))
+    where = (
+        ["--tracking-uri", shown] if isinstance(place, str) else [w for root in place for w in ("--root", str(root))]
+    )
     words = ["report", *([grid] if grid else []), *where, *(["--against", against] if against else [])]
     return Source(shown, f"python -m analysis {shlex.join(words)}", is_folder)
 
@@ -48,12 +83,30 @@ def facts(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]
     jobs = sorted(set(ran["job_id"]) - {""}, key=natural_key)
     found = {
         "code, git commit": counted(ran["git_commit"]) or "no cell has run",
+        "code, digest of what ran": counted(ran["code_digest"].replace("", "not recorded")),
+        **{words: counted(ran[column].replace("", "not recorded")) for column, words in _MACHINE.items()},
         **recorded,
+        "device-hours by method": _hours(ran),
+        "tuning": "no budget is recorded: one recipe for all methods of a model, chosen beforehand",
         **checksums,
         "jobs": f"{len(jobs)}: {shortened(jobs, 10)}" if jobs else "",
         "time of the done runs": _times(frame, backgrounds),
     }
     return [(name, value) for name, value in found.items() if value]
+
+
+_MACHINE = {
+    "device": "device",
+    "num_processes": "processes",
+    "num_threads": "threads of each process",
+    "determinism": "determinism",
+}
+
+
+def _hours(ran: pd.DataFrame) -> str:
+    """`bc 0.4 (8 runs), bnn++ 0.5 (8 runs)`: hours of all attempts times processes."""
+    found = [(str(name), own["device_hours"].sum(), len(own)) for name, own in ran.groupby("quantizer", sort=True)]
+    return shortened((f"{name} {hours:.2g} ({number} runs)" for name, hours, number in found), 40)
 
 
 def keys_of(frame: pd.DataFrame) -> list[CellKey]:

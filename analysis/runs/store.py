@@ -1,18 +1,17 @@
 """MLflow store -> tidy frame. The only file of this package that knows MLflow."""
 
-import gc
+import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from analysis.runs import frame as cells
-from analysis.runs.backgrounds import Background, CellKey
 from analysis.runs.curves import Record
-from analysis.runs.frame import Results
+from analysis.runs.frame import Results, uncollected
+from analysis.runs.provenance import Background, CellKey
 from suite.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +20,22 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 REQUIRED_TAGS = ("cell_id", "dataset", "model", "quantizer", "seed", "task", "init", "state", "recipe_id")
-OPTIONAL_TAGS = ("cause", "git_commit", "job_id", "data_checksum")
+OPTIONAL_TAGS = (
+    "cause",
+    "git_commit",
+    "code_digest",
+    "device",
+    "num_threads",
+    "num_processes",
+    "weights_sha256",
+    "job_id",
+    "data_checksum",
+)
 COUNT_TAGS = ("num_binary_parameters", "num_full_precision_parameters")  # of runs that are done; not in old stores
 NAN = float("nan")
 _SQLITE = "sqlite:///"
-_DEFAULT_EXPERIMENT = "Default"  # MLflow makes it in every store
+_ROOT, _DECLARED = "proxbench.root", "proxbench.declared"  # tags that suite.run.mlflow_replica sets
+_PAGE, _PAGE_OVER_HTTP = 1000, 200
 
 
 def load(tracking_uri: str, grid: str | None = None) -> Results:
@@ -46,15 +56,19 @@ def load(tracking_uri: str, grid: str | None = None) -> Results:
     try:
         client = MlflowClient(tracking_uri)
         grids = _experiments(client, grid)
-        with _uncollected():
-            found = [_Found.of(run, grids[run.info.experiment_id]) for run in _all_runs(client, list(grids))]
+        with uncollected():
+            runs = list(_all_runs(client, list(grids), _page_size(tracking_uri)))
+        foreign = [str(run.info.run_name) for run in runs if "cell_id" not in run.data.tags]
+        found = [_Found.of(run, grids[run.info.experiment_id]) for run in runs if "cell_id" in run.data.tags]
+        launches = _declared(client, grids)
     except (MlflowException, SQLAlchemyError) as error:
         raise UserError(f"cannot read {tracking_uri}: {str(error).splitlines()[0]}") from error
     if not found:
         raise UserError(f"{grid or tracking_uri}: no cells in the store; `python -m launch sync` writes them there")
     current, superseded = _split(found)
     try:
-        return cells.results((run.row for run in current), left_out=[run.name for run in superseded])
+        remarks = [f"{len(foreign)} runs of others are left out ({cells.shortened(foreign)})"] if foreign else []
+        return cells.results((run.row for run in current), [run.name for run in superseded], launches, remarks)
     except ValueError as error:
         raise UserError(f"{tracking_uri}: {error}") from error
 
@@ -69,22 +83,38 @@ def _require_sqlite_file(tracking_uri: str) -> None:
 
 def _experiments(client: "MlflowClient", grid: str | None) -> dict[str, str]:
     """Experiment id -> grid name: of the one asked for, or of all."""
-    found = _pages(client.search_experiments)
-    grids = {item.experiment_id: item.name for item in found if item.name != _DEFAULT_EXPERIMENT}
+    ours = [item for item in _pages(client.search_experiments) if _ROOT in item.tags]
+    # Another root's grid of the same name has its root's id in parentheses: it is the same grid.
+    grids = {item.experiment_id: item.name.removesuffix(f" ({item.tags[_ROOT][:6]})") for item in ours}
     if grid is None:
         return grids
-    cells.require_known("grid", grid, grids.values(), "the store")
+    cells.require_known("grid", grid, set(grids.values()), "the store")
     return {experiment_id: name for experiment_id, name in grids.items() if name == grid}
 
 
-def _all_runs(client: "MlflowClient", experiment_ids: list[str]) -> Iterator["Run"]:
+def _declared(client: "MlflowClient", grids: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """By grid what its first and its last launch declared."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for experiment_id, grid in grids.items():
+        text = client.get_experiment(experiment_id).tags.get(_DECLARED, "")
+        found.setdefault(grid, []).extend(json.loads(text) if text else [])
+    return found
+
+
+def _page_size(tracking_uri: str) -> int:
+    """Runs of one answer: a server must answer before the client's patience ends."""
+    return _PAGE_OVER_HTTP if tracking_uri.startswith(("http://", "https://")) else _PAGE
+
+
+def _all_runs(client: "MlflowClient", experiment_ids: list[str], page_size: int) -> Iterator["Run"]:
     """Every active run, oldest first."""
     if experiment_ids:
-        yield from _pages(client.search_runs, experiment_ids=experiment_ids, order_by=["attributes.start_time ASC"])
+        order = ["attributes.start_time ASC"]
+        yield from _pages(client.search_runs, experiment_ids=experiment_ids, order_by=order, max_results=page_size)
 
 
 def _pages(search: Any, **query: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow's client is untyped here
-    """All items of all pages: a single call stops at 1,000 silently."""
+    """All items of all pages: a single call stops after a page silently."""
     token = None
     while True:
         page = search(**query, page_token=token)
@@ -92,21 +122,6 @@ def _pages(search: Any, **query: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow
         token = page.token
         if not token:
             return
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector: it looks again and again at the millions of objects that MLflow makes.
-
-    10,000 runs take 10 s instead of 22.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +162,8 @@ def _row(run: "Run", grid: str) -> dict[str, object]:
         "top1_hard": measured.get("test/top1_hard", NAN),
         "top1_soft": measured.get("test/top1_soft", NAN),
         **{tag: _number(run, grid, tag) if tags.get(tag) else NAN for tag in COUNT_TAGS},
+        "determinism": tags.get("execution.determinism", ""),
+        "device_hours": float(tags.get("device_hours") or NAN),
         "run": run.info.run_id,
     }
 
@@ -196,10 +213,10 @@ def backgrounds(tracking_uri: str, frame: "pd.DataFrame") -> dict[CellKey, Backg
     try:
         client = MlflowClient(tracking_uri)
         experiments = [number for number, name in _experiments(client, None).items() if name in grids]
-        with _uncollected():
+        with uncollected():
             return {
                 cells_of[run.info.run_id]: _background(run)
-                for run in _all_runs(client, experiments)
+                for run in _all_runs(client, experiments, _page_size(tracking_uri))
                 if run.info.run_id in cells_of
             }
     except (MlflowException, SQLAlchemyError) as error:

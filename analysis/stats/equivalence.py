@@ -7,16 +7,22 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.stats.paired import ALPHA, finite
+from analysis.stats.stratified import ALPHA, finite
 
 
 class Verdict(str, Enum):
-    """What runs say about a published number."""
+    """What runs say about a published number.
+
+    `equivalence` finds the first four. The last two are for a number that was not tested: its protocol is another one,
+    or the grid declares no margin.
+    """
 
     reproduced = "reproduced"
     differs = "differs"
     inconclusive = "inconclusive"
     untestable = "untestable"
+    not_comparable = "not comparable"
+    no_margin = "no margin declared"
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Ours minus published, its 1 - 2 ALPHA interval, p of equivalence and of difference, and what follows from them.
+    """Ours minus published, its interval at level `confidence`, p of equivalence and of difference, and the verdict.
 
     `low`, `high` and both p are None where `verdict` is untestable.
     """
@@ -43,44 +49,48 @@ class Equivalence:
     margin: float
     low: float | None
     high: float | None
+    confidence: float
     p_equivalent: float | None
     p_different: float | None
     verdict: Verdict
 
 
-def equivalence(values: npt.ArrayLike, published: Published, margin: float) -> Equivalence:
+def equivalence(values: npt.ArrayLike, published: Published, margin: float, alpha: float = ALPHA) -> Equivalence:
     """Two one-sided t tests (Schuirmann 1987) of n runs against a published number, margin in the same unit.
 
     With d = mean(values) - published.mean and its standard error s / sqrt(n), n - 1 degrees of freedom, or Welch's
     where the published number has runs of its own:
 
-    - reproduced: the 1 - 2 ALPHA interval of d lies within (-margin, margin): p_equivalent, the larger of the two
-      one-sided tests' p, is <= ALPHA. At most that often a method as far off as the margin is said to be reproduced.
-    - differs: the 1 - ALPHA interval of d lies wholly outside: p_different, of |d| <= margin, is <= ALPHA.
+    - reproduced: the 1 - 2 alpha interval of d lies within (-margin, margin): p_equivalent, the larger of the two
+      one-sided tests' p, is <= alpha. At most that often a method as far off as the margin is said to be reproduced.
+    - differs: the 1 - alpha interval of d lies wholly outside: p_different, of |d| <= margin, is <= alpha.
     - inconclusive: neither, because the runs are too few for this margin, or the number is close to its edge.
     - untestable: one run, or runs all equal, which have no spread to judge by.
 
-    Not finding a difference is never a reproduction: few runs are inconclusive.
+    Not finding a difference is never a reproduction: few runs are inconclusive. For m numbers tested at once,
+    alpha = ALPHA / m bounds the probability of any false verdict (Bonferroni); the p are not adjusted.
 
     Raises:
-        ValueError: no values, one that is not finite, a margin that is not positive, an sd without its n.
+        ValueError: no values, one that is not finite, a margin that is not positive, an sd without its n, an alpha
+            that is not between 0 and 1/2.
     """
     ours = finite(values)
-    _check(published, margin)
+    _check(published, margin, alpha)
+    confidence = 1 - 2 * alpha
     n, difference = len(ours), float(ours.mean() - published.mean)
     error = _standard_error(ours, published)
     if error is None:
-        return Equivalence(n, difference, margin, None, None, None, None, Verdict.untestable)
+        return Equivalence(n, difference, margin, None, None, confidence, None, None, Verdict.untestable)
     scale, df = error
     from_low, from_high = (difference + margin) / scale, (difference - margin) / scale  # t of d = -margin, d = margin
     p_equivalent = float(max(stats.t.sf(from_low, df), stats.t.cdf(from_high, df)))
     p_different = float(min(1, 2 * stats.t.cdf(from_low, df), 2 * stats.t.sf(from_high, df)))
-    low, high = stats.t.interval(1 - 2 * ALPHA, df, loc=difference, scale=scale)
-    if p_equivalent <= ALPHA:
+    low, high = stats.t.interval(confidence, df, loc=difference, scale=scale)
+    if p_equivalent <= alpha:
         verdict = Verdict.reproduced
     else:
-        verdict = Verdict.differs if p_different <= ALPHA else Verdict.inconclusive
-    return Equivalence(n, difference, margin, float(low), float(high), p_equivalent, p_different, verdict)
+        verdict = Verdict.differs if p_different <= alpha else Verdict.inconclusive
+    return Equivalence(n, difference, margin, float(low), float(high), confidence, p_equivalent, p_different, verdict)
 
 
 def _standard_error(ours: npt.NDArray[np.float64], published: Published) -> tuple[float, float] | None:
@@ -99,7 +109,9 @@ def _standard_error(ours: npt.NDArray[np.float64], published: Published) -> tupl
     return float(np.sqrt(own + other)), float(df)
 
 
-def _check(published: Published, margin: float) -> None:
+def _check(published: Published, margin: float, alpha: float) -> None:
+    if not 0 < alpha < 0.5:  # noqa: PLR2004 - an interval of level 1 - 2 alpha
+        raise ValueError(f"alpha {alpha:g}; expected a level between 0 and 0.5")
     if not (np.isfinite(margin) and margin > 0):
         raise ValueError(f"margin {margin:g}; expected a positive number, declared beforehand")
     finite([published.mean])

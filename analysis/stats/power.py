@@ -1,29 +1,31 @@
-"""What n seeds can detect, and how many seeds a wanted difference takes. Pure functions.
+"""What seeds and models can detect, before a GPU-hour is spent: power of the stratified sign-flip test. Pure functions.
 
-Of differences between two methods that share their seeds, taken as normal. `family_size` comparisons are tested at
-ALPHA / family_size each, Holm's first and hardest step. `sign_flip_...` are of the sign-flip test, whose p the tables
-show: few pairs can only just reject, and less often than Student's. `power`, `detectable_difference` and `pairs_needed`
-are of Student's paired test, two-sided; statsmodels does the work.
+A design is M models with N seeds each, tested in a family of `size` comparisons at Holm's first and hardest step,
+ALPHA / size. Differences are taken as normal with one standard deviation and the same mean on every model; models whose
+effects differ cost little, for the statistic takes the noise within models. Only a spread enters, never a difference
+that was seen: a plan made from spreads leaves the error rate of the later test as it is (an internal pilot).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import stats
 
-from analysis.stats.paired import ALPHA, Array, finite, is_underpowered
+from analysis.stats.families import is_rejected
+from analysis.stats.stratified import ALPHA, RIDGE, Array, finite, smallest_p
 
 POWER = 0.8
 SD_CONFIDENCE = 0.8
 """One-sided level of the upper bound on a standard deviation (Browne 1995): a plan made with the sd of three runs falls
 short of its power more often than not, one made with this bound one time in five."""
-SIMULATIONS = 4000
-"""Samples that the sign-flip test's power is simulated with: its standard error is 0.6 points at a power of 80 %."""
-MAX_SIMULATED = 16
-"""Pairs up to which it is; beyond, Student's power is taken: 2 points too high for 40 comparisons, less for fewer."""
+SIMULATIONS = 1000
+"""Samples that the power is simulated with: its standard error is 1.3 points at a power of 80 %."""
+_MAX_PATTERNS = 4096
+"""Sign patterns of a simulated test; in a family of five its level has a standard error of 0.2 points."""
+MAX_SEEDS = 200
 
 
 @dataclass(frozen=True)
@@ -57,106 +59,120 @@ def spread(groups: Iterable[npt.ArrayLike], sharing: int = 1) -> Spread:
     return Spread(sd, df, float(sd * np.sqrt(df / stats.chi2.isf(SD_CONFIDENCE, df))))
 
 
-def power(num_pairs: int, difference: float, sd: float, family_size: int = 1) -> float:
-    """Chance that num_pairs pairs give p <= ALPHA / family_size with the true difference's sign.
+def power(num_models: int, num_seeds: int, difference: float, sd: float, size: int = 1) -> float:
+    """Chance that the test of num_models x num_seeds pairs gives p <= ALPHA / size.
 
     difference and sd (of the paired differences, ddof 1) are in the same unit; the difference's sign does not matter.
 
     Raises:
-        ValueError: num_pairs < 2, sd not positive, family_size < 1, or a value that is not finite.
+        ValueError: num_seeds < 1, sd not positive, size < 1, or a value that is not finite.
     """
-    from statsmodels.stats.power import TTestPower
-
-    _check(num_pairs, difference, sd, family_size)
-    # The mirror image on purpose: statsmodels' upper tail, and so its two-sided power, is NaN for some large effects.
-    effect = -abs(difference) / sd
-    return float(TTestPower().power(effect, num_pairs, ALPHA / family_size / 2, alternative="smaller"))
-
-
-def detectable_difference(num_pairs: int, sd: float, family_size: int = 1, wanted_power: float = POWER) -> float:
-    """The difference, in sd's unit, that num_pairs pairs find with wanted_power. Errors: as power."""
-    _check(num_pairs, 0.0, sd, family_size)
-    high = 1.0
-    while power(num_pairs, high, 1.0, family_size) < wanted_power:
-        high *= 2
-    # Not statsmodels' solve_power: from three pairs in a family of forty it answers 5.5 where 20.7 is right.
-    effect = optimize.brentq(lambda d: power(num_pairs, d, 1.0, family_size) - wanted_power, 0.0, high)
-    return float(effect * sd)
+    _check(num_models, num_seeds, difference, sd, size)
+    if not is_rejected(size * smallest_p(num_models * num_seeds)):
+        return 0.0
+    effects = np.full(SIMULATIONS, abs(difference) / sd)
+    return float(_samples(num_models, num_seeds).rejects(effects, size).mean())
 
 
-def pairs_needed(difference: float, sd: float, family_size: int = 1, wanted_power: float = POWER) -> int:
-    """The fewest pairs that find a difference with wanted_power.
+def detectable(num_models: int, num_seeds: int, sd: float, size: int = 1, wanted_power: float = POWER) -> float | None:
+    """The difference, in sd's unit, that is found with wanted_power; None where none can be. Errors: as power."""
+    _check(num_models, num_seeds, 0.0, sd, size)
+    if not is_rejected(size * smallest_p(num_models * num_seeds)):
+        return None
+    return float(np.quantile(_rejected_from(num_models, num_seeds, size), wanted_power) * sd)
+
+
+def seeds_for(num_models: int, difference: float, sd: float, size: int = 1, wanted_power: float = POWER) -> int | None:
+    """Fewest seeds on each model that find a difference with wanted_power; None above MAX_SEEDS.
 
     Raises:
-        ValueError: a difference of 0, which no number of pairs finds; or as power.
+        ValueError: a difference of 0, which no number of seeds finds; or as power.
     """
-    _check(2, difference, sd, family_size)
+    _check(num_models, 1, difference, sd, size)
     if difference == 0:
-        raise ValueError("no number of pairs detects a difference of 0")
-    return _fewest(2, lambda n: power(n, difference, sd, family_size) >= wanted_power)
+        raise ValueError("no number of seeds detects a difference of 0")
 
+    def enough(num_seeds: int) -> bool:
+        return power(num_models, num_seeds, difference, sd, size) >= wanted_power
 
-def sign_flip_power(num_pairs: int, difference: float, sd: float, family_size: int = 1) -> float:
-    """Chance that the sign-flip test of num_pairs pairs gives p <= ALPHA / family_size. Arguments, errors: as power."""
-    _check(num_pairs, difference, sd, family_size)
-    if num_pairs > MAX_SIMULATED:
-        return power(num_pairs, difference, sd, family_size)
-    return float((_rejected_from(num_pairs, family_size) < abs(difference) / sd).mean())
-
-
-def sign_flip_detectable(num_pairs: int, sd: float, family_size: int = 1, wanted_power: float = POWER) -> float | None:
-    """The difference that it finds with wanted_power; None where it can find none. Errors: as power."""
-    _check(num_pairs, 0.0, sd, family_size)
-    if is_underpowered(num_pairs, family_size):
-        return None
-    if num_pairs > MAX_SIMULATED:
-        return detectable_difference(num_pairs, sd, family_size, wanted_power)
-    return float(np.quantile(_rejected_from(num_pairs, family_size), wanted_power) * sd)
-
-
-def sign_flip_pairs(difference: float, sd: float, family_size: int = 1, wanted_power: float = POWER) -> int:
-    """The fewest pairs with which it finds a difference with wanted_power. Errors: as pairs_needed."""
-    least = pairs_needed(difference, sd, family_size, wanted_power)  # Student's test takes no more
-    return _fewest(least, lambda n: sign_flip_power(n, difference, sd, family_size) >= wanted_power)
-
-
-@lru_cache(maxsize=64)
-def _rejected_from(num_pairs: int, family_size: int) -> Array:
-    """The true difference, in sd, from which on each of SIMULATIONS samples of num_pairs differences is rejected.
-
-    Differences d + z_i reject if at most c of their 2^n sign patterns, c = ALPHA 2^n / (2 family_size), have a sum as
-    large as the observed; by symmetry as many are as small. To flip the subset S lowers the sum by 2 sum_S (d + z_i):
-    it stays as large where d <= -mean of z over S. So d must exceed the c-th largest of these 2^n - 1 numbers.
-    """
-    num_patterns = int(ALPHA / family_size * 2 ** (num_pairs - 1) * (1 + 1e-12))
-    if num_patterns == 0:
-        return np.full(SIMULATIONS, np.inf)
-    z_SN = np.random.default_rng(0).standard_normal((SIMULATIONS, num_pairs), dtype=np.float32)
-    subsets_PN = (np.arange(1, 2**num_pairs)[:, None] >> np.arange(num_pairs) & 1).astype(np.float32)
-    subsets_PN /= subsets_PN.sum(axis=1, keepdims=True)
-    parts = np.array_split(z_SN, max(1, SIMULATIONS * 2**num_pairs // 2**24))
-    found = [np.partition(-part @ subsets_PN.T, -num_patterns, axis=1)[:, -num_patterns] for part in parts]
-    return np.concatenate(found).astype(np.float64)
-
-
-def _fewest(least: int, enough: Callable[[int], bool]) -> int:
-    """The smallest number from `least` on that is enough, found by doubling and halving."""
-    if enough(least):
-        return least
-    low, high = least, 2 * least  # low is too few
+    low, high = 0, 1  # low is too few
     while not enough(high):
-        low, high = high, 2 * high
+        if high == MAX_SEEDS:
+            return None
+        low, high = high, min(2 * high, MAX_SEEDS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def _check(num_pairs: int, difference: float, sd: float, family_size: int) -> None:
+@lru_cache(maxsize=256)
+def _rejected_from(num_models: int, num_seeds: int, size: int) -> Array:
+    """The true difference, in sd, from which on each of SIMULATIONS samples is rejected, within 0.2 %. [S]"""
+    samples = _samples(num_models, num_seeds)
+    low, high = np.full(SIMULATIONS, 0.02), np.full(SIMULATIONS, 50.0)
+    for _ in range(12):
+        middle = np.sqrt(low * high)
+        rejects = samples.rejects(middle, size)
+        low, high = np.where(rejects, low, middle), np.where(rejects, middle, high)
+    return high
+
+
+@lru_cache(maxsize=4)
+def _samples(num_models: int, num_seeds: int) -> "_Samples":
+    return _Samples(num_models, num_seeds, np.random.default_rng(0))
+
+
+class _Samples:
+    """Simulated differences z of a design, and of each sign pattern the sums that t of z + d follows from.
+
+    A shift d of all differences moves a pattern's means by its mean signs, so the sums are made once for all d: as in
+    `stratified.SignFlip`, for many samples at a time. S samples, P patterns.
+    """
+
+    def __init__(self, num_models: int, num_seeds: int, rng: np.random.Generator) -> None:
+        signs_PMN = _patterns(num_models * num_seeds, rng).reshape(-1, num_models, num_seeds)
+        z_SMN = rng.standard_normal((SIMULATIONS, num_models, num_seeds))
+        self.v = 1 / (num_models**2 * (num_seeds - 1)) if num_seeds > 1 else 0.0
+        self.w = 1 / (num_models**2 * num_seeds)
+        self.sums_S, self.squares_S = z_SMN.sum(axis=(1, 2)), (z_SMN**2).sum(axis=(1, 2))
+        self.num_models, self.num_seeds = num_models, num_seeds
+        b_PM = signs_PMN.mean(axis=2)
+        self.b, self.bb = b_PM.mean(axis=1), self.v * (b_PM**2).sum(axis=1)
+        self.a = np.zeros((SIMULATIONS, len(signs_PMN)))
+        self.aa, self.ab = np.zeros_like(self.a), np.zeros_like(self.a)
+        for m in range(num_models):
+            own = z_SMN[:, m] @ signs_PMN[:, m].T / num_seeds
+            self.a += own / num_models
+            self.aa += self.v * own * own
+            self.ab += self.v * own * b_PM[:, m]
+
+    def rejects(self, difference_S: Array, size: int) -> npt.NDArray[np.bool_]:
+        """Whether p <= ALPHA / size for each sample shifted by its difference. [S]"""
+        d = difference_S[:, None]
+        total = self.squares_S + 2 * difference_S * self.sums_S
+        total = (total + self.num_models * self.num_seeds * difference_S**2)[:, None] / self.num_seeds
+        bottom = (self.v + RIDGE * self.w) * total - (self.aa + 2 * d * self.ab + d * d * self.bb)
+        t = (self.a + d * self.b) ** 2 / bottom
+        as_large = (t >= t[:, :1] * (1 - 1e-9)).sum(axis=1)
+        return np.asarray(as_large <= ALPHA / size * t.shape[1] * (1 + 1e-9))
+
+
+def _patterns(n: int, rng: np.random.Generator) -> Array:
+    """Sign patterns, the data's own first: one of each two opposite ones if there are few, else drawn. [P, n]"""
+    if 2 ** (n - 1) > _MAX_PATTERNS:
+        signs: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(_MAX_PATTERNS, n)).astype(np.float64)
+        signs[0] = 1.0
+        return signs
+    bits = (np.arange(2 ** (n - 1))[:, None] >> np.arange(n - 1)) & 1
+    return np.asarray(np.hstack([np.ones((len(bits), 1)), 1.0 - 2.0 * bits]))
+
+
+def _check(num_models: int, num_seeds: int, difference: float, sd: float, size: int) -> None:
     finite([difference, sd])
-    if num_pairs < 2:  # noqa: PLR2004 - one pair has no spread
-        raise ValueError(f"{num_pairs} pairs; a paired t test takes two or more")
+    if num_models < 1 or num_seeds < 1:
+        raise ValueError(f"{num_models} models x {num_seeds} seeds; expected one of each at least")
     if sd <= 0:
         raise ValueError(f"sd {sd:g}; expected a positive spread")
-    if family_size < 1:
-        raise ValueError(f"family of {family_size}; expected one or more comparisons")
+    if size < 1:
+        raise ValueError(f"family of {size}; expected one or more comparisons")

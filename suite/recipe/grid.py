@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from functools import cached_property
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
@@ -101,12 +102,45 @@ class Block(Frozen):
         return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
 
 
+class Analysis(Frozen):
+    """The question that the grid asks, declared before its runs exist. No part of any cell."""
+
+    primary: QuantizerName = Field("bnn++", description="the quantizer that each other binary one is compared with")
+    margin_points: float | None = Field(
+        None,
+        gt=0,
+        lt=100,
+        description="largest difference in test accuracy, in percentage points, that counts as none: the margin of "
+        "equivalence, between methods and to published numbers; without it, equivalence is not tested",
+    )
+
+
 class Grid(Frozen):
     """Named set of cells; every field is data, so a grid file is all there is to share."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     blocks: tuple[Block, ...]
+    analysis: Analysis = Analysis()
+
+    @model_validator(mode="after")
+    def _primary_is_run(self) -> "Grid":
+        names = {name for block in self.blocks for name in block.quantizers}
+        if "primary" in self.analysis.model_fields_set and self.analysis.primary not in names:
+            have = ", ".join(sorted(names))
+            raise SettingError("analysis.primary", f"{self.analysis.primary!r} is no quantizer of this grid ({have})")
+        return self
+
+    def declared(self) -> dict[str, Any]:
+        """What analysis holds the results to, as JSON: primary, margin_points, settings.
+
+        A setting is [dataset, task, init, model, quantizer, [seeds]].
+        """
+        seeds: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for cell in self._cells:
+            seeds[cell.dataset, cell.task, cell.init, cell.model, cell.quantizer].append(cell.seed)
+        settings = [[*setting, sorted(own)] for setting, own in seeds.items()]
+        return {**self.analysis.model_dump(), "settings": settings}
 
     def executions(self) -> dict[str, Execution]:
         """Execution of each cell, by id: from its block, or the last one if several blocks contain it."""

@@ -4,7 +4,8 @@
     load_grid("my.yaml", ["training.epochs=2"])      a file, with overrides
     python -m suite.recipe.grid_file                 rewrites grids/grid.schema.json, for editors
 
-A file holds name, description, one block's keys and, optionally, `blocks`: a list of partial blocks, each laid over
+A file holds name, description, analysis, one block's keys and, optionally, `blocks`: a list of partial blocks, each
+laid over
 those keys. Without `blocks` the file is the one block. `null` unsets an optional key that a block is laid over.
 """
 
@@ -23,7 +24,7 @@ from suite.recipe.grid import Block, Grid
 from suite.recipe.yaml_lines import read, read_value
 
 SCHEMA = BUNDLED / "grid.schema.json"
-_KEYS_OF_A_FILE = ("name", "description", "blocks")
+_KEYS_OF_A_FILE = ("name", "description", "analysis", "blocks")
 """Beside a block's."""
 
 
@@ -42,7 +43,7 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     settings = dict(_parse_override(text) for text in overrides or [])
     faults = Faults(path, lines, set(settings), _KEYS_OF_A_FILE)
     partial_blocks = raw.pop("blocks", [{}])
-    head = {key: raw.pop(key) for key in ("name", "description") if key in raw}
+    head = {key: raw.pop(key) for key in _KEYS_OF_A_FILE[:-1] if key in raw}
     if not (isinstance(partial_blocks, list) and partial_blocks):
         raise GridError(f"{faults.place(('blocks',))}: blocks: needs a list of one or more blocks")
     blocks = []
@@ -143,7 +144,8 @@ def schema() -> dict[str, Any]:
     definitions = block.pop("$defs")
     partial = {**block, "required": [], "title": "blocks"}
     optional = {name: {**body, "required": []} for name, body in definitions.items() if name != "Sharpness"}
-    head = {name: Grid.model_json_schema()["properties"][name] for name in ("name", "description")}
+    grid = Grid.model_json_schema()
+    head = {name: grid["properties"][name] for name in _KEYS_OF_A_FILE[:-1]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "proxbench grid",
@@ -153,7 +155,7 @@ def schema() -> dict[str, Any]:
         "required": ["name"],
         "properties": {**head, **block["properties"], "blocks": {"type": "array", "items": partial}},
         "patternProperties": {"^x-": {"description": "ignored: a place for anchors"}},
-        "$defs": {**definitions, **optional},
+        "$defs": {**definitions, **optional, "Analysis": grid["$defs"]["Analysis"]},
     }
 
 

@@ -49,23 +49,28 @@ class Attempt:
         self.path = folder / f"{number:04d}"
         self.provenance_path, self._end_path = self.path / "provenance.json", self.path / "end.json"
         self._facts_path = self.path / "attempt.yaml"
+        self._read: tuple[tuple[int, int, int], dict[str, Any]] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Content of attempt.yaml; empty until it is written.
+        """Content of attempt.yaml; empty until it is written. Parsed again only if the file has been replaced.
 
         Raises:
             DamagedFileError: it holds something else.
         """
         try:
-            facts = yaml.load(self._facts_path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            status = self._facts_path.stat()
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._read is None or self._read[0] != version:
+                facts = yaml.load(self._facts_path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+                if not isinstance(facts, dict):
+                    raise DamagedFileError(self._facts_path, f"a {type(facts).__name__}")
+                self._read = (version, facts)
         except FileNotFoundError:
             return {}
         except yaml.YAMLError as error:
             raise DamagedFileError(self._facts_path, str(error).splitlines()[0]) from error
-        if not isinstance(facts, dict):
-            raise DamagedFileError(self._facts_path, f"a {type(facts).__name__}")
-        return facts
+        return dict(self._read[1])
 
     @cached_property
     def token(self) -> str:
@@ -106,6 +111,17 @@ class Attempt:
 
         return beats(self.path).get(0)
 
+    def device_hours(self) -> float | None:
+        """Hours that it held its devices (processes), from claim to end or last heartbeat; None if not known."""
+        num_processes, end = self.provenance().get("num_processes"), self.end() or {}
+        made, last = end.get("made", None) or self.facts.get("made"), end.get("time")
+        if last is None:
+            beat = self.beat()
+            last = None if beat is None else beat.time
+        if not num_processes or made is None or last is None:
+            return None
+        return float(num_processes * max(0.0, last - made) / 3600)
+
     def end(self) -> dict[str, Any] | None:
         """How it ended: state, cause, reason, failures, failed_at, time; None until that is recorded."""
         return read_json(self._end_path) or None
@@ -126,7 +142,8 @@ class Attempt:
 
     def write_end(self, **changes: Any) -> None:  # noqa: ANN401  (anything JSON holds)
         """`finish` of a folder made by `enrol`, beside which later ones live."""
-        write_json(self._end_path, {**(self.end() or {}), **changes, "time": time.time()})
+        facts = {name: self.facts[name] for name in ("made", "job_id") if name in self.facts}
+        write_json(self._end_path, {**facts, **(self.end() or {}), **changes, "time": time.time()})
 
     def require_newest(self) -> None:
         """SupersededError if a later attempt has begun. Call it before writing anything."""

@@ -12,9 +12,11 @@
 A run's state is derived from these files; it is stored nowhere else.
 """
 
+import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -160,9 +162,28 @@ class RunDir:
         """The final numbers; None until the run is done."""
         return read_json(self.result_path) or None
 
+    def device_hours(self, attempts: Iterable[Attempt] | None = None) -> float | None:
+        """Hours that all attempts held their devices (processes), from claim to end or last heartbeat."""
+        attempts = self.all_attempts() if attempts is None else attempts
+        hours = [attempt.device_hours() for attempt in attempts]
+        known = [value for value in hours if value is not None]
+        return sum(known) if known else None
+
     def provenance(self) -> dict[str, Any]:
         """Provenance of the numbers, from the newest attempt that trained; empty before the first."""
         return next(filter(None, (attempt.provenance() for attempt in reversed(self.all_attempts()))), {})
+
+
+def declared_at(grid_dir: Path) -> list[dict[str, Any]]:
+    """What each launch declared to analysis, oldest first, without repetitions: see suite.recipe.grid.Grid.declared."""
+    path = grid_dir / "launches.jsonl"
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):  # torn by a killed launcher
+            declared = json.loads(line).get("declared") or {}
+            if declared and (not found or declared != found[-1]):
+                found.append(declared)
+    return found
 
 
 def root_id(root: Path) -> str:
@@ -216,6 +237,7 @@ def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
     plan = {
         each.cell.id: {
             "cell": each.cell.model_dump(mode="json"),
+            "recipe_id": each.cell.recipe_id,
             "execution": each.execution.model_dump(mode="json"),
             "shape": each.shape,
             "is_first": each.is_first,
@@ -240,9 +262,22 @@ def read_plan(grid_dir: Path) -> dict[str, Planned]:
     }
 
 
+def planned_rows(grid_dir: Path) -> dict[str, dict[str, Any]]:
+    """Of the cells of `planned_cells` their keys as written, and recipe_id: not validated again, for 10,000 of them."""
+    return {
+        cell_id: {**each["cell"], "recipe_id": each["recipe_id"]}
+        for cell_id, each in read_json(grid_dir / "plan.json").items()
+        if not each["is_former"]
+    }
+
+
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:
     """The cells of the last launch by id, in order, without former ones; empty before the first."""
-    return {cell_id: each.cell for cell_id, each in read_plan(grid_dir).items() if not each.is_former}
+    return {
+        cell_id: Cell.model_validate(each["cell"], context=RECORDED)
+        for cell_id, each in read_json(grid_dir / "plan.json").items()
+        if not each["is_former"]
+    }
 
 
 def planned_ids(grid_dir: Path) -> list[str]:

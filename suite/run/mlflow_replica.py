@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from suite.recipe.cell import Cell
 from suite.run import journal
-from suite.run.directory import RunDir, State, planned_ids, root_id, run_dirs
+from suite.run.directory import RunDir, State, declared_at, planned_ids, root_id, run_dirs
 from suite.run.locks import locked
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
 """Tags: the run's ROOT; its token; its files' state at the last sync; set on runs that sync itself deleted."""
+DECLARED = "proxbench.declared"
+"""Tag of an experiment: what each launch declared (see `suite.run.directory.declared_at`), as JSON."""
 _SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
+_MAX_TAG = 5000  # characters of an experiment's tag
 _MAX_PER_BATCH = 1000  # MLflow's own limit on metrics in a batch
 _PATIENCE_SECONDS = 120.0
 
@@ -69,6 +72,9 @@ def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
         root = root_id(grid_dir.parent)
         experiment = _experiment(client, grid_dir, root)
         replica = _Replica(client, experiment.experiment_id, root)
+        text = _declared(grid_dir)
+        if text and experiment.tags.get(DECLARED) != text:
+            client.set_experiment_tag(experiment.experiment_id, DECLARED, text)
         current = set(planned_ids(grid_dir))
         num_changed = sum(replica.update(run, is_current=run.path.name in current) for run in run_dirs(grid_dir))
         return num_changed + replica.retire(), experiment.experiment_id
@@ -130,6 +136,16 @@ def _note(grid_dir: Path) -> str:
         f"`{grid_dir / 'report.html'}`.\n\n"
         "One run is one cell: (model, quantizer, seed). `test/top1_hard` is measured on truly binary weights."
     )
+
+
+def _declared(grid_dir: Path) -> str:
+    """What the first and the last launch declared; without the settings where a tag cannot hold them."""
+    found = declared_at(grid_dir)
+    ends = found[:1] + found[1:][-1:]
+    text = json.dumps(ends) if ends else ""
+    if len(text) > _MAX_TAG:
+        text = json.dumps([{**declared, "settings": []} for declared in ends])
+    return text
 
 
 class _Replica:
@@ -297,7 +313,12 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "job_id": state.job_id,
         "git_commit": code.get("commit") or "",
         "data_checksum": provenance.get("data_checksum") or "",
+        "code_digest": code.get("digest") or "",
         "device": provenance.get("device") or "",
+        "num_threads": str(provenance.get("num_threads") or ""),
+        "num_processes": str(provenance.get("num_processes") or ""),
+        "device_hours": str(run.device_hours() or ""),
+        "weights_sha256": result.get("weights_sha256", ""),
         # The names that MLflow's own columns use.
         "mlflow.source.name": str(run.path),
         "mlflow.source.type": "JOB" if state.job_id else "LOCAL",

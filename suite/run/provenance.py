@@ -1,11 +1,13 @@
 """The provenance of a run's numbers: code, versions, hardware, data."""
 
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ if TYPE_CHECKING:  # it imports torch, which a launcher that only copies the cod
 
 SNAPSHOT = "snapshot.json"
 """File beside a copy of the packages that holds the original's code_version."""
+RUN_BY = ("quantizers", "models", "suite")
+"""Packages whose code a run's numbers depend on."""
+SOURCES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
@@ -25,7 +30,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     layout = trainer.layout
     return {
         "command": sys.argv,
-        "code": code_version(),
+        "code": {**code_version(), "digest": code_digest()},
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "host": platform.node(),
@@ -41,6 +46,22 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "data_checksum": trainer.data_checksum,
         "weights_checksum": trainer.weights_checksum,
     }
+
+
+@cache
+def code_digest() -> str:
+    """16 hex digits: SHA-256 over the sources that a run's numbers depend on, as this process imports them.
+
+    Two runs with one digest ran the same quantizers, models and suite, whatever their commits; a copy that the launcher
+    made has its original's digest.
+    """
+    digest, folder = hashlib.sha256(), Path(__file__).parents[2]
+    for package in RUN_BY:
+        for path in sorted((folder / package).rglob("*")):
+            if path.suffix in SOURCES and "__pycache__" not in path.parts:
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def code_version() -> dict[str, str | None]:

@@ -1,10 +1,11 @@
 """Frames of cells for the analysis tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from analysis.runs.frame import SCHEMA
+from analysis.runs.frame import SCHEMA, Declared, Results, results
 
 NAN = float("nan")
 
@@ -26,6 +27,12 @@ def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: objec
             "git_commit": "c0ffee" if state == "done" else "",
             "num_binary_parameters": (0 if quantizer == "fp" else 8000) if state == "done" else NAN,
             "num_full_precision_parameters": (9000 if quantizer == "fp" else 1000) if state == "done" else NAN,
+            "code_digest": "c0de" if state == "done" else "",
+            "device": "cpu",
+            "num_threads": "1",
+            "num_processes": "1",
+            "determinism": "strict",
+            "device_hours": 0.1 if state == "done" else NAN,
             "job_id": "",
             "data_checksum": "",
             "run": "",
@@ -37,10 +44,25 @@ def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: objec
             "top1_soft": hard + 0.004 if quantizer == "bnn++" else hard,
         }
         row["cell_id"] = "/".join(
-            str(row[key]) for key in ("dataset", "model", "quantizer", "recipe_id", "init", "seed")
+            str(row[key]) for key in ("dataset", "model", "quantizer", "recipe_id", "task", "init", "seed")
         )
+        row.setdefault("weights_sha256", str(row["cell_id"]) if state == "done" else "")
         rows.append(row)
     return rows
+
+
+def many(shift: float, num_seeds: int = 8) -> list[float]:
+    """Accuracies about 0.5 + shift, the same spread for each shift and another order."""
+    return [
+        0.5 + shift + (0.01 * ((3 * seed + round(100 * shift)) % num_seeds)) / num_seeds for seed in range(num_seeds)
+    ]
+
+
+def results_of(*groups: list[dict[str, object]], margin_points: float | None = None) -> Results:
+    """The rows of the groups as results; the grid declares bnn++ and that margin."""
+    found = results([row for group in groups for row in group])
+    declared = {grid: Declared(margin_points=margin_points) for grid in found.declared}
+    return replace(found, declared=declared)
 
 
 def frame_of(*groups: list[dict[str, object]]) -> pd.DataFrame:
@@ -49,9 +71,9 @@ def frame_of(*groups: list[dict[str, object]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMA)).astype(SCHEMA)
 
 
-def example() -> pd.DataFrame:
+def example() -> Results:
     """Two models; of the baselines' cells some failed, some wait, one pair only is left, one differs by a constant."""
-    return frame_of(
+    return results_of(
         cells_of("fp", [0.9911, 0.9904, 0.9917]),
         cells_of("bc", [0.9702, 0.9738, "failed: oom"]),
         cells_of("bnn", [0.9610, 0.9720, 0.9640]),

@@ -3,16 +3,14 @@
 from functools import cache
 
 import numpy as np
-from analysis_samples import example, frame_of
+from analysis_samples import example, results_of
 
-from analysis.compare.comparison import Table, comparison
+from analysis.compare.table import Table, tabulate
 from analysis.render.report import report
 from analysis.runs import curves
-from analysis.runs.backgrounds import Background
-from analysis.runs.frame import Results, findings
-from analysis.runs.provenance import Source, keys_of
+from analysis.runs.provenance import Background, Source, keys_of
 
-SOURCE = Source("runs", "python -m analysis report --from-runs --root runs", is_folder=True)
+SOURCE = Source("runs", "python -m analysis report --root runs", is_folder=True)
 RECIPE = {"training.epochs": "30", "training.batch_size": "64", "training.optimizer": "adamw"}
 
 
@@ -23,13 +21,13 @@ def accuracies(shift: float, num_seeds: int = 10) -> list[float]:
 
 
 def page_of(*groups: list[dict[str, object]], table: Table | None = None) -> str:
-    frame = frame_of(*groups) if groups else example()
+    results = results_of(*groups, margin_points=0.5) if groups else example()
+    frame = results.frame
     backgrounds = {
         key: Background(RECIPE, {"torch": "2.9.0"}, "CUDA out of memory" if state == "failed" else "")
         for key, state in zip(keys_of(frame), frame["state"], strict=True)
     }
-    table = table or comparison(frame, findings(frame))
-    return report(Results(frame, findings(frame)), table, curves.curves_of([]), backgrounds, SOURCE)
+    return report(results, table or tabulate(results), curves.curves_of([]), backgrounds, SOURCE)
 
 
 @cache

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
-from analysis_samples import cells_of, example, frame_of
+from analysis_samples import cells_of, example, frame_of, results_of
 
-from analysis.runs.frame import findings, natural_key, one_per_cell, validate
+from analysis.runs import looks
+from analysis.runs.frame import findings, natural_key, one_per_cell, results, validate
 
 
 def test_models_sort_by_their_numbers() -> None:
@@ -17,9 +20,12 @@ def test_models_sort_by_their_numbers() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (example().drop(columns="cause"), "columns are"),
-        (example().astype({"seed": "float64"}), "column seed is float64; the schema says int64"),
-        (example().assign(top1_soft=97.1), "top1_soft of digits/resnet20/fp/s0 is 97.1; accuracies are fractions"),
+        (example().frame.drop(columns="cause"), "columns are"),
+        (example().frame.astype({"seed": "float64"}), "column seed is float64; the schema says int64"),
+        (
+            example().frame.assign(top1_soft=97.1),
+            r"top1_soft of digits/resnet20/\w+/s0 is 97\.1; accuracies are fractions",
+        ),
     ],
     ids=["columns", "dtype", "percent"],
 )
@@ -72,8 +78,58 @@ def test_two_cells_of_one_recipe_and_seed_are_found() -> None:
 
 
 def test_mixed_versions_of_the_code_are_found_among_done_cells() -> None:
-    runs = frame_of(cells_of("bc", [0.5, 0.6]), cells_of("pc", [0.7], git_commit="decaf"), cells_of("fp", ["queued"]))
-    assert findings(runs)[0] == "digits: done cells come from 2 versions of the code: c0ffee (2), decaf (1)"
+    edited = cells_of("pc", [0.7], code_digest="ed17")
+    runs = frame_of(cells_of("bc", [0.5, 0.6]), edited, cells_of("fp", ["queued"]))
+    (found,) = (line for line in findings(runs) if "versions of the code" in line)
+    assert found.endswith(" 2 versions of the code: c0de (2 cells, commit c0ffee), ed17 (1 cells, commit c0ffee)")
+
+
+def test_a_commit_that_changes_nothing_that_ran_is_no_finding() -> None:
+    assert findings(frame_of(cells_of("bc", [0.5]), cells_of("pc", [0.7], git_commit="readme"))) == ()
+
+
+def test_several_devices_or_thread_counts_are_remarks_and_no_doubts() -> None:
+    found = results_of(cells_of("bc", [0.5]), cells_of("pc", [0.7], device="V100", num_threads="4"))
+    assert found.doubts == ()
+    assert found.remarks == (
+        "digits: done cells ran with 2 kinds of device: cpu (1 cells), V100 (1 cells)",
+        "digits: done cells ran with 2 numbers of threads: 1 (1 cells), 4 (1 cells)",
+    )
+
+
+def declaration(primary: str = "bnn++", margin: float | None = 0.5, names: str = "bc pc bnn++") -> dict[str, object]:
+    settings = [["digits", "bw", "scratch", "resnet20", name, [0, 1]] for name in names.split()]
+    return {"primary": primary, "margin_points": margin, "settings": settings}
+
+
+def test_the_first_declaration_is_kept_and_what_later_launches_changed_is_a_doubt() -> None:
+    later = [declaration(), declaration("bc", 2.0, "bc bnn++")]
+    found = results(cells_of("bc", [0.5, 0.6]), launches={"digits": later})
+    assert (found.declared["digits"].primary, found.declared["digits"].margin_points) == ("bnn++", 0.5)
+    assert len(found.declared["digits"].settings) == 6
+    changed = "; ".join(found.doubts)
+    assert "the first launch declared the comparison of bnn++, the last one of bc; the first is kept" in changed
+    assert "a margin of 0.5, the last one of 2.0 points" in changed
+    assert "quantizers that the last one no longer has (pc)" in changed
+    grown = results(cells_of("bc", [0.5]), launches={"digits": [declaration(), declaration(names="bc pc bnn++ bnn")]})
+    assert grown.doubts == ()
+
+
+def test_looks_at_incomplete_results_are_recorded_once_and_told(tmp_path: Path) -> None:
+    grid_dir = tmp_path / "digits"
+    grid_dir.mkdir()
+    for done in (["a"], ["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"]):
+        looks.record(grid_dir, done, 3, "tables")
+    assert len((grid_dir / "looks.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert looks.remark(grid_dir, ["a", "b", "c"]).startswith(
+        "digits: results were looked at 2 times before all 3 cells were done (1, 2 "
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    looks.record(other, ["a"], 1, "report")
+    assert looks.remark(other, []) == ""
+    assert looks.remark(grid_dir, ["a", "b"]).startswith("digits: results were looked at 1 time before")
+    looks.record(tmp_path / "absent", ["a"], 2, "report")  # a folder that cannot be written is left alone
 
 
 def test_findings_name_cells_as_the_launcher_does() -> None:

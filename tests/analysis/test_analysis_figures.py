@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
-from analysis_samples import cells_of, example, frame_of
+from analysis_samples import cells_of, example, frame_of, many, results_of
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -26,8 +26,9 @@ from PIL import Image
 from tiny_cells import put, tiny_cell
 
 from analysis.__main__ import main
-from analysis.compare.comparison import Table, comparison
-from analysis.render.figures import draw, pictures, write
+from analysis.compare.table import Table, tabulate
+from analysis.render import words
+from analysis.render.figures import pictures, write
 from analysis.render.style import LINES, MARKERS, PALETTE, Picture, file_name, styles
 from analysis.runs import curves
 from analysis.runs.frame import Results, findings
@@ -37,7 +38,7 @@ from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.journal import Journal
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-KINDS = ("differences", "curves", "flips", "gap", "size", "ranks")
+KINDS = ("differences", "profiles", "curves", "flips", "gap", "size", "ranks")
 
 
 def recorded_of(frame: pd.DataFrame, num_epochs: int = 6, unfinished: int = 3) -> pd.DataFrame:
@@ -67,13 +68,13 @@ def sized(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_of(frame: pd.DataFrame) -> Table:
-    return comparison(frame, findings(frame))
+    return tabulate(Results(frame, findings(frame)))
 
 
 def drawn_from(frame: pd.DataFrame, recorded: pd.DataFrame | None = None) -> dict[str, Picture]:
     """The pictures by the first word of their names."""
     recorded = recorded_of(frame) if recorded is None else recorded
-    return {picture.name.split("-")[0]: picture for picture in pictures(frame, table_of(frame), recorded)}
+    return {picture.name.split("-")[0]: picture for picture in pictures(table_of(frame), recorded)}
 
 
 def figure_of(found: dict[str, Picture], kind: str) -> Figure:
@@ -110,14 +111,9 @@ def in_colour(axes: Axes, quantizer: str) -> list[Line2D]:
     return [line for line in axes.lines if line.get_color() == styles([quantizer])[quantizer].color]
 
 
-def rows_of(figure: Figure) -> list[str]:
-    """Of a forest, from top to bottom; the panels share them."""
-    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
-
-
 @pytest.fixture(scope="module")
 def found() -> dict[str, Picture]:
-    return drawn_from(sized(example()))
+    return drawn_from(sized(example().frame))
 
 
 def test_each_kind_of_picture_is_drawn_or_says_why_not(found: dict[str, Picture]) -> None:
@@ -126,43 +122,59 @@ def test_each_kind_of_picture_is_drawn_or_says_why_not(found: dict[str, Picture]
     assert "5 models or more" in found["ranks"].caption
 
 
-def test_the_forest_has_the_tables_means_and_intervals(found: dict[str, Picture]) -> None:
-    figure = figure_of(found, "differences")
-    entries = [entry for block in table_of(sized(example())).blocks for entry in block.entries if entry.difference]
-    assert len(entries) == 5
-    for entry in entries:
-        axes, y, difference = panel(figure, entry.model), rows_of(figure).index(entry.quantizer), entry.difference
-        assert difference is not None
+def test_the_forest_has_the_comparisons_estimates_intervals_and_verdicts() -> None:
+    groups = [
+        cells_of(name, many(shift), model=model)
+        for model in ("a", "b")
+        for name, shift in (("fp", 0.3), ("bc", 0.0), ("bnn", 0.19), ("bnn++", 0.2))
+    ]
+    table = table_of(frame_of(*groups))
+    (block,) = table.blocks
+    figure = figure_of(drawn_from(frame_of(*groups)), "differences")
+    (axes,) = figure.axes
+    rows = {label.get_text(): place for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    for answer in (*block.reference, *block.primary):
+        y = rows[words.baseline_of(answer)]
+        assert answer.estimate is not None
         (diamond,) = (line for line in axes.lines if line.get_marker() == "D" and points_of(line)[0, 1] == y)
-        assert points_of(diamond) == approx((100 * difference.mean, y))
+        assert points_of(diamond) == approx((100 * answer.estimate, y))
         bars = [np.asarray(path.vertices) for bar in axes.collections for path in bar.get_paths()]
-        ends = [bar for bar in bars if (bar[:, 1] == y).all()]
-        if difference.low is None or difference.high is None:
+        ends = [bar for bar in bars if len(bar) == 2 and (bar[:, 1] == y).all()]
+        if answer.interval is None:
             assert (ends, diamond.get_markerfacecolor()) == ([], "white")
         else:
-            (bar,) = ends
-            assert bar == approx((100 * difference.low, y), (100 * difference.high, y))
+            assert ends[0] == approx((100 * answer.interval.low, y), (100 * answer.interval.high, y))
+        (text,) = (text.get_text() for text in axes.texts if text.get_position()[1] == y)
+        assert text.startswith(f"n={answer.n}")
+        assert text.endswith(answer.verdict.value)
 
 
-def test_the_forest_has_every_pair_and_says_how_many(found: dict[str, Picture]) -> None:
-    figure = figure_of(found, "differences")
-    axes, rows = panel(figure, "resnet20"), rows_of(figure)
+def test_the_models_stand_below_as_faint_rows_with_every_pair(found: dict[str, Picture]) -> None:
+    axes = figure_of(found, "differences").axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[labels.index("bnn") :][:3] == ["bnn", " resnet20", " resnet110"]
+    place = axes.get_yticks()[labels.index("bnn") + 1]
     circles = [points_of(line) for line in axes.lines if line.get_marker() == "o"]
-    (pairs,) = (points for points in circles if round(points[0, 1]) == rows.index("bnn"))
+    (pairs,) = (points for points in circles if points[0, 1] == pytest.approx(place))
     assert pairs[:, 0] == pytest.approx(np.array([1.5, 0.61, 1.05]))
-    words = {rows[round(text.get_position()[1])]: text.get_text() for text in axes.texts}
-    assert words["bnn"] == "n=3, underpowered"
-    assert words["bc"] == "n=2, underpowered"
-    assert words["bnn+"] == "no pair"
 
 
-def test_the_forest_prints_p_adjusted_by_holm_where_it_means_something() -> None:
-    worse = [0.5 + k / 100 for k in range(8)]
-    frame = frame_of(cells_of("bc", worse), cells_of("bnn", worse), cells_of("bnn++", [0.9] * 8))
-    figure = figure_of(drawn_from(frame), "differences")
-    smallest = 2 / 2**8
-    assert [text.get_text() for text in figure.axes[0].texts] == [f"n=8, p={2 * smallest:.2g}"] * 2
-    assert "all 2 comparisons" in " ".join(texts(figure)).replace("\n", " ")
+def test_an_interval_without_bounds_is_an_arrow_and_the_margin_is_shaded() -> None:
+    results = results_of(cells_of("bc", [0.5, 0.6]), cells_of("bnn++", [0.6, 0.7]), margin_points=0.5)
+    (forest, *_) = pictures(tabulate(results), curves.curves_of([]))
+    assert forest.figure is not None
+    assert "design too small (needs 6 seeds)" in " ".join(texts(forest.figure))
+    assert "the declared margin of 0.5 points" in forest.caption
+    assert len([text for text in forest.figure.axes[0].texts if text.get_text() == ""]) == 2
+
+
+def test_a_profile_is_the_share_of_runs_that_close_so_much_of_the_gap() -> None:
+    frame = frame_of(cells_of("fp", [0.9, 0.9]), cells_of("bc", [0.5, 0.5]), cells_of("bnn++", [0.6, 0.8]))
+    figure = figure_of(drawn_from(frame), "profiles")
+    (line,) = figure.axes[0].lines
+    heights = dict(np.round(points_of(line), 6).tolist())
+    assert (heights[20.0], heights[50.0], heights[80.0]) == (100.0, 50.0, 0.0)
+    assert "bnn++ 50 % [" in drawn_from(frame)["profiles"].caption
 
 
 def test_a_curve_is_the_mean_over_seeds_with_a_band_from_the_lowest_to_the_highest(found: dict[str, Picture]) -> None:
@@ -269,7 +281,7 @@ def test_below_five_models_there_are_no_ranks() -> None:
 
 
 def test_findings_stand_in_every_figure(found: dict[str, Picture]) -> None:
-    (oom, *_) = (finding for finding in findings(example()) if "oom" in finding)
+    (oom, *_) = (finding for finding in findings(example().frame) if "oom" in finding)
     for kind in KINDS[:-1]:
         assert oom in found[kind].caption
         assert oom in " ".join(texts(figure_of(found, kind))).replace("\n", " ")
@@ -317,9 +329,11 @@ def wide_zoo() -> pd.DataFrame:
     return sized(frame_of(*groups))
 
 
-@pytest.mark.parametrize("frame", [sized(example()), wide_zoo(), many_models(6)], ids=["example", "zoo", "models"])
+@pytest.mark.parametrize(
+    "frame", [sized(example().frame), wide_zoo(), many_models(6)], ids=["example", "zoo", "models"]
+)
 def test_no_text_lies_on_another_or_outside_the_page(frame: pd.DataFrame, written_words: list[Text]) -> None:
-    for picture in pictures(frame, table_of(frame), recorded_of(frame)):
+    for picture in pictures(table_of(frame), recorded_of(frame)):
         if picture.figure is None:
             continue
         picture.figure.draw_without_rendering()  # constrained layout settles in the first drawing
@@ -342,7 +356,7 @@ def few() -> pd.DataFrame:
 
 
 def digests(frame: pd.DataFrame, folder: Path) -> dict[str, str]:
-    written = write(pictures(frame, table_of(frame), recorded_of(frame)), folder)
+    written = write(pictures(table_of(frame), recorded_of(frame)), folder)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
 
 
@@ -356,7 +370,7 @@ def test_the_same_runs_give_the_same_bytes_whatever_the_readers_own_settings(tmp
 
 def test_a_png_has_200_dots_per_inch_and_the_pdf_no_date_and_no_type_3_fonts(tmp_path: Path) -> None:
     results = Results(few(), ())
-    written = draw(results, recorded_of(few()), tmp_path / "new")
+    written = write(pictures(tabulate(results), recorded_of(few())), tmp_path / "new")
     assert sorted(written) == sorted((tmp_path / "new").iterdir())
     for path in written:
         content = path.read_bytes()
@@ -398,7 +412,7 @@ def test_whatever_is_missing_nothing_crashes_and_every_kind_is_accounted_for(
     frame: pd.DataFrame, *, with_curves: bool
 ) -> None:
     recorded = recorded_of(frame) if with_curves else curves.curves_of([])
-    found = pictures(frame, table_of(frame), recorded)
+    found = pictures(table_of(frame), recorded)
     for picture in found:
         if picture.figure is not None:
             picture.figure.draw_without_rendering()
@@ -409,7 +423,7 @@ def test_whatever_is_missing_nothing_crashes_and_every_kind_is_accounted_for(
 
 
 def test_one_epoch_is_enough() -> None:
-    frame = sized(example())
+    frame = sized(example().frame)
     assert figure_of(drawn_from(frame, recorded_of(frame, num_epochs=1, unfinished=1)), "curves")
 
 
@@ -468,9 +482,10 @@ def test_the_command_draws_the_same_from_the_store_and_from_run_directories(
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
         made_runs(tmp_path)
     options = ["tiny", "--root", str(tmp_path)]
-    assert typed(monkeypatch, *options, "--output", str(tmp_path / "store")) == 0
+    uri = mlflow_replica.default_uri(tmp_path)
+    assert typed(monkeypatch, *options, "--tracking-uri", uri, "--output", str(tmp_path / "store")) == 0
     printed = capsys.readouterr()
-    assert typed(monkeypatch, *options, "--from-runs", "--output", str(tmp_path / "folders")) == 0
+    assert typed(monkeypatch, *options, "--output", str(tmp_path / "folders")) == 0
     capsys.readouterr()
     stored, read = ({path.name: path.read_bytes() for path in (tmp_path / k).iterdir()} for k in ("store", "folders"))
     assert stored == read
@@ -481,7 +496,7 @@ def test_the_command_draws_the_same_from_the_store_and_from_run_directories(
 def test_what_the_user_got_wrong_is_one_line_and_exit_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert typed(monkeypatch, "--root", str(tmp_path / "none"), "--from-runs", "--output", str(tmp_path / "out")) == 2
+    assert typed(monkeypatch, "--root", str(tmp_path / "none"), "--output", str(tmp_path / "out")) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -494,11 +509,9 @@ def test_help_does_not_wait_for_matplotlib() -> None:
 def test_more_models_than_a_picture_holds_stand_in_further_ones() -> None:
     groups = [cells_of(name, [0.5, 0.6], model=f"m{k}") for k in range(13) for name in ("bc", "bnn++")]
     frame = frame_of(*groups)
-    drawn = pictures(frame, comparison(frame), recorded_of(frame))
+    drawn = pictures(table_of(frame), recorded_of(frame))
     figures = {picture.name: picture.figure for picture in drawn if picture.figure}
-    titles = [
-        [axes.get_title(loc="left") for axes in figures[f"differences-digits-bw-scratch{k}"].axes] for k in ("", "-2")
-    ]
+    titles = [[axes.get_title(loc="left") for axes in figures[f"gap-digits-bw-scratch{k}"].axes] for k in ("", "-2")]
     assert titles == [[f"m{k}" for k in range(12)], ["m12"]]
     (sizes,) = figures["size-digits-bw-scratch"].axes[0].child_axes
     assert [text.get_text() for text in sizes.get_xticklabels()] == ["m0, m1, m2 and 9 more"]

@@ -18,13 +18,15 @@ from suite.run.mlflow_replica import default_uri, sync
 
 def finish(run: RunDir, hard: float, commit: str = "c0ffee") -> None:
     """What a run leaves behind: journal, result, provenance."""
-    provenance = {"code": {"commit": commit}, "data_checksum": "d1"}
+    code = {"commit": commit, "digest": "new" if commit == "c0ffee" else "old"}
+    execution = {"determinism": "strict"}
+    provenance = {"code": code, "data_checksum": "d1", "num_threads": 1, "num_processes": 2, "execution": execution}
     attempt = put(run, state="running", attempt=1, job_id="7")
     write_json(attempt.provenance_path, provenance)
     journal = Journal(run.journal, attempt)
     journal.append(2, {"test/top1_hard": hard, "test/top1_soft": hard + 0.001})
     journal.close()
-    result = {"cell": run.path.name, "top1_hard": hard, "top1_soft": hard + 0.001}
+    result = {"cell": run.path.name, "top1_hard": hard, "top1_soft": hard + 0.001, "weights_sha256": f"w{hard}"}
     sizes = {"num_train_images": 1294, "num_binary_parameters": 9216, "num_full_precision_parameters": 1274}
     run.result_path.write_text(json.dumps({**result, **sizes}), encoding="utf-8")
 
@@ -52,12 +54,14 @@ def test_folders_and_store_give_the_same_frame_and_findings(root: Path) -> None:
     assert (read.doubts, read.remarks) == (stored.doubts, stored.remarks)
     assert read.frame["num_binary_parameters"].tolist()[-3:] == [9216.0] * 3
     assert read.frame["data_checksum"].tolist()[-3:] == ["d1"] * 3
+    assert read.frame["weights_sha256"].str.startswith("w").tolist()[-3:] == [True] * 3
+    assert read.declared == stored.declared
 
 
 def test_what_is_amiss_is_found_without_a_store(root: Path) -> None:
     results = folders.load(root)
     assert results.doubts == (
-        "tiny: done cells come from 2 versions of the code: c0ffee (2), decaf (1)",
+        "tiny: done cells come from 2 versions of the code: new (2 cells, commit c0ffee), old (1 cells, commit decaf)",
         "1 of 5 cells failed: oom (digits/resnet8/bc/s0)",
         "1 of 5 cells running (digits/resnet8/bc/s1)",
         "digits/resnet8/bc has no cell for 1 of 3 seeds (2)",

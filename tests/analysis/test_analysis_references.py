@@ -8,11 +8,10 @@ import pytest
 from scipy import stats
 from statsmodels.stats.anova import AnovaRM
 
-from analysis.stats import families
+from analysis.stats import ranks
 from analysis.stats.equivalence import Published, Verdict, equivalence
-from analysis.stats.families import across_models, critical_difference, friedman, holm, probability_of_improvement
-from analysis.stats.paired import paired_difference, t_test_p
-from analysis.stats.power import detectable_difference, pairs_needed, power
+from analysis.stats.families import holm, is_rejected
+from analysis.stats.ranks import critical_difference, friedman
 
 # Demsar (2006), JMLR 7, table 6: AUC of C4.5 without and with tuning of m and cf, on 14 data sets.
 C45 = ("C4.5", "C4.5+m", "C4.5+cf", "C4.5+m+cf")
@@ -48,10 +47,6 @@ CLINIC_2 = (
 )
 
 
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def summary(values: Sequence[float]) -> Published:
     return Published(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
 
@@ -76,10 +71,10 @@ def test_demsars_ranks_and_f_are_found() -> None:
     """Demsar (2006), p. 14, who does not correct for ties: ranks 3.143, 2.000, 2.893, 1.964, chi2 9.28, F 3.69."""
     table = C45_AUC.copy()
     table[12, 2] = 0.9751  # he ranked more digits than he printed: no tie there
-    ranking = families.rank_methods(table, C45)
-    ranks = dict(zip(ranking.methods, ranking.average_ranks, strict=True))
-    assert [ranks[name] for name in C45] == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
-    chi2 = 12 * 14 / (4 * 5) * (sum(rank**2 for rank in ranks.values()) - 4 * 5**2 / 4)
+    ranking = ranks.rank_methods(table, C45)
+    average = dict(zip(ranking.methods, ranking.average_ranks, strict=True))
+    assert [average[name] for name in C45] == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
+    chi2 = 12 * 14 / (4 * 5) * (sum(rank**2 for rank in average.values()) - 4 * 5**2 / 4)
     assert chi2 == pytest.approx(9.28, abs=5e-3)
     assert 13 * chi2 / (14 * 3 - chi2) == pytest.approx(3.69, abs=5e-3)
 
@@ -148,7 +143,7 @@ def test_critical_values_are_demsars(num_methods: int, alpha: float, q_alpha: fl
 
 def test_groups_are_those_of_demsars_diagram() -> None:
     """Demsar (2006), p. 15 and figure 1a: CD 1.25 at 5 %, nothing separable; 1.12 at 10 %, C4.5 worse than two."""
-    strict, loose = (families.rank_methods(C45_AUC, C45, alpha) for alpha in (0.05, 0.10))
+    strict, loose = (ranks.rank_methods(C45_AUC, C45, alpha) for alpha in (0.05, 0.10))
     assert strict.critical_difference == pytest.approx(1.25, abs=5e-3)
     assert strict.groups == (("C4.5+m+cf", "C4.5+m", "C4.5+cf", "C4.5"),)
     assert loose.critical_difference == pytest.approx(1.12, abs=5e-3)
@@ -157,11 +152,11 @@ def test_groups_are_those_of_demsars_diagram() -> None:
 
 def test_nemenyis_p_is_that_of_rs_pmcmrplus(monkeypatch: pytest.MonkeyPatch) -> None:
     """scikit-posthocs' test_posthocs.py has them from R: three blocks, seven groups."""
-    monkeypatch.setattr(families, "MIN_BLOCKS", 3)
+    monkeypatch.setattr(ranks, "MIN_BLOCKS", 3)
     table = [[4, 3, 4, 4, 5, 6, 3], [1, 2, 3, 5, 6, 7, 7], [1, 2, 6, 4, 1, 5, 1]]
     expected = {"ba": 0.9999999, "ca": 0.8414506, "da": 0.9177741, "fa": 0.2147827, "fb": 0.2597539, "fc": 0.9449086}
     expected |= {"ga": 0.9976902, "gb": 0.9991770, "gc": 0.9888953, "gf": 0.5511935, "dc": 0.9999962, "fd": 0.8833015}
-    ranking = families.rank_methods(table, tuple("abcdefg"), higher_is_better=False)
+    ranking = ranks.rank_methods(table, tuple("abcdefg"), higher_is_better=False)
     place = {name: position for position, name in enumerate(ranking.methods)}
     found = {pair: ranking.pairwise_p[place[pair[0]]][place[pair[1]]] for pair in expected}
     assert found == pytest.approx(expected, abs=5e-6)
@@ -173,14 +168,14 @@ def test_holms_p_are_those_of_rs_multtest() -> None:
     p += [0.177096952723, 5.23656777208e-5, 0.0202732688798, 0.00028140506198, 0.0149877310796]
     family = holm(dict(zip("abcdefghij", p, strict=True)), 10)
     expected = {"g": 5.23656777208e-4, "i": 2.53264555782e-3, "j": 0.1199018486368, "h": 0.1419128821586}
-    assert family.adjusted == pytest.approx({**dict.fromkeys("abcdef", 1.0), **expected}, rel=1e-9)
-    assert family.rejected == {"g", "i"}
+    assert family == pytest.approx({**dict.fromkeys("abcdef", 1.0), **expected}, rel=1e-9)
+    assert {name for name, adjusted in family.items() if is_rejected(adjusted)} == {"g", "i"}
 
 
 def test_holms_p_are_those_of_stdlibs_padjust() -> None:
     """Documentation of @stdlib/stats/padjust: 0.957, 0.804, -, 0.957, 0.565."""
     family = holm(dict(enumerate([0.319, 0.201, 0.4, 0.374, 0.113])), 5)
-    assert [family.adjusted[key] for key in (0, 1, 3, 4)] == pytest.approx([0.957, 0.804, 0.957, 0.565], abs=5e-4)
+    assert [family[key] for key in (0, 1, 3, 4)] == pytest.approx([0.957, 0.804, 0.957, 0.565], abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -223,64 +218,16 @@ def test_equivalence_of_the_sleep_data_is_what_toster_prints() -> None:
     assert found.verdict is Verdict.inconclusive
 
 
-def test_paired_p_of_the_sleep_data_is_what_r_prints() -> None:
-    """R's help of t.test, paired: t = -4.0621, df = 9, p-value = 0.002833."""
-    difference = paired_difference(dict(enumerate(SLEEP_1)), dict(enumerate(SLEEP_2)), rng())
-    assert t_test_p(difference) == pytest.approx(0.002833, abs=5e-7)
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 24])
+def test_equivalence_at_another_level_has_that_levels_interval(alpha: float) -> None:
+    """The one-sample interval of scipy, of level 1 - 2 alpha, and the verdict that it gives."""
+    found = equivalence(SLEEP_1, Published(0.0), margin=2.2, alpha=alpha)
+    expected = stats.ttest_1samp(SLEEP_1, 0.0).confidence_interval(1 - 2 * alpha)
+    assert (found.low, found.high, found.confidence) == pytest.approx((*expected, 1 - 2 * alpha), rel=1e-9)
+    assert (found.verdict is Verdict.reproduced) == (expected.low > -2.2 and expected.high < 2.2) == (alpha == 0.05)
 
 
-def test_wilcoxons_p_of_the_depression_data_is_what_r_prints() -> None:
-    """R, wilcox.test(x, y, paired = TRUE) of Hollander and Wolfe (1973), p. 29: V = 40, p-value = 0.0390625."""
-    before = [1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30]
-    after = [0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29]
-    found = across_models(
-        dict(zip("abcdefghi", before, strict=True)), dict(zip("abcdefghi", after, strict=True)), rng()
-    )
-    assert found.wilcoxon_p == pytest.approx(0.0390625, abs=5e-8)
-
-
-@pytest.mark.parametrize(
-    ("num_pairs", "difference", "sd", "expected"),
-    [(25, 1, 3, 0.3594721), (25, 2, 3, 0.8920169), (25, 3, 3, 0.9976846), (15, 2, 4, 0.4378466), (20, 1.5, 2, 0.8888)],
-)
-def test_power_is_what_rs_power_t_test_prints(num_pairs: int, difference: float, sd: float, expected: float) -> None:
-    """Of one sample, two-sided; as here, R counts rejections with the right sign only (strict = FALSE)."""
-    assert power(num_pairs, difference, sd) == pytest.approx(expected, abs=10 ** -len(f"{expected:g}"[2:]) / 1.9)
-
-
-@pytest.mark.parametrize(
-    ("effect", "wanted_power", "num_pairs"),
-    [
-        (1, 0.8, 9.93785),
-        (0.4, 0.9, 67.07532),
-        (0.2769913, 0.8, 104.2368),
-        (0.15, 0.8, 350.7638),
-        (0.1337089, 0.9, 589.65),
-    ],
-)
-def test_pairs_needed_are_those_of_rs_pwr_rounded_up(effect: float, wanted_power: float, num_pairs: float) -> None:
-    """R's pwr.t.test, type "paired" or "one.sample"."""
-    assert pairs_needed(effect, 1.0, wanted_power=wanted_power) == int(np.ceil(num_pairs))
-
-
-def test_pairs_needed_are_those_of_dalgaards_example() -> None:
-    """Introductory Statistics with R, 8.3: power.t.test(delta=10, sd=10*sqrt(2), power=0.85): n = 19.96892."""
-    assert pairs_needed(10, 10 * np.sqrt(2), wanted_power=0.85) == 20
-
-
-def test_detectable_difference_is_that_of_rs_pwr() -> None:
-    """R, pwr.t.test(power = .8, n = 32, type = "paired"): d = 0.5112738."""
-    assert detectable_difference(32, 1.0) == pytest.approx(0.5112738, abs=5e-6)
-
-
-def test_probability_of_improvement_is_rliables() -> None:
-    """From rliable's metrics_test.py: 1/3 for four runs and three, of two tasks."""
-    x = {"a": [1, 2, 1, 2], "b": [2, 2, 1, 1]}
-    y = {"a": [1, 2, 3], "b": [1, 2, 3]}
-    assert probability_of_improvement(x, y, rng()).probability == pytest.approx(1 / 3)
-
-
-def test_probability_of_improvement_is_scipys_u() -> None:
-    """From scipy's documentation of mannwhitneyu, ages at diagnosis of diabetes: U = 17 of 5 x 4 pairs."""
-    found = probability_of_improvement({"age": [19, 22, 16, 29, 24]}, {"age": [20, 11, 17, 12]}, rng())
-    assert found.probability == pytest.approx(17 / 20)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, float("nan")])
+def test_a_level_of_equivalence_is_between_zero_and_a_half(alpha: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a level between 0 and 0\.5"):
+        equivalence(SLEEP_1, Published(0.0), margin=1.0, alpha=alpha)

@@ -13,20 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_samples import cells_of, example, frame_of
+from analysis_samples import cells_of, example, frame_of, results_of
 from report_samples import RECIPE, accuracies, example_page, page_of
 from tiny_cells import plan, put
 
-from analysis.compare.comparison import BNN_PLUS_PLUS, Table, comparison
-from analysis.compare.published import load
+from analysis.compare.comparison import Verdict
+from analysis.compare.published import load, requirements
+from analysis.compare.table import Table, tabulate
 from analysis.render import methods
 from analysis.render.progress import progress
-from analysis.render.sentences import Finding, across_models, bottom_line, compared, counts, published, sections
+from analysis.render.words import published_sentence, sentence
 from analysis.runs import folders
 from analysis.runs import store as runs
-from analysis.runs.backgrounds import Background
-from analysis.runs.frame import findings
-from analysis.runs.provenance import keys_of, source, without_password
+from analysis.runs.provenance import Background, keys_of, source, without_password
 from suite.errors import UserError
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
@@ -35,74 +34,75 @@ from suite.run.mlflow_replica import default_uri, sync
 
 
 def mixed_table() -> Table:
-    """On one model BNN++ is better than bc, worse than fp and like bnn; bnn+ failed."""
+    """On one model BNN++ is better than bc, worse than pc and like bnn; bnn+ failed."""
     groups = [cells_of("fp", accuracies(0.3)), cells_of("bc", accuracies(0.0)), cells_of("bnn", accuracies(0.199))]
     failed = cells_of("bnn+", ["failed: oom"] * 10)
-    return comparison(frame_of(*groups, failed, cells_of("bnn++", accuracies(0.2))))
+    return tabulate(results_of(*groups, cells_of("pc", accuracies(0.25)), failed, cells_of("bnn++", accuracies(0.2))))
 
 
-def sentences_of(table: Table) -> dict[str, tuple[Finding, str]]:
+def told(table: Table) -> dict[str, str]:
     return {
-        one.quantizer: (one.finding, one.text)
-        for block in table.blocks
-        for section in sections(block, table.against)
-        for one in section.said
+        answer.baseline: sentence(answer) for block in table.blocks for answer in (*block.primary, *block.reference)
     }
 
 
-def test_a_real_difference_is_told_with_its_size_its_interval_p_and_pairs() -> None:
-    told = sentences_of(mixed_table())
-    finding, text = told["bc"]
-    assert finding is Finding.better
+def test_a_difference_is_told_with_its_size_its_interval_p_and_pairs() -> None:
+    number = r"\d+\.\d\d"
     assert re.fullmatch(
-        r"BNN\+\+ is better than bc on resnet20 by (20|19)\.\d\d points \[\d\d\.\d\d, \d\d\.\d\d\]; "
-        r"adjusted p 0\.0\d+, 10 pairs\.",
-        text,
+        rf"BNN\+\+ is better than bc on resnet20 by (20|19)\.\d\d points \("
+        rf"98\.\d % interval of the difference \[\+{number}, \+{number}\]; 10 pairs, adjusted p 0\.0\d+\)\.",
+        told(mixed_table())["bc"],
+    )
+    assert told(mixed_table())["pc"].startswith("BNN++ is worse than pc on resnet20 by 4.")
+
+
+def test_full_precision_is_told_beside_the_answers_and_is_not_tested() -> None:
+    text = told(mixed_table())["fp"]
+    assert re.fullmatch(
+        r"BNN\+\+ − fp \(full precision\) on resnet20: −\d+\.\d\d points \(10 pairs\); not tested\.", text
     )
 
 
-def test_worse_is_told_by_how_much_and_fp_is_called_full_precision() -> None:
-    finding, text = sentences_of(mixed_table())["fp"]
-    assert finding is Finding.worse
-    low, size, high = (float(re.findall(r"\d+\.\d\d", text)[k]) for k in (1, 0, 2))
-    assert "BNN++ is worse than fp (full precision) on resnet20 by " in text
-    assert 9 < low < size < high < 11
+def test_what_a_test_with_enough_pairs_does_not_separate_is_not_distinguishable() -> None:
+    text = told(mixed_table())["bnn"]
+    assert text.startswith("BNN++ and bnn are not distinguishable on resnet20: the difference is ")
+    assert text.endswith("That is no proof of equality.")
 
 
-def test_what_a_test_with_enough_pairs_does_not_separate_cannot_be_told_apart() -> None:
-    finding, text = sentences_of(mixed_table())["bnn"]
-    assert finding is Finding.inseparable
-    assert text.startswith("BNN++ and bnn on resnet20 cannot be told apart: the observed difference is ")
+def test_a_design_that_is_too_small_says_how_many_seeds_would_do() -> None:
+    text = told(tabulate(results_of(cells_of("bc", [0.5, 0.51, 0.5]), cells_of("bnn++", [0.9, 0.9, 0.91]))))["bc"]
+    assert text == (
+        "The design is too small to tell BNN++ from bc on resnet20, whatever the values: with 3 pairs in a family of "
+        "1 no "
+        "p is below 0.25; 6 seeds could. Observed: +40.00 points."
+    )
 
 
-def test_few_pairs_are_underpowered_however_large_the_difference() -> None:
-    table = comparison(frame_of(cells_of("bc", [0.5, 0.51, 0.5]), cells_of("bnn++", [0.9, 0.9, 0.91])))
-    finding, text = sentences_of(table)["bc"]
-    assert finding is Finding.underpowered
-    assert "cannot be told apart by any 3 pairs" in text
-    assert text.endswith("underpowered. Its interval excludes 0: a hint, not a result.")
-    assert bottom_line(table)[0] == "The one comparison does not show a difference that can be taken as real."
+def test_equivalence_is_told_with_the_margin_and_the_interval_within_it() -> None:
+    near = [value + 0.0001 * (-1) ** seed for seed, value in enumerate(accuracies(0.0))]
+    table = tabulate(results_of(cells_of("bc", accuracies(0.0)), cells_of("bnn++", near), margin_points=0.5))
+    assert re.fullmatch(
+        r"BNN\+\+ and bc are equivalent on resnet20 within 0\.5 points: the difference is 0\.00 points, its 90 % "
+        r"interval \[−0\.01, \+0\.01\] lies within the margin \(10 pairs, adjusted p of equivalence 0\.00098\)\.",
+        told(table)["bc"],
+    )
 
 
 def test_a_comparison_without_pairs_says_which_runs_are_missing() -> None:
-    finding, text = sentences_of(mixed_table())["bnn+"]
-    assert finding is Finding.no_pair
-    assert "no seed is measured on both sides (bnn+: 10 failed: oom)" in text
+    (answer,) = (one for one in mixed_table().blocks[0].primary if one.baseline == "bnn+")
+    assert "no seed is measured on both sides" in sentence(answer)
+    assert answer.caveats[0] == "resnet20: bnn+: 10 failed: oom"
 
 
-@pytest.mark.parametrize("table", [mixed_table(), comparison(example())], ids=["mixed", "example"])
-def test_every_member_of_the_family_is_told_once(table: Table) -> None:
-    (block,) = table.blocks
-    assert len(compared(block)) == block.family_size
-    assert sum(len(section.said) for section in sections(block, table.against)) == block.family_size
-    assert sum(counter.total() for counter in counts(table).values()) == block.family_size
-
-
-def test_the_bottom_line_counts_what_is_real() -> None:
-    first, *others = bottom_line(mixed_table())
-    assert first == "2 of 4 comparisons show real differences: BNN++ is better in 1 and worse in 1."
-    assert others[-1] == "1 could not be made for want of runs."
-    assert counts(mixed_table())["full precision (fp)"] == {Finding.worse: 1}
+def test_the_page_leads_with_the_answers_clear_ones_first_and_one_forest_plot() -> None:
+    text = page_of(table=mixed_table())
+    answers = text[text.index('id="verdicts"') : text.index('id="needed"')]
+    order = [verdict.value for verdict in Verdict if f"</span> {verdict.value}</span>" in answers]
+    places = [answers.index(f"</span> {verdict}</span>") for verdict in order]
+    assert order == ["better", "worse", "not distinguishable", "not compared"]
+    assert places == sorted(places)
+    assert answers.count("<img ") == 1
+    assert "differences-digits" in answers
 
 
 def test_without_bnn_plus_plus_the_report_says_that_nothing_is_compared() -> None:
@@ -110,25 +110,31 @@ def test_without_bnn_plus_plus_the_report_says_that_nothing_is_compared() -> Non
     assert "Nothing is compared: no model here has runs of BNN++" in page_of(*groups)
 
 
-def test_ranks_over_models_are_told_where_there_are_models_enough() -> None:
+def test_ranks_over_models_are_described_where_there_are_models_enough() -> None:
     shifts = {"bc": 0.0, "bnn": 0.1, "bnn++": 0.2}
     groups = [cells_of(name, [0.5 + s, 0.6 + s], model=f"m{k}") for k in range(8) for name, s in shifts.items()]
-    table = comparison(frame_of(*groups))
-    (text,) = across_models(table)
-    assert "Over 8 models by one mean each" in text
-    assert "BNN++ has the average rank 1.00 of 3 binary methods" in text
-    assert "By ranks it is better than bc; not separable from bnn" in text
-    assert text in page_of(*groups, table=table).replace("&#39;", "'")
+    text = page_of(*groups)
+    assert "Ranks over 8 models" in text
+    assert "a description, no verdict" in text
 
 
 def test_published_numbers_get_their_verdicts() -> None:
-    frame = frame_of(cells_of("fp", [0.9120, 0.9130, 0.9125], dataset="cifar10"))
-    table = comparison(frame, (), BNN_PLUS_PLUS, load("resnet-cifar10"))
-    ((verdict, text),) = published(table)
-    assert verdict.value == "reproduced"
-    assert text.startswith(
-        "fp on resnet20 (cifar10), published 91.25 %; ours 91.25 %, 3 runs: difference 0.00 points ["
+    results = results_of(cells_of("fp", [0.9120, 0.9130, 0.9125], dataset="cifar10"), margin_points=0.5)
+    publication = load("resnet-cifar10")
+    recipe = {name: str(value) for name, value in (requirements(publication.numbers[0], publication) or {}).items()}
+    recipes = dict.fromkeys(keys_of(results.frame), recipe)
+    table = tabulate(results, publication=publication, recipes=recipes)
+    (entry,) = table.blocks[0].entries
+    assert entry.published is not None
+    assert entry.published.verdict.value == "reproduced"
+    assert published_sentence(table.blocks[0], entry).startswith(
+        "fp on resnet20 (cifar10): published 91.25 %, ours 91.25 % (3); reproduced: 0.00 ["
     )
+    other = tabulate(
+        results, publication=publication, recipes={key: {"training.epochs": "3"} for key in keys_of(results.frame)}
+    )
+    assert other.blocks[0].entries[0].published is not None
+    assert other.blocks[0].entries[0].published.verdict.value == "not comparable"
 
 
 class Page(HTMLParser):
@@ -182,7 +188,7 @@ def test_verdicts_come_before_tables_and_findings_before_all() -> None:
     text = example_page()
     places = ["findings", "verdicts", "needed", "tables", "figures", "methods", "not-tested", "provenance", "missing"]
     assert sorted(places, key=lambda name: text.index(f'id="{name}"')) == places
-    for line in findings(example()):
+    for line in example().findings:
         assert line in text
         assert text.index(line) < text.index('id="verdicts"')
 
@@ -260,10 +266,10 @@ def test_the_command_writes_one_file_and_prints_its_path(root: Path) -> None:
     done = call("tiny", "--root", root)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{root}/tiny/report.html\n", "")
     text = (root / "tiny" / "report.html").read_text(encoding="utf-8")
-    assert f"python -m analysis report tiny --tracking-uri sqlite:///{root}/mlflow.db" in text
+    assert f"python -m analysis report tiny --root {root}" in text
     assert "the disk is full" in text
     assert "c0ffee" in text
-    strict = call("tiny", "--root", root, "--from-runs", "--strict", "--output", root / "strict.html")
+    strict = call("tiny", "--root", root, "--strict", "--output", root / "strict.html")
     assert strict.returncode == 2
     assert not (root / "strict.html").exists()
 

@@ -34,7 +34,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, shift in shifts.items()
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    rows = [{str(key): value for key, value in row.items()} for row in example().to_dict("records")]
+    rows = [{str(key): value for key, value in row.items()} for row in example().frame.to_dict("records")]
     path.write_text(page_of(rows, *more), encoding="utf-8")
     return path
 

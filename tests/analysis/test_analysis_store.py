@@ -20,12 +20,13 @@ import pytest
 from analysis_samples import cells_of, example
 
 from analysis.__main__ import main
+from analysis.runs import store
 from analysis.runs.frame import SCHEMA
 from analysis.runs.store import load
 from suite.errors import UserError
 
 COUNTS = ["num_binary_parameters", "num_full_precision_parameters"]
-TAGS = [column for column in SCHEMA if not column.startswith("top1") and column not in {*COUNTS, "run"}]
+TAGS = [column for column in SCHEMA if not column.startswith("top1") and column not in {*COUNTS, "run", "determinism"}]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def _fill(folder: Path) -> None:
     from mlflow import MlflowClient
 
     client, artifacts = MlflowClient(uri(folder)), str(folder / "artifacts")
-    _write(client, artifacts, "digits", example().to_dict("records"))
+    _write(client, artifacts, "digits", example().frame.to_dict("records"))
     again = [*cells_of("bc", [0.5, "failed: oom"], grid="again"), *cells_of("bc", [0.625], grid="again")]
     _write(client, artifacts, "again", again)
     _write(client, artifacts, "large", cells_of("bc", ["planned"], grid="large"))
@@ -62,6 +63,10 @@ def _fill(folder: Path) -> None:
     torn = cells_of("bc", ["running"], grid="torn")
     _write(client, artifacts, "torn", [{**torn[0], "top1_hard": 0.5, "top1_soft": 0.5, "has_metrics": True}])
     _write(client, artifacts, "odd", [{**cells_of("bc", ["queued"], grid="odd")[0], "seed": "zero"}])
+    (again_id,) = (item.experiment_id for item in client.search_experiments() if item.name == "again")
+    client.create_run(again_id, run_name="by hand")
+    others = cells_of("pc", [0.75], grid="old", sizes=False)
+    _write(client, artifacts, "old (a1b2c3)", others)
     foreign = client.create_experiment("foreign", artifact_location=artifacts)
     client.create_run(foreign, run_name="somebody's", tags={"dataset": "digits"})
 
@@ -72,10 +77,13 @@ def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any
     from mlflow.entities import Metric
 
     assert isinstance(client, MlflowClient)
-    experiment = client.create_experiment(grid, artifact_location=artifacts)
+    declared = json.dumps([{"primary": "bnn++", "margin_points": 0.5, "settings": []}])
+    ours = {"proxbench.root": "a1b2c3d4", "proxbench.declared": declared if grid == "digits" else ""}
+    experiment = client.create_experiment(grid, artifact_location=artifacts, tags=ours)
     for start, row in enumerate(rows, start=1):
         name = f"{row['dataset']}/{row['model']}/{row['quantizer']}/s{row['seed']}"
         tags = {tag: str(row[tag]) for tag in (*TAGS, "current") if tag in row}
+        tags["execution.determinism"] = str(row["determinism"])
         tags |= {tag: f"{row[tag]:.0f}" if row["state"] == "done" else "" for tag in COUNTS if row.get("sizes", True)}
         run = client.create_run(experiment, start_time=start, tags=tags, run_name=name)
         if row["state"] == "done" or row.get("has_metrics"):
@@ -109,7 +117,7 @@ def uri(root: Path) -> str:
 def test_what_was_written_is_read(root: Path) -> None:
     results = load(uri(root), "digits")
     key = ["model", "quantizer", "seed"]
-    read, written = (frame.sort_values(key).reset_index(drop=True) for frame in (results.frame, example()))
+    read, written = (frame.sort_values(key).reset_index(drop=True) for frame in (results.frame, example().frame))
     assert read.drop(columns="run").equals(written.drop(columns="run"))
     assert read["run"].str.fullmatch("[0-9a-f]{32}").all()
     assert results.findings[0] == "2 of 24 cells failed: nan (digits/resnet110/bc/s1, digits/resnet110/bc/s2)"
@@ -122,7 +130,7 @@ def test_more_than_a_thousand_runs_are_read_completely_and_in_order(root: Path) 
 def test_of_two_runs_of_a_cell_the_newest_is_used_and_told(root: Path) -> None:
     results = load(uri(root), "again")
     assert results.frame["top1_hard"].tolist()[0] == 0.625
-    assert "has 2 runs in the store that disagree on top1_hard (0.5, 0.625)" in results.findings[0]
+    assert "has 2 runs in the store that disagree on top1_hard (0.5, 0.625)" in results.doubts[0]
 
 
 def test_cells_from_before_a_grid_was_edited_are_left_out_and_told(root: Path) -> None:
@@ -135,7 +143,7 @@ def test_cells_from_before_a_grid_was_edited_are_left_out_and_told(root: Path) -
 
 def test_a_store_from_before_sizes_were_kept_is_read(root: Path) -> None:
     frame = load(uri(root), "old").frame
-    assert frame["top1_hard"].tolist() == [0.5]
+    assert frame["top1_hard"].tolist() == [0.5, 0.75]
     assert frame[COUNTS].isna().all(axis=None)
 
 
@@ -162,14 +170,32 @@ def test_an_unknown_grid_is_refused_with_the_grids_in_the_store(root: Path) -> N
     with pytest.raises(UserError) as caught:
         load(uri(root), "digit")
     assert str(caught.value) == (
-        "unknown grid 'digit'; did you mean 'digits'? "
-        "in the store: again, digits, edited, foreign, large, odd, old, torn"
+        "unknown grid 'digit'; did you mean 'digits'? in the store: again, digits, edited, large, odd, old, torn"
     )
 
 
-def test_a_run_that_is_no_cell_is_refused_by_name(root: Path) -> None:
-    with pytest.raises(UserError, match="run somebody's of foreign is not a cell: no tag cell_id, model, quantizer"):
+def test_experiments_and_runs_of_others_are_left_out(root: Path) -> None:
+    """Before, one foreign experiment on a shared server blocked every table."""
+    with pytest.raises(UserError, match="unknown grid 'foreign'"):
         load(uri(root), "foreign")
+    with pytest.raises(UserError, match="of odd: seed is 'zero'"):  # ours alone are read, and one of ours is broken
+        load(uri(root))
+    assert load(uri(root), "again").remarks == ("1 runs of others are left out (by hand)",)
+
+
+def test_another_roots_grid_of_the_same_name_is_the_same_grid(root: Path) -> None:
+    results = load(uri(root), "old")
+    assert results.frame["quantizer"].tolist() == ["bc", "pc"]
+
+
+def test_the_declared_margin_comes_with_the_experiment(root: Path) -> None:
+    assert load(uri(root), "digits").declared["digits"].margin_points == 0.5
+    assert load(uri(root), "again").declared["again"].margin_points is None
+
+
+@pytest.mark.parametrize(("address", "size"), [("http://host:5000", 200), ("https://host", 200), ("sqlite:///x", 1000)])
+def test_pages_are_small_over_http(address: str, size: int) -> None:
+    assert store._page_size(address) == size
 
 
 def test_a_store_that_does_not_exist_is_refused_and_not_made(tmp_path: Path) -> None:
@@ -206,36 +232,40 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_tables_prints_the_grid(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(monkeypatch, "tables", "digits", "--root", str(root)) == 0
+    assert run_main(monkeypatch, "tables", "digits", "--tracking-uri", uri(root)) == 0
     golden = (Path(__file__).parent / "golden" / "comparison.md").read_text(encoding="utf-8")
-    assert capsys.readouterr().out == golden
+    without_margin = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("- Margin of")]
+    assert without_margin == golden.splitlines()
 
 
 def test_tables_writes_the_output_file_and_reads_the_root_from_the_environment(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PROXBENCH_ROOT", str(root))
     output = tmp_path / "digits.json"
-    assert run_main(monkeypatch, "tables", "digits", "--format", "json", "--output", str(output)) == 0
+    place = ["--tracking-uri", uri(root)]
+    assert run_main(monkeypatch, "tables", "digits", *place, "--format", "json", "--output", str(output)) == 0
     assert len(json.loads(output.read_text(encoding="utf-8"))["entries"]) == 10
     assert capsys.readouterr().out == ""
+    monkeypatch.setenv("PROXBENCH_ROOT", str(tmp_path / "elsewhere"))
+    assert run_main(monkeypatch, "tables", "digits") == 2
+    assert "elsewhere: no such folder of runs" in capsys.readouterr().err
 
 
 def test_strict_refuses_what_is_in_doubt_and_nothing_else(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(monkeypatch, "tables", "digits", "--root", str(root), "--strict") == 2
+    assert run_main(monkeypatch, "tables", "digits", "--tracking-uri", uri(root), "--strict") == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("--strict: 4 findings put numbers in doubt: 2 of 24 cells failed: nan (digits/")
     assert (captured.out, captured.err.count("\n")) == ("", 1)
-    assert run_main(monkeypatch, "tables", "edited", "--root", str(root), "--strict") == 0
+    assert run_main(monkeypatch, "tables", "edited", "--tracking-uri", uri(root), "--strict") == 0
     assert "left out" in capsys.readouterr().out
 
 
 def test_explain_lists_the_runs_behind_an_entry(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["tables", "digits", "--root", str(root), "--explain", "digits/resnet20/bc"]
+    arguments = ["tables", "digits", "--tracking-uri", uri(root), "--explain", "digits/resnet20/bc"]
     assert run_main(monkeypatch, *arguments) == 0
     text = capsys.readouterr().out
     runs = load(uri(root), "digits").frame.set_index("cell_id")["run"]
@@ -265,10 +295,13 @@ def test_explain_lists_the_runs_behind_an_entry(
             "unknown publication 'resnet-cifar'; did you mean 'resnet-c",
         ),
         (["tables", "digits", "--against", "nowhere.yaml"], "nowhere.yaml"),
-        (["tables", "digits", "--from-runs"], "unknown grid 'digits'; in "),
+        (
+            ["tables", "digits", "--tracking-uri", "sqlite:///nowhere/mlflow.db"],
+            "nowhere/mlflow.db: no MLflow store there",
+        ),
         (["tables", "digit"], "unknown grid 'digit'; did you mean 'digits'?"),
         (["tables", "digits", "--output", "/nowhere/at/all.md"], "No such file or directory: '/nowhere/at/all.md'"),
-        (["tables", "--root", "nowhere"], "nowhere/mlflow.db: no MLflow store there"),
+        (["tables", "--root", "nowhere"], "nowhere: no such folder of runs"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_status_2(
@@ -278,7 +311,8 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setenv("PROXBENCH_ROOT", str(root))
+    if not {"--tracking-uri", "--root"} & set(arguments):
+        arguments = [*arguments, "--tracking-uri", uri(root)]
     assert run_main(monkeypatch, *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err

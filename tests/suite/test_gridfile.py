@@ -85,7 +85,8 @@ def test_a_fault_names_its_line_and_value(tmp_path: Path, change: tuple[str, str
 
 
 KEYS = (
-    "dataset, models, quantizers, seeds, task, init, data, training, quantization, execution, name, description, blocks"
+    "dataset, models, quantizers, seeds, task, init, data, training, quantization, execution, name, description, "
+    "analysis, blocks"
 )
 DEEP = "nested more than 50 levels deep"
 
@@ -432,12 +433,58 @@ def test_a_bad_override_is_refused(override: str, expected: str) -> None:
     assert str(caught.value).startswith(expected)
 
 
+def with_analysis(tmp_path: Path, text: str) -> Path:
+    """A grid of bc and bnn++ that declares this analysis, on line 9."""
+    path = tmp_path / "grid.yaml"
+    recipe = "name: mine\ndataset: digits\nmodels: [resnet8]\nquantizers: [bc, bnn++]\nseeds: [0]\n"
+    recipe += (
+        "training: {epochs: 1, batch_size: 64, learning_rate: 0.1}\nquantization:\n  sharpness: {bnn++: {start: 2.0}}\n"
+    )
+    path.write_text(f"{recipe}analysis: {text}\n", encoding="utf-8")
+    return path
+
+
+def test_a_grid_declares_its_question_and_its_margin_and_no_cell_changes(tmp_path: Path) -> None:
+    declared = load_grid(str(with_analysis(tmp_path, "{primary: bc, margin_points: 0.3}")))
+    assert (declared.analysis.primary, declared.analysis.margin_points) == ("bc", 0.3)
+    plain = load_grid(str(with_analysis(tmp_path, "{}")))
+    assert (plain.analysis.primary, plain.analysis.margin_points) == ("bnn++", None)
+    assert [cell.id for cell in plain.cells()] == [cell.id for cell in declared.cells()]
+    assert declared.declared() == {
+        "primary": "bc",
+        "margin_points": 0.3,
+        "settings": [["digits", "bw", "scratch", "resnet8", name, [0]] for name in ("bc", "bnn++")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{primary: pc}", "analysis.primary: 'pc' is no quantizer of this grid (bc, bnn++)"),
+        ("{primary: bnnn}", "analysis.primary: unknown quantizer 'bnnn'; did you mean 'bnn'"),
+        ("{margin_points: 0}", "analysis.margin_points: "),
+        ("{margin_points: 100}", "analysis.margin_points: "),
+        ("{margin: 1}", "analysis.margin: unknown key 'margin'; did you mean 'margin_points'?"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_at_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = with_analysis(tmp_path, text)
+    with pytest.raises(GridError) as caught:
+        load_grid(str(path))
+    assert str(caught.value).startswith(f"{path}:9: {expected}")
+
+
+def test_the_declaration_is_the_files_and_no_override(tmp_path: Path) -> None:
+    with pytest.raises(GridError, match="only a block's keys can be overridden"):
+        load_grid(str(with_analysis(tmp_path, "{}")), ["analysis.margin_points=1"])
+
+
 @pytest.mark.parametrize(
     ("name", "num_cells", "digest"),
     [
         ("cifar10", 99, "8a1a0225a0fef833"),
         ("cifar100", 99, "4cb67a4bef7eab4d"),
-        ("digits", 36, "6d80dbca4557cb1b"),
+        ("digits", 48, "31f38d25b523ddb4"),
         ("fashion-mnist", 18, "0c3d89f6beb61f50"),
         ("imagenet", 198, "dd0e91b94dacad21"),
         ("zoo", 160, "c5b55ed462c1661a"),

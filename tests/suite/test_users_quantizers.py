@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.compare.comparison import comparison
+from analysis.compare.table import tabulate
 from analysis.render.methods import quantizers as cited
 from analysis.render.tables import to_latex, to_markdown
 from analysis.runs import folders
@@ -14,6 +14,7 @@ from launch import snapshot
 from suite.recipe.cell import Cell
 from suite.recipe.grid_file import GridError, load_grid
 from suite.run.directory import Planned, RunDir, write_plan
+from suite.run.provenance import code_digest
 from suite.train import train
 
 MODULE = """
@@ -121,10 +122,12 @@ def test_they_train_and_are_in_the_table_and_its_notes_which_do_not_import_the_m
         train(RunDir.create(tmp_path / "runs" / "mine" / cell.id, cell), tmp_path)
     write_plan(tmp_path / "runs" / "mine", map(Planned, cells))
     _forget()
-    frame = folders.load(tmp_path / "runs", "mine").frame
-    table = comparison(frame)
+    results = folders.load(tmp_path / "runs", "mine")
+    frame, table = results.frame, tabulate(results)
     assert set(frame["quantizer"]) == {"users_mine:PAIR", "users_mine:COMPLETED"}
     assert frame["top1_hard"].notna().all()
+    assert (frame["device_hours"] > 0).all()
+    assert (frame["code_digest"] == code_digest()).all()
     assert "| users_mine:PAIR |" in to_markdown(table)
     assert r"users\_mine:PAIR" in to_latex(table)
     assert cited(frame) == []

@@ -1,0 +1,191 @@
+"""The questions of a grid and their answers: the primary family, single models behind a gate, other architectures."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.compare.comparison import (
+    Comparison,
+    Scope,
+    Stratum,
+    Verdict,
+    across_architectures,
+    compare,
+    estimated,
+)
+from analysis.compare.groups import Group, num_identical, pairs
+from analysis.runs.frame import Declared
+from analysis.stats.images import two_way_interval
+
+if TYPE_CHECKING:  # table makes its headings, and has them answered here
+    from analysis.compare.table import Block
+
+FULL_PRECISION = "fp"
+ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
+"""The catalogue's order; other quantizers follow by name."""
+Right = Callable[[str], "npt.NDArray[np.bool_] | None"]
+"""Of a run (directory or MLflow id): which test images its hardened network classifies correctly; None: not known."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """The candidate that each quantizer is compared with, None if with nothing; what people call it; who is shown."""
+
+    label: str
+    candidate: Callable[[str], str | None]
+    shows: Callable[[str], bool] = lambda _: True
+
+
+def against(primary: str) -> Against:
+    """Every other quantizer against `primary`."""
+    return Against(
+        primary.upper() if primary in ROW_ORDER else primary, lambda name: None if name == primary else primary
+    )
+
+
+def completions() -> Against:
+    """Each published surrogate gradient against its completion, the row that integrates it: bnn+ against bnn++."""
+    from quantizers import QUANTIZERS
+
+    found = {row.completes: row.name for row in QUANTIZERS.values() if row.completes is not None}
+    return Against("its completion", found.get, {*found.keys(), *found.values()}.__contains__)
+
+
+def margin_of(declared: Declared) -> float | None:
+    """The declared margin as a fraction."""
+    return None if declared.margin_points is None else declared.margin_points / 100
+
+
+def answer_all(blocks: "Sequence[Block]", choice: Against, declared: Declared, right: Right | None) -> "list[Block]":
+    """The headings of one grid with their comparisons."""
+    margin = margin_of(declared)
+    asked = {block.title: _questions(block, choice) for block in blocks}
+    size = sum(map(len, asked.values())) + _num_removed(blocks, choice, declared)
+    answers = iter(compare([one for own in asked.values() for one in own], size, margin))
+    primary = {block.title: [next(answers) for _ in asked[block.title]] for block in blocks}
+    models = {block.title: [one for answer in primary[block.title] for one in _by_model(answer)] for block in blocks}
+    size = sum(map(len, models.values()))
+    opened = [one for block in blocks for one in models[block.title] if _is_open(one, primary[block.title])]
+    tested = dict(zip(map(id, opened), compare(opened, size, margin), strict=True))
+    by_model = {title: [tested.get(id(one)) or estimated(one) for one in own] for title, own in models.items()}
+    wider = {block.title: [across_architectures(answer) for answer in primary[block.title]] for block in blocks}
+    num_wider = sum(one is not None for own in wider.values() for one in own)
+    beyond = iter(compare([one for own in wider.values() for one in own if one is not None], num_wider, margin))
+    architectures = {title: [next(beyond) for one in own if one is not None] for title, own in wider.items()}
+    return [
+        replace(
+            block,
+            primary=tuple(_with_images(answer, block, right) for answer in primary[block.title]),
+            by_model=tuple(by_model[block.title]),
+            architectures=tuple(architectures[block.title]),
+            reference=tuple(map(estimated, _references(block, choice))),
+        )
+        for block in blocks
+    ]
+
+
+def _questions(block: "Block", choice: Against) -> list[Comparison]:
+    """One for each binary baseline whose candidate has cells under the heading; identical ones together."""
+    found: list[Comparison] = []
+    for name in block.quantizers:
+        candidate = choice.candidate(name)
+        if name == FULL_PRECISION or candidate not in block.quantizers or candidate is None:
+            continue
+        twin = next(
+            (
+                k
+                for k, one in enumerate(found)
+                if one.candidate == candidate and _are_identical(block, one.baseline, name)
+            ),
+            None,
+        )
+        if twin is None:
+            found.append(_question(block, choice.label, candidate, name, Scope.primary))
+        else:
+            found[twin] = replace(found[twin], identical=(*found[twin].identical, name))
+    return found
+
+
+def _question(block: "Block", label: str, candidate: str, baseline: str, scope: Scope) -> Comparison:
+    strata = []
+    for model in block.models:
+        ours, theirs = block.groups[candidate, model], block.groups[baseline, model]
+        seeds = ours.seeds | theirs.seeds
+        if not (ours.seeds and theirs.seeds):
+            continue  # the grid does not have both on this model
+        missing = [
+            f"{name}: {why}"
+            for name, group in ((candidate, ours), (baseline, theirs))
+            if (why := _why(group, len(seeds)))
+        ]
+        strata.append(Stratum(model, pairs(ours, theirs), len(seeds), tuple(missing), num_identical(ours, theirs)))
+    return Comparison(scope, block.title, label, candidate, baseline, tuple(strata), Verdict.no_pairs)
+
+
+def _why(group: Group, num_seeds: int) -> str:
+    return group.conflict or ", ".join(f"{count} {reason}" for reason, count in group.missing(num_seeds))
+
+
+def _are_identical(block: "Block", one: str, other: str) -> bool:
+    """Whether two quantizers have the same seeds on every model and trained the same networks, weight for weight."""
+    num_same = 0
+    for model in block.models:
+        ours, theirs = block.groups[one, model], block.groups[other, model]
+        same = num_identical(ours, theirs)
+        if ours.usable.keys() != theirs.usable.keys() or same != len(ours.usable):
+            return False
+        num_same += same
+    return num_same > 0
+
+
+def _num_removed(blocks: "Sequence[Block]", choice: Against, declared: Declared) -> int:
+    """Baselines that the first launch declared and the cells no longer have: they stay in the family, with p = 1."""
+    present = {(block.dataset, block.task, block.init, name) for block in blocks for name in block.quantizers}
+    first = {(dataset, task, init, name) for dataset, task, init, _, name, _ in declared.settings}
+    return sum(
+        name != FULL_PRECISION and choice.shows(name) and (candidate := choice.candidate(name)) is not None
+        and (dataset, task, init, candidate) in first and (dataset, task, init, name) not in present
+        for dataset, task, init, name in first
+    )  # fmt: skip
+
+
+def _by_model(answer: Comparison) -> Iterator[Comparison]:
+    """The same question of each model alone."""
+    for stratum in answer.strata:
+        yield Comparison(
+            Scope.model, answer.title, answer.label, answer.candidate, answer.baseline, (stratum,), Verdict.no_pairs,
+            answer.identical,
+        )  # fmt: skip
+
+
+def _is_open(question: Comparison, primary: Iterable[Comparison]) -> bool:
+    """Whether the primary family tells this baseline apart, so that its models may be tested one by one."""
+    return any(one.is_difference and one.baseline == question.baseline for one in primary)
+
+
+def _references(block: "Block", choice: Against) -> list[Comparison]:
+    candidate = choice.candidate(FULL_PRECISION)
+    if candidate is None or not {FULL_PRECISION, candidate} <= set(block.quantizers):
+        return []
+    return [_question(block, choice.label, candidate, FULL_PRECISION, Scope.reference)]
+
+
+def _with_images(answer: Comparison, block: "Block", right: Right | None) -> Comparison:
+    """With its interval over new test images, if every pair's predictions are known and each model has two seeds."""
+    if right is None or answer.estimate is None:
+        return answer
+    strata = []
+    for stratum in answer.strata:
+        ours, theirs = (block.groups[name, stratum.model].runs for name in (answer.candidate, answer.baseline))
+        rows = [(right(ours[seed]), right(theirs[seed])) for seed in stratum.pairs]
+        if any(one is None or other is None or len(one) != len(other) for one, other in rows):
+            return answer
+        strata.append(np.array([np.subtract(one, other, dtype=np.int8) for one, other in rows]))  # type: ignore[arg-type]
+    try:
+        interval = two_way_interval([array for array in strata if len(array)], np.random.default_rng(0))
+    except ValueError:  # one seed, or test sets of different sizes
+        return answer
+    return replace(answer, images=interval)

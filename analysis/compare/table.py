@@ -1,0 +1,288 @@
+"""Frame of cells -> Table: for every heading the accuracies of each quantizer and model, and the comparisons.
+
+A heading (`Block`) is one grid, data set, task and init. The primary family is a grid's: one question for each binary
+baseline under each of its headings. Per-model questions are a second family, asked of all declared baselines and models
+and answered only for baselines that the primary family tells apart from the candidate (gatekeeping).
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from analysis.compare.comparison import Comparison
+from analysis.compare.family import FULL_PRECISION, ROW_ORDER, Against, Right, against, answer_all, margin_of
+from analysis.compare.groups import Group
+from analysis.compare.published import Key as NumberKey
+from analysis.compare.published import Number, Publication, Reproduction, by_key, reproduction
+from analysis.runs import frame as cells
+from analysis.runs.frame import Declared
+from analysis.stats.ranks import MIN_BLOCKS, Ranking, rank_methods
+
+MIN_METHODS = 3
+"""Binary methods from which they are ranked over models."""
+
+Member = tuple[str, str]
+"""Quantizer and model."""
+Key = tuple[str, str, str, str]
+"""Grid, data set, task, init."""
+Row = Mapping[str, Any]
+Recipe = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
+
+    `missing` counts the seeds without a measurement by reason, `failed: oom`. `gap_mean` is soft minus hard accuracy.
+    `is_best`: no binary method with all seeds of the model has a higher mean; not a test.
+    """
+
+    model: str
+    quantizer: str
+    num_seeds: int
+    num_done: int
+    missing: tuple[tuple[str, int], ...]
+    conflict: str | None
+    top1_hard_mean: float | None
+    top1_hard_sd: float | None
+    top1_soft_mean: float | None
+    gap_mean: float | None = None
+    num_bytes: float | None = None
+    is_best: bool = False
+    published: Reproduction | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One heading: its entries row by row, and its comparisons; `title` tells it from the other headings.
+
+    `primary` has one Comparison for each binary baseline, `by_model` one for each baseline and model, `architectures`
+    one for each baseline from six models on, `reference` those with full precision, which are no hypotheses. `groups`
+    are what the entries are made of.
+    """
+
+    title: str
+    grid: str
+    dataset: str
+    task: str
+    init: str
+    models: tuple[str, ...]
+    quantizers: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    groups: Mapping[Member, Group] = field(repr=False, compare=False, default_factory=dict)
+    primary: tuple[Comparison, ...] = ()
+    by_model: tuple[Comparison, ...] = ()
+    architectures: tuple[Comparison, ...] = ()
+    reference: tuple[Comparison, ...] = ()
+
+    @property
+    def family_size(self) -> int:
+        """Comparisons of the primary family, over all headings of the grid; 0 without one."""
+        return max((one.family_size for one in self.primary), default=0)
+
+    def answer(self, quantizer: str) -> Comparison | None:
+        """The comparison with this quantizer on all models of the heading; full precision and identical ones, too."""
+        everything = (*self.primary, *self.reference)
+        return next((one for one in everything if quantizer in {one.baseline, *one.identical}), None)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranking of one task's and init's methods over `models` (data set/model), and who could not take part.
+
+    `incomplete` are the methods without a mean on one of the models.
+    """
+
+    task: str
+    init: str
+    models: tuple[str, ...]
+    incomplete: tuple[str, ...]
+    ranking: Ranking
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, what their quantizers are compared with, and what a reader must know before them.
+
+    `margin` is the declared one, a fraction, None if none is declared or grids differ. `ranks` describes the methods
+    over all models, where there are enough; `publication` is what the entries' published numbers are of.
+    """
+
+    blocks: tuple[Block, ...]
+    label: str
+    findings: tuple[str, ...]
+    margin: float | None = None
+    ranks: tuple[Ranks, ...] = ()
+    publication: Publication | None = None
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """All of all headings."""
+        return tuple(
+            one
+            for block in self.blocks
+            for one in (*block.primary, *block.by_model, *block.architectures, *block.reference)
+        )
+
+
+def tabulate(
+    results: cells.Results,
+    wanted: Against | None = None,
+    publication: Publication | None = None,
+    recipes: Mapping[tuple[str, str], Recipe] | None = None,
+    right: Right | None = None,
+) -> Table:
+    """The table of all quantizers in `results`.
+
+    wanted: what each is compared with; by default the primary method that the grid declares. recipes: by grid and cell
+    id, for published numbers. right: for intervals over new test images; without it there are none.
+
+    Raises:
+        ValueError: the frame breaks its schema.
+    """
+    cells.validate(results.frame)
+    declared = {grid: results.declared.get(grid, Declared()) for grid in results.frame["grid"].unique()}
+    choices = {grid: wanted or against(own.primary) for grid, own in declared.items()}
+    rows = [row for row in cells.records(results.frame) if choices[row["grid"]].shows(row["quantizer"])]
+    told_apart = {name for name in ("grid", "task", "init") if len({row[name] for row in rows}) > 1}
+    blocks = [_block(key, own, told_apart) for key, own in rows_by_block(rows).items()]
+    answered: list[Block] = []
+    for grid in dict.fromkeys(block.grid for block in blocks):
+        own = [block for block in blocks if block.grid == grid]
+        answered += answer_all(own, choices[grid], declared[grid], right)
+    findings = results.findings
+    if publication is not None:
+        answered = _with_published(answered, publication, {g: margin_of(d) for g, d in declared.items()}, recipes or {})
+        if not any(entry.published for block in answered for entry in block.entries):
+            wanted_cells = cells.shortened("/".join(key[:3]) for key in by_key(publication))
+            findings = (*findings, f"none of the published numbers is of these cells; they are of {wanted_cells}")
+    labels = {choice.label for choice in choices.values()}
+    margins = {margin_of(own) for own in declared.values()}
+    return Table(
+        tuple(answered),
+        labels.pop() if len(labels) == 1 else "the primary method",
+        findings,
+        margins.pop() if len(margins) == 1 else None,
+        tuple(_ranks(answered)),
+        publication,
+    )
+
+
+def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """Rows by (grid, data set, task, init), full precision beside the methods it is compared to.
+
+    A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
+    full-precision cells stand in every block where it has methods, those of the same init if there are any; without
+    methods, in the block of their own task and init.
+    """
+    by_model: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        by_model.setdefault((row["grid"], row["dataset"], row["model"]), []).append(row)
+    parts: dict[Key, list[Row]] = {}
+    for (grid, dataset, _), own in by_model.items():
+        full_precision = [row for row in own if row["quantizer"] == FULL_PRECISION]
+        methods = [row for row in own if row["quantizer"] != FULL_PRECISION]
+        for task, init in dict.fromkeys((row["task"], row["init"]) for row in methods or full_precision):
+            same_init = [row for row in full_precision if row["init"] == init]
+            here = [row for row in methods if (row["task"], row["init"]) == (task, init)]
+            parts.setdefault((grid, dataset, task, init), []).extend([*(same_init or full_precision), *here])
+    return parts
+
+
+def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str]) -> Block:
+    """The heading with its entries, without comparisons."""
+    grid, dataset, task, init = key
+    by_member: dict[Member, list[Row]] = {}
+    for row in rows:
+        by_member.setdefault((row["quantizer"], row["model"]), []).append(row)
+    quantizers = tuple(sorted({name for name, _ in by_member}, key=row_position))
+    models = tuple(sorted({model for _, model in by_member}, key=cells.natural_key))
+    groups = {(name, model): Group.of(by_member.get((name, model), ())) for name in quantizers for model in models}
+    num_seeds = {model: len(set().union(*(groups[name, model].seeds for name in quantizers))) for model in models}
+    best = {model: _best(groups, model, num_seeds[model]) for model in models}
+    entries = tuple(
+        Entry(
+            model=model,
+            quantizer=name,
+            num_seeds=num_seeds[model],
+            num_done=len(group.hard),
+            missing=group.missing(num_seeds[model]),
+            conflict=group.conflict,
+            top1_hard_mean=group.mean,
+            top1_hard_sd=group.sd,
+            top1_soft_mean=group.soft_mean,
+            gap_mean=group.gap_mean,
+            num_bytes=group.num_bytes,
+            is_best=name in best[model],
+        )
+        for (name, model), group in groups.items()
+    )
+    named = {"grid": grid, "task": task, "init": init}
+    title = ", ".join([dataset, *(f"{name} {value}" for name, value in named.items() if name in told_apart)])
+    return Block(title, grid, dataset, task, init, models, quantizers, entries, groups)
+
+
+def row_position(quantizer: str) -> tuple[int, str]:
+    """Sorting key: the catalogue's order, then by name."""
+    return (ROW_ORDER.index(quantizer) if quantizer in ROW_ORDER else len(ROW_ORDER), quantizer)
+
+
+def _best(groups: Mapping[Member, Group], model: str, num_seeds: int) -> set[str]:
+    """Binary methods with the highest mean among those that have every seed of the model."""
+    means = {
+        name: group.mean
+        for (name, own), group in groups.items()
+        if own == model and name != FULL_PRECISION and group.mean is not None and len(group.usable) == num_seeds
+    }
+    if len(means) < 2:  # noqa: PLR2004 - alone, nothing is best
+        return set()
+    highest = max(means.values())
+    return {name for name, mean in means.items() if highest - mean <= 1e-12}  # noqa: PLR2004 - rounding
+
+
+def _with_published(
+    blocks: Sequence[Block],
+    publication: Publication,
+    margins: Mapping[str, float | None],
+    recipes: Mapping[tuple[str, str], Recipe],
+) -> list[Block]:
+    numbers = by_key(publication)
+    num_tests = sum(_number(block, entry, numbers) is not None for block in blocks for entry in block.entries)
+
+    def with_number(block: Block, entry: Entry) -> Entry:
+        number = _number(block, entry, numbers)
+        if number is None:
+            return entry
+        group = block.groups[entry.quantizer, entry.model]
+        own = [recipes.get((block.grid, cell_id)) for cell_id in group.averaged]
+        recipe = own[0] if own else None
+        found = reproduction(number, publication, group.usable, margins[block.grid], recipe, num_tests)
+        return replace(entry, published=found)
+
+    return [replace(block, entries=tuple(with_number(block, entry) for entry in block.entries)) for block in blocks]
+
+
+def _number(block: Block, entry: Entry, numbers: Mapping[NumberKey, Number]) -> Number | None:
+    """What was published of these very cells: for fp, of its own task and init."""
+    group = block.groups[entry.quantizer, entry.model]
+    found = [numbers.get((block.dataset, entry.model, entry.quantizer, task, init)) for task, init in group.settings]
+    return found[0] if len(found) == 1 else None
+
+
+def _ranks(blocks: Sequence[Block]) -> Iterator[Ranks]:
+    """One ranking per task and init, over the models of all data sets; none where a model would count twice."""
+    for task, init in dict.fromkeys((block.task, block.init) for block in blocks):
+        here = [block for block in blocks if (block.task, block.init) == (task, init)]
+        models = [f"{block.dataset}/{model}" for block in here for model in block.models]
+        if len(set(models)) < len(models):
+            continue
+        means: dict[str, dict[str, float]] = {}
+        for block in here:
+            for entry in block.entries:
+                if entry.quantizer != FULL_PRECISION and entry.top1_hard_mean is not None:
+                    means.setdefault(f"{block.dataset}/{entry.model}", {})[entry.quantizer] = entry.top1_hard_mean
+        methods = sorted({name for row in means.values() for name in row}, key=row_position)
+        complete = [name for name in methods if all(name in row for row in means.values())]
+        if len(means) >= MIN_BLOCKS and len(complete) >= MIN_METHODS:
+            ranking = rank_methods([[row[name] for name in complete] for row in means.values()], complete)
+            yield Ranks(task, init, tuple(means), tuple(name for name in methods if name not in complete), ranking)
