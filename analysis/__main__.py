@@ -1,21 +1,15 @@
 """`python -m analysis`: comparisons, figures and a report from run directories or an MLflow store."""
 
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from analysis.place import Place
 from suite.errors import UserError
-
-if TYPE_CHECKING:  # pandas comes with them, and --help must not wait for that
-    from collections.abc import Callable, Mapping
-
-    from analysis.compare.published import Publication
-    from analysis.compare.table import Table
-    from analysis.runs.frame import Results
-    from analysis.runs.provenance import Background
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
@@ -62,75 +56,6 @@ AgainstOption = Annotated[
         help="Published numbers beside ours, with verdicts: a name in analysis/compare/published, or a file.",
     ),
 ]
-
-
-class _Place:
-    """Where the runs are, from the options that all commands share."""
-
-    def __init__(self, roots: list[Path] | None, tracking_uri: str | None) -> None:
-        import os
-
-        self.roots = roots or [Path(os.environ.get("PROXBENCH_ROOT") or "runs")]
-        self.uri = tracking_uri
-
-    def results(self, grid: str | None, *, strict: bool) -> "Results":
-        """The cells. Raises UserError with --strict if there are doubts."""
-        if self.uri is not None:
-            from analysis.runs import store
-
-            found = store.load(self.uri, grid)
-        else:
-            from analysis.runs import folders
-
-            found = folders.load(self.roots, grid)
-        if strict and found.doubts:
-            raise UserError(f"--strict: {len(found.doubts)} findings put numbers in doubt: {'; '.join(found.doubts)}")
-        return found
-
-    def backgrounds(self, results: "Results") -> "Mapping[tuple[str, str], Background]":
-        """Recipes, provenance and reasons, by grid and cell id."""
-        from analysis.runs import folders, store
-
-        return folders.backgrounds(results.frame) if self.uri is None else store.backgrounds(self.uri, results.frame)
-
-    def curves(self, results: "Results") -> "object":
-        """Metrics by epoch."""
-        from analysis.runs import curves, store
-
-        if self.uri is None:
-            return curves.from_folders(results.frame)
-        return curves.curves_of(store.histories(self.uri, results.frame, curves.METRICS))
-
-    def look(self, results: "Results", command: str) -> None:
-        """Records in each grid's folder that its results were looked at. A store has no place for it."""
-        from analysis.runs.looks import record
-
-        if self.uri is not None:
-            return
-        for grid, cells in results.frame.groupby("grid"):
-            done = cells[cells["state"] == "done"]["cell_id"].tolist()
-            for root in self.roots:
-                if (root / str(grid)).is_dir():
-                    record(root / str(grid), done, len(cells), command)
-
-    def table(
-        self,
-        results: "Results",
-        publication: "Publication | None" = None,
-        *,
-        completions: bool = False,
-        images: bool = False,
-    ) -> "Table":
-        """The comparisons."""
-        from analysis.compare import family, table
-        from analysis.runs import folders
-
-        wanted = family.completions() if completions else None
-        recipes = None
-        if publication is not None:
-            recipes = {key: background.recipe for key, background in self.backgrounds(results).items()}
-        right = folders.right if images and self.uri is None else None
-        return table.tabulate(results, wanted, publication, recipes, right)
 
 
 @app.command()
@@ -184,7 +109,7 @@ def tables(
         from analysis.render import tables as rendering
 
         publication = published.load(against) if against is not None else None
-        place = _Place(root, tracking_uri)
+        place = Place(root, tracking_uri)
         results = place.results(grid, strict=strict)
         place.look(results, "tables")
         if explain is not None:
@@ -226,13 +151,13 @@ def figures(
     with progress() as say:
         from analysis.render import figures as rendering
 
-        place = _Place(root, tracking_uri)
+        place = Place(root, tracking_uri)
         results = place.results(grid, strict=strict)
         place.look(results, "figures")
         say("reading the curves")
         recorded = place.curves(results)
         say("drawing")
-        pictures = rendering.pictures(place.table(results), recorded)  # type: ignore[arg-type]  # lazily imported frame
+        pictures = rendering.pictures(place.table(results), recorded)
         written = rendering.write(pictures, output)
     for finding in results.findings:
         print(f"finding: {finding}", file=sys.stderr)
@@ -285,7 +210,7 @@ def power(
         if sd is not None:
             text = plans.to_markdown([plans.assumed(sd, models or 1, family or 1)], wanted)
         else:
-            place = _Place(root, tracking_uri)
+            place = Place(root, tracking_uri)
             results = place.results(grid, strict=strict)
             say("planning")
             text = plans.to_markdown(plans.plans(place.table(results), models, family), wanted, results.findings)
@@ -325,7 +250,7 @@ def report(
     """  # noqa: D301 - \b is typer's: keep these lines
     from analysis.render.progress import progress
 
-    place = _Place(root, tracking_uri)
+    place = Place(root, tracking_uri)
     path = output or place.roots[0] / (grid or "") / "report.html"
     with progress() as say:
         page = _page(place, grid, against, strict=strict, say=say)
@@ -352,7 +277,7 @@ def bundle(
     """  # noqa: D301 - \b is typer's: keep these lines
     from analysis.render.progress import progress
 
-    place = _Place(root, None)
+    place = Place(root, None)
     path = output or Path(f"{grid}.tar.gz")
     with progress() as say:
         from importlib.metadata import version
@@ -376,7 +301,7 @@ def bundle(
     print(path)
 
 
-def _page(place: _Place, grid: str | None, against: str | None, *, strict: bool, say: "Callable[[str], None]") -> str:
+def _page(place: Place, grid: str | None, against: str | None, *, strict: bool, say: Callable[[str], None]) -> str:
     from analysis.compare import published
     from analysis.render import report as rendering
     from analysis.runs import provenance
@@ -389,7 +314,7 @@ def _page(place: _Place, grid: str | None, against: str | None, *, strict: bool,
     source = provenance.source(grid, place.roots if place.uri is None else place.uri, against)
     say("comparing")
     table = place.table(results, publication, images=True)
-    return rendering.report(results, table, recorded, backgrounds, source, say)  # type: ignore[arg-type]
+    return rendering.report(results, table, recorded, backgrounds, source, say)
 
 
 def main() -> None:

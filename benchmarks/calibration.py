@@ -26,6 +26,7 @@ from scipy import stats
 from analysis.stats.equivalence import Published, Verdict, equivalence
 from analysis.stats.images import two_way_interval
 from analysis.stats.power import SD_CONFIDENCE, detectable
+from analysis.stats.profiles import profile
 from analysis.stats.ranks import critical_difference
 from analysis.stats.stratified import ALPHA, CONFIDENCE, RIDGE, SignFlip
 
@@ -156,16 +157,20 @@ def interval_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
         covered = float((stratified_p(d_SMN, rng) > 1 - CONFIDENCE).mean())
         highest = 0.97 if name != "discrete" and effect[0] == 0 else 1.0
         yield Rate(f"coverage: {design[0]} x {design[1]}, {name} runs, {what}", num, covered, (0.945, highest))
-    few = max(200, num // 20)
-    for design in DESIGNS:
-        held = 0
-        for own in differences(rng, RUNS["normal"], few, design)[:, 0]:
-            held += 0.0 in SignFlip(list(own)).interval()
-        yield Rate(f"coverage: {design[0]} x {design[1]}, SignFlip itself", few, held / few, (0.93, 0.97))  # few
+    few = max(200, num // 20)  # one at a time
+    for design, (what, effect) in itertools.product(DESIGNS, EFFECTS.items()):
+        held = num_raised = 0
+        for own in differences(rng, RUNS["normal"], few, design, effect)[:, 0]:
+            test = SignFlip(list(own))
+            held += 0.0 in test.interval()
+            num_raised += test.p() > test.raw_p()
+        where = f"{design[0]} x {design[1]}, {what}"
+        yield Rate(f"coverage: SignFlip itself, {where}", few, held / few, (0.93, 1.0))  # few: 2.9 standard errors
+        yield Rate(f"p above the test's own, {where}", few, num_raised / few)
 
 
 def gatekept_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often a difference is claimed on a model where there is none, while others are true."""
+    """How often a difference is claimed on a model where there is none, while on other models there is one."""
     num = max(200, num // 4)
     for (num_models, num_seeds), num_true in itertools.product(((3, 8), (2, 12), (3, 12)), (0, 1, 4, 5)):
         d = differences(rng, RUNS["normal"], num, (num_models, num_seeds))
@@ -227,6 +232,17 @@ def image_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
                 strata.append(ours - theirs)
             covered += 0.0 in two_way_interval(strata, rng)
         yield Rate(f"coverage: images and seeds, {num_models} x {num_seeds}", num, covered / num)
+
+
+def profile_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
+    """How often the interval of the interquartile mean over runs holds it, for normal scores, whose mean it is."""
+    num = min(1000, max(50, num // 20))  # one at a time
+    for num_tasks, num_runs in itertools.product((1, 2, 6), (3, 4, 10)):
+        covered = 0
+        for scores in rng.normal(size=(num, num_tasks, num_runs)):
+            found = profile({str(task): own for task, own in enumerate(scores)}, [0.0], rng)
+            covered += 0.0 in found.interval
+        yield Rate(f"coverage: interquartile mean, tasks: {num_tasks}, runs of each: {num_runs}", num, covered / num)
 
 
 def spread_bound(rng: np.random.Generator, num: int) -> Iterator[Rate]:
@@ -294,6 +310,7 @@ PARTS: tuple[Callable[[np.random.Generator, int], Iterator[Rate]], ...] = (
     power_table,
     equivalence_errors,
     image_coverage,
+    profile_coverage,
     spread_bound,
     rank_errors,
     verdict_errors,

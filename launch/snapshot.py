@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.run.atomic import write_bytes, write_json
-from suite.run.provenance import SNAPSHOT, SOURCES, code_version
+from suite.run.provenance import CODE, SNAPSHOT, code_version
 
 PACKAGES = ("quantizers", "models", "suite", "launch", "analysis")
+SUFFIXES = CODE | {".yaml", ".json"}
 if TYPE_CHECKING:  # pydantic comes with it
     from suite.recipe.cell import Cell
 
@@ -60,7 +61,7 @@ def _files() -> dict[str, bytes]:
         str(path.relative_to(source)): path.read_bytes()
         for package in PACKAGES
         for path in sorted((source / package).rglob("*"))
-        if path.suffix in SOURCES and "__pycache__" not in path.parts
+        if path.suffix in SUFFIXES and "__pycache__" not in path.parts
     }
 
 

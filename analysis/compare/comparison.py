@@ -49,7 +49,6 @@ class Stratum:
 
     model: str
     pairs: Mapping[int, float]
-    num_seeds: int
     missing: tuple[str, ...] = ()
     num_identical: int = 0
 
@@ -76,7 +75,8 @@ class Comparison:
     their own. `interval` inverts the test at the level at which Holm's method judged it, so at 95 % or more; None where
     nothing is tested or measured. `p` is None where nothing is tested; `p_error` is its standard error where sign
     patterns were drawn. `smallest_p` is the smallest adjusted p that any data could have given. `images` is the 95 %
-    interval over new test images and seeds. `seeds_needed`, of a design too small, are seeds for each model.
+    interval over new test images and seeds. `num_needed`, of a design too small, are the seeds on each model that would
+    do, or the architectures.
     """
 
     scope: Scope
@@ -96,7 +96,7 @@ class Comparison:
     smallest_p: float | None = None
     equivalence: Equivalence | None = None
     images: Interval | None = None
-    seeds_needed: int | None = None
+    num_needed: int | None = None
     caveats: tuple[str, ...] = ()
 
     @property
@@ -156,7 +156,7 @@ def compare(asked: Sequence[Comparison], size: int, margin: float | None) -> lis
         )
         verdict = _verdict(answer)
         needed = seeds_needed(len(answer.models), size) if verdict is Verdict.too_small else None
-        answer = replace(answer, verdict=verdict, seeds_needed=needed)
+        answer = replace(answer, verdict=verdict, num_needed=needed)
         answers.append(replace(answer, caveats=_caveats(answer, test)))
     return answers
 
@@ -174,11 +174,13 @@ def across_architectures(answer: Comparison) -> Comparison | None:
     pairs = {number: stratum.mean for number, stratum in enumerate(answer.strata) if stratum.mean is not None}
     if len(pairs) < MIN_ARCHITECTURES:
         return None
-    stratum = Stratum("models", pairs, num_seeds=len(answer.strata))
-    return Comparison(
-        Scope.architectures, answer.title, answer.label, answer.candidate, answer.baseline, (stratum,),
-        Verdict.no_pairs, answer.identical,
-    )  # fmt: skip
+    return replace(unanswered(answer), scope=Scope.architectures, strata=(Stratum("models", pairs),))
+
+
+def unanswered(answer: Comparison) -> Comparison:
+    """The bare question of an answer."""
+    names = (answer.title, answer.label, answer.candidate, answer.baseline)
+    return Comparison(answer.scope, *names, answer.strata, Verdict.no_pairs, answer.identical)
 
 
 def _arrays(question: Comparison) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """The questions of a grid and their answers: the primary family, single models behind a gate, other architectures."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from analysis.compare.comparison import (
     across_architectures,
     compare,
     estimated,
+    unanswered,
 )
 from analysis.compare.groups import Group, num_identical, pairs
 from analysis.runs.frame import Declared
@@ -62,29 +63,36 @@ def margin_of(declared: Declared) -> float | None:
 def answer_all(blocks: "Sequence[Block]", choice: Against, declared: Declared, right: Right | None) -> "list[Block]":
     """The headings of one grid with their comparisons."""
     margin = margin_of(declared)
-    asked = {block.title: _questions(block, choice) for block in blocks}
-    size = sum(map(len, asked.values())) + _num_removed(blocks, choice, declared)
-    answers = iter(compare([one for own in asked.values() for one in own], size, margin))
-    primary = {block.title: [next(answers) for _ in asked[block.title]] for block in blocks}
-    models = {block.title: [one for answer in primary[block.title] for one in _by_model(answer)] for block in blocks}
-    size = sum(map(len, models.values()))
-    opened = [one for block in blocks for one in models[block.title] if _is_open(one, primary[block.title])]
-    tested = dict(zip(map(id, opened), compare(opened, size, margin), strict=True))
-    by_model = {title: [tested.get(id(one)) or estimated(one) for one in own] for title, own in models.items()}
-    wider = {block.title: [across_architectures(answer) for answer in primary[block.title]] for block in blocks}
-    num_wider = sum(one is not None for own in wider.values() for one in own)
-    beyond = iter(compare([one for own in wider.values() for one in own if one is not None], num_wider, margin))
-    architectures = {title: [next(beyond) for one in own if one is not None] for title, own in wider.items()}
+    asked = [question for block in blocks for question in _questions(block, choice)]
+    primary = compare(asked, len(asked) + _num_removed(blocks, choice, declared), margin)
+    wider = [question for answer in primary if (question := across_architectures(answer)) is not None]
+    by_model, architectures = _gatekept(primary, margin), compare(wider, len(wider), margin)
     return [
         replace(
             block,
-            primary=tuple(_with_images(answer, block, right) for answer in primary[block.title]),
-            by_model=tuple(by_model[block.title]),
-            architectures=tuple(architectures[block.title]),
+            primary=tuple(_with_images(answer, block, right) for answer in _under(block, primary)),
+            by_model=_under(block, by_model),
+            architectures=_under(block, architectures),
             reference=tuple(map(estimated, _references(block, choice))),
         )
         for block in blocks
     ]
+
+
+def _under(block: "Block", answers: Iterable[Comparison]) -> tuple[Comparison, ...]:
+    """Those of this heading; a grid's headings have different titles."""
+    return tuple(answer for answer in answers if answer.title == block.title)
+
+
+def _gatekept(primary: Sequence[Comparison], margin: float | None) -> list[Comparison]:
+    """Each question for each model alone: tested if the primary family tells the baseline apart, else estimated.
+
+    The family is every baseline on every model, tested or not: its size does not depend on the data.
+    """
+    asked = [replace(unanswered(answer), scope=Scope.model, strata=(s,)) for answer in primary for s in answer.strata]
+    is_open = [answer.is_difference for answer in primary for _ in answer.strata]
+    tested = iter(compare([one for one, is_it in zip(asked, is_open, strict=True) if is_it], len(asked), margin))
+    return [next(tested) if is_it else estimated(one) for one, is_it in zip(asked, is_open, strict=True)]
 
 
 def _questions(block: "Block", choice: Against) -> list[Comparison]:
@@ -121,7 +129,7 @@ def _question(block: "Block", label: str, candidate: str, baseline: str, scope: 
             for name, group in ((candidate, ours), (baseline, theirs))
             if (why := _why(group, len(seeds)))
         ]
-        strata.append(Stratum(model, pairs(ours, theirs), len(seeds), tuple(missing), num_identical(ours, theirs)))
+        strata.append(Stratum(model, pairs(ours, theirs), tuple(missing), num_identical(ours, theirs)))
     return Comparison(scope, block.title, label, candidate, baseline, tuple(strata), Verdict.no_pairs)
 
 
@@ -145,25 +153,8 @@ def _num_removed(blocks: "Sequence[Block]", choice: Against, declared: Declared)
     """Baselines that the first launch declared and the cells no longer have: they stay in the family, with p = 1."""
     present = {(block.dataset, block.task, block.init, name) for block in blocks for name in block.quantizers}
     first = {(dataset, task, init, name) for dataset, task, init, _, name, _ in declared.settings}
-    return sum(
-        name != FULL_PRECISION and choice.shows(name) and (candidate := choice.candidate(name)) is not None
-        and (dataset, task, init, candidate) in first and (dataset, task, init, name) not in present
-        for dataset, task, init, name in first
-    )  # fmt: skip
-
-
-def _by_model(answer: Comparison) -> Iterator[Comparison]:
-    """The same question of each model alone."""
-    for stratum in answer.strata:
-        yield Comparison(
-            Scope.model, answer.title, answer.label, answer.candidate, answer.baseline, (stratum,), Verdict.no_pairs,
-            answer.identical,
-        )  # fmt: skip
-
-
-def _is_open(question: Comparison, primary: Iterable[Comparison]) -> bool:
-    """Whether the primary family tells this baseline apart, so that its models may be tested one by one."""
-    return any(one.is_difference and one.baseline == question.baseline for one in primary)
+    gone = {setting for setting in first - present if setting[3] != FULL_PRECISION and choice.shows(setting[3])}
+    return sum((*heading, choice.candidate(name)) in first for *heading, name in gone)
 
 
 def _references(block: "Block", choice: Against) -> list[Comparison]:

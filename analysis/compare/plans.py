@@ -146,9 +146,8 @@ def notes(found_plans: Sequence[Plan], wanted: Wish) -> Iterator[str]:
         for models, size in sizes
     )
     yield (
-        f"A difference is found where the stratified sign-flip test of the tables gives p ≤ {ALPHA} at Holm's "
-        "hardest step, "
-        f"with a chance of {wanted.power:.0%}; differences are taken as normal, the same on every model."
+        f"A difference is found if the tables' stratified sign-flip test gives p ≤ {ALPHA} at Holm's hardest step. The "
+        f"chance is {wanted.power:.0%}, for normal differences with the same mean and spread on every model."
     )
     if any(plan.spread.df < math.inf for plan in found_plans):
         yield (
@@ -156,8 +155,7 @@ def notes(found_plans: Sequence[Plan], wanted: Wish) -> Iterator[str]:
             f"{1 / (1 - SD_CONFIDENCE):.0f}: from few seeds a spread is hardly known. The upper end is the safe plan."
         )
         yield (
-            "Only spreads of the runs enter here, no difference that was seen: the number of seeds may be chosen by "
-            "this "
-            "table without changing the error rate of the later test, if nobody looks at results in between."
+            "Only the spread of the runs' differences is used, never their mean. Choosing the number of seeds by this "
+            "table leaves the error rate of the later test as it is, if nobody looks at results in between."
         )
     yield f"{NONE}: no data from so few seeds can be enough. Fewest seeds: {least}."

@@ -14,18 +14,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from analysis.compare.family import FULL_PRECISION
 from analysis.runs.frame import require_known
 from analysis.stats.equivalence import Equivalence, Verdict, equivalence
 from analysis.stats.equivalence import Published as Mean
 from analysis.stats.stratified import ALPHA, finite
 from suite.errors import UserError
-from suite.errors import UserError as FileError
 from suite.recipe.cell import Frozen
 from suite.recipe.faults import Faults
 from suite.recipe.yaml_lines import read
 
 FOLDER = Path(__file__).parent / "published"
-FULL_PRECISION = "fp"
 SCALE = "quantization.scale"
 SECTIONS = ("data.", "training.", "quantization.")
 """What the names of a cell's recipe params start with."""
@@ -175,10 +174,7 @@ def load(name: str) -> Publication:
     if path.suffix not in {".yaml", ".yml"}:
         require_known("publication", name, bundled(), "analysis/compare/published")
         path = FOLDER / f"{name}.yaml"
-    try:
-        raw, lines = read(path, "a publication", Publication.model_fields, FileError)
-    except FileError as error:
-        raise UserError(str(error)) from error
+    raw, lines = read(path, "a publication", Publication.model_fields, UserError)
     try:
         return Publication.model_validate(raw)
     except ValidationError as error:

@@ -247,19 +247,22 @@ def _with_published(
     recipes: Mapping[tuple[str, str], Recipe],
 ) -> list[Block]:
     numbers = by_key(publication)
-    num_tests = sum(_number(block, entry, numbers) is not None for block in blocks for entry in block.entries)
 
-    def with_number(block: Block, entry: Entry) -> Entry:
+    def compared(block: Block, entry: Entry, num_tests: int) -> Entry:
         number = _number(block, entry, numbers)
         if number is None:
             return entry
         group = block.groups[entry.quantizer, entry.model]
-        own = [recipes.get((block.grid, cell_id)) for cell_id in group.averaged]
-        recipe = own[0] if own else None
+        recipe = next((recipes.get((block.grid, cell_id)) for cell_id in group.averaged), None)
         found = reproduction(number, publication, group.usable, margins[block.grid], recipe, num_tests)
         return replace(entry, published=found)
 
-    return [replace(block, entries=tuple(with_number(block, entry) for entry in block.entries)) for block in blocks]
+    # Which numbers can be tested depends on recipes and on what has run, not on results.
+    first = [compared(block, entry, 1).published for block in blocks for entry in block.entries]
+    num_tests = max(1, sum(found is not None and found.test is not None for found in first))
+    return [
+        replace(block, entries=tuple(compared(block, entry, num_tests) for entry in block.entries)) for block in blocks
+    ]
 
 
 def _number(block: Block, entry: Entry, numbers: Mapping[NumberKey, Number]) -> Number | None:

@@ -42,9 +42,8 @@ def forest(table: Table, block: Block) -> Picture:
         figure,
         f"{block.title}: hard test accuracy of {table.label} minus the quantizer's, paired by seed. Right of 0, "
         f"{table.label} is better. Diamond and bar: mean over the models and the interval that the verdict stands on "
-        f"({_confidences(answers)}), an arrow where it has no bound; hollow: not tested. Grey: each model's mean, "
-        "and its "
-        "pairs as circles.",
+        f"({_confidences(answers)}), an arrow where it has no bound; hollow: not tested. Grey: each model's mean, and "
+        "its pairs as circles.",
         _about_p(block),
         f"Shaded: the declared margin of {100 * table.margin:g} points." if table.margin is not None else "",
         warnings(table.findings),

@@ -77,8 +77,7 @@ def performance_profiles(block: Block, findings: tuple[str, ...] = ()) -> Pictur
     caption = add_caption(
         figure,
         f"{block.title}: performance profiles over all runs and models; 0 is the mean of {REFERENCE} on the model, "
-        "100 % that "
-        "of full precision. Bands: 95 % bootstrap intervals over runs, pointwise.",
+        "100 % that of full precision. Bands: 95 % bootstrap intervals over runs, pointwise.",
         f"Interquartile means with their intervals: {means}. Described, not tested.",
         warnings(findings),
     )

@@ -2,9 +2,8 @@
 
 In the three for people a row is a method. Its columns: accuracy on each model, then the one comparison on all models of
 the heading: difference with interval, adjusted p, verdict; with a publication its number and verdict for each model;
-with
-details the soft-hard gap and the size. Under it, with details, the comparisons model by model. Findings stand above the
-table, what the numbers mean below it; in a CSV the findings are a file of their own, for a CSV has no comments.
+with details the soft-hard gap and the size. Under it, with details, the comparisons model by model. Findings are above
+the table, explanations below it. A CSV has rows only, because its readers know no comments.
 """
 
 import json
@@ -214,7 +213,7 @@ def comparison_record(answer: Comparison) -> dict[str, object]:
 
 
 def _flat(prefix: str, answer: Comparison | None) -> dict[str, object]:
-    names = ("estimate", "p", "adjusted_p", "smallest_p", "family_size", "seeds_needed")
+    names = ("estimate", "p", "adjusted_p", "smallest_p", "family_size", "num_needed")
     return {
         f"{prefix}n": answer and answer.n,
         **{prefix + name: answer and getattr(answer, name) for name in names},

@@ -97,22 +97,25 @@ def sentence(answer: Comparison) -> str:
         own = answer.equivalence
         return (
             f"{ours} and {theirs} are equivalent {where} within {100 * own.margin:g} points: the difference is "
-            f"{observed}, "
-            f"its {percent(own.interval.confidence)} interval {interval_of(own.interval)} lies within the margin "
-            f"({count(answer.n, 'pair')}, adjusted p of equivalence {p_value(own.adjusted_p)})."
+            f"{observed}, its {percent(own.interval.confidence)} interval {interval_of(own.interval)} lies within the "
+            f"margin ({count(answer.n, 'pair')}, adjusted p of equivalence {p_value(own.adjusted_p)})."
         )
     if answer.verdict is Verdict.too_small:
-        more = count(answer.seeds_needed or 0, "seed")
-        each = f"{more} could" if len(answer.models) == 1 else f"{more} on each model could"
+        each = " on each model" if len(answer.models) > 1 else ""
         return (
             f"The design is too small to tell {ours} from {theirs} {where}, whatever the values: with "
-            f"{count(answer.n, 'pair')} in a family of {answer.family_size} no p is below "
-            f"{p_value(answer.smallest_p or 1.0)}; {each}. Observed: {observed}."
+            f"{count(answer.n, 'pair')} in a family of {answer.family_size} no adjusted p is below "
+            f"{p_value(answer.smallest_p or 1.0)}; {needed(answer)}{each} could. Observed: {observed}."
         )
     return (
         f"{ours} and {theirs} are not distinguishable {where}: the difference is {observed}, {level} interval "
         f"{interval_of(answer.interval)} ({tested}). That is no proof of equality."
     )
+
+
+def needed(answer: Comparison) -> str:
+    """What a design too small needs: `4 seeds`, on each model; of the question about others, `9 architectures`."""
+    return count(answer.num_needed or 0, "architecture" if answer.scope is Scope.architectures else "seed")
 
 
 def images_sentence(answer: Comparison) -> str:
@@ -150,7 +153,7 @@ def verdict_cell(answer: Comparison | None, quantizer: str = "") -> str:
     if quantizer in answer.identical:
         return f"identical to {answer.baseline}"
     if answer.verdict is Verdict.too_small:
-        return f"{answer.verdict.value} (needs {count(answer.seeds_needed or 0, 'seed')})"
+        return f"{answer.verdict.value} (needs {needed(answer)})"
     return str(answer.verdict.value)
 
 
@@ -234,18 +237,16 @@ def _comparison_notes(table: Table) -> Iterator[str]:
 
 
 def _ranks(ranks: Ranks) -> str:
-    """One line, `Across 6 models (task bw, init scratch), ...`."""
+    """One line, `Ranks over 6 models (task bw, init scratch; ...), 1 is best: ...`."""
     ranking, test = ranks.ranking, ranks.ranking.friedman
     order = ", ".join(f"{name} {rank:.2f}" for name, rank in zip(ranking.methods, ranking.average_ranks, strict=True))
     groups = "; ".join(", ".join(group) for group in ranking.groups) or "none"
     left_out = f" Left out, without a mean on every model: {shortened(ranks.incomplete)}." if ranks.incomplete else ""
     return (
-        f"Ranks over {len(ranks.models)} models (task {ranks.task}, init {ranks.init}; {shortened(ranks.models)}), 1 "
-        "is "
-        f"best: {order}. Friedman p = {test.chi2_p:.2g}, Iman and Davenport p = {test.f_p:.2g}; ranks closer than "
+        f"Ranks over {len(ranks.models)} models (task {ranks.task}, init {ranks.init}; {shortened(ranks.models)}), "
+        f"1 is best: {order}. Friedman p = {test.chi2_p:.2g}, Iman and Davenport p = {test.f_p:.2g}; ranks closer than "
         f"{ranking.critical_difference:.2f} are not separable (Nemenyi, {ALPHA}): {groups}. These tests take models "
-        "for "
-        f"independent samples, which relatives on one test set are not: a description, no verdict.{left_out}"
+        f"for independent samples, which relatives on one test set are not: a description, no verdict.{left_out}"
     )
 
 
@@ -270,12 +271,10 @@ def _published(table: Table, entries: Sequence[Entry]) -> Iterator[str]:
     if any(not number.verified for number in shown):
         yield "unverified: the number was not read in the source itself."
     yield (
-        "Verdicts, ours − published against the grid's margin, adjusted for all numbers compared (Bonferroni): "
-        "reproduced, "
-        "two one-sided t tests put the difference within ± margin; differs, the interval lies wholly outside; "
-        "inconclusive, neither: the runs are too few, or it is close to the margin; not comparable, the runs do not "
-        "follow "
-        "the published protocol."
+        "Verdicts, ours − published against the grid's margin, adjusted for all numbers tested (Bonferroni). "
+        "reproduced: two one-sided t tests put the difference within ± margin. differs: the interval lies wholly "
+        "outside. inconclusive: neither, because the runs are too few or the difference is close to the margin. not "
+        "comparable: the runs do not follow the published protocol."
     )
 
 
@@ -302,6 +301,5 @@ def published_sentence(block: Block, entry: Entry) -> str:
     ours = "no run" if entry.top1_hard_mean is None else f"{100 * entry.top1_hard_mean:.2f} % ({entry.num_done})"
     return (
         f"{entry.quantizer} on {entry.model} ({block.dataset}): published {100 * number.accuracy:.2f} %{unverified}, "
-        "ours "
-        f"{ours}; {published_cell(number)}."
+        f"ours {ours}; {published_cell(number)}."
     )

@@ -58,9 +58,7 @@ def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
     for row in rows:
         if row["state"] == "done":
             done_in[str(row["grid"])].add(str(row["cell_id"]))
-    launches: dict[str, list[dict[str, Any]]] = {}
-    for path in found:
-        launches.setdefault(path.name, []).extend(declared_at(path))
+    launches = {name: declared_at(path for path in found if path.name == name) for name in done_in}
     try:
         remarks = [remark(path, done_in[path.name]) for path in found]
         return cells.results(rows, left_out, launches, filter(None, remarks))
@@ -161,6 +159,7 @@ def _row(run: RunDir, cell: Mapping[str, Any], grid: str) -> dict[str, object]:
         "cell_id": run.path.name,
         "git_commit": commit,
         "code_digest": (provenance.get("code") or {}).get("digest") or "",
+        "users_digest": (provenance.get("code") or {}).get("users_digest") or "",
         "device": provenance.get("device") or "",
         **{name: str(provenance.get(name) or "") for name in ("num_threads", "num_processes")},
         "determinism": str(execution.get("determinism") or ""),

@@ -26,6 +26,7 @@ SCHEMA = {
     "cell_id": "string",
     "git_commit": "string",  # "" until the cell has run
     "code_digest": "string",  # of the code that ran
+    "users_digest": "string",  # of the user's own quantizers, "" if built in
     "device": "string",
     "num_threads": "string",  # of each process
     "num_processes": "string",
@@ -208,6 +209,7 @@ def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
         *_mixed_recipes(cells),
         *_repeated_seeds(cells),
         *_mixed_code(cells),
+        *_mixed_users_code(cells),
         *_not_done(cells),
         *_missing_seeds(cells),
         *_unmeasured(cells),
@@ -215,12 +217,16 @@ def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _duplicate_runs(runs: pd.DataFrame) -> Iterator[str]:
-    for _, same in runs[runs.duplicated(["grid", "cell_id"], keep=False)].groupby(["grid", "cell_id"]):
-        done = same[same["state"] == "done"]
-        values = done["top1_hard"].dropna().unique()
-        disagree = f" that disagree on top1_hard ({shortened(f'{value:.6g}' for value in values)})" * (len(values) > 1)
-        used = "newest" if done.empty else "newest done"
-        yield f"{names(same)[0]} has {len(same)} runs in the store{disagree}; the {used} one is used"
+    """Cells with several results that are not equal. Several runs of which one is done are nothing to worry about."""
+    done = runs[(runs["state"] == "done") & runs["top1_hard"].notna()]
+    for _, same in done[done.duplicated(["grid", "cell_id"], keep=False)].groupby(["grid", "cell_id"]):
+        values = same["top1_hard"].unique()
+        if len(values) > 1:
+            shown = shortened(f"{value:.6g}" for value in values)
+            yield (
+                f"{names(same)[0]} has {len(same)} done runs that disagree on top1_hard ({shown}); "
+                f"{same['top1_hard'].iloc[-1]:.6g} is used"
+            )
 
 
 def _mixed_recipes(cells: pd.DataFrame) -> Iterator[str]:
@@ -251,6 +257,12 @@ def _mixed_code(cells: pd.DataFrame) -> Iterator[str]:
                 for digest, count in counts.items()
             )
             yield f"{grid}: done cells come from {len(counts)} versions of the code: {shortened(shares)}"
+
+
+def _mixed_users_code(cells: pd.DataFrame) -> Iterator[str]:
+    for (grid, quantizer), done in cells[cells["state"] == "done"].groupby(["grid", "quantizer"]):
+        if (num := done["users_digest"].nunique()) > 1:
+            yield f"{grid}: done cells of {quantizer} come from {num} versions of the user's own module"
 
 
 def _mixed_machines(cells: pd.DataFrame) -> Iterator[str]:

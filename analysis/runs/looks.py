@@ -1,7 +1,7 @@
-"""Looks at results before all runs were done, GRID/looks.jsonl: for a report must tell of them.
+"""GRID/looks.jsonl records when results were looked at before all runs were done; tables and reports mention it.
 
-A p is right if the number of seeds does not depend on the results. Each new look at incomplete data is recorded, and
-later tables say how many there were.
+A p is valid if the number of seeds did not depend on the results. Whoever sees results early may add seeds because of
+them, so later tables say how many early looks there were.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ FILE = "looks.jsonl"
 
 
 def record(grid_dir: Path, done: Collection[str], num_cells: int, command: str) -> None:
-    """Records that the results of the done cells (ids) were looked at; a second look at the same ones is none.
+    """Records a look at the results of the done cells (ids), once for each set of them.
 
-    A folder that cannot be written is left alone.
+    Does nothing if the folder cannot be written.
     """
     digest = _digest(done)
     if any(look["digest"] == digest for look in _read(grid_dir)):
@@ -42,9 +42,8 @@ def remark(grid_dir: Path, done: Collection[str]) -> str:
     times = f"{len(early)} time{'s' * (len(early) > 1)}"
     return (
         f"{grid_dir.name}: results were looked at {times} before all {early[-1]['num_cells']} cells were done "
-        f"({shortened(look['num_done'] for look in early)} done): p is right only if the number of seeds did not "
-        "depend on "
-        "what was seen"
+        f"({shortened(look['num_done'] for look in early)} done): p is valid only if the number of seeds did not "
+        "depend on what was seen"
     )
 
 

@@ -87,7 +87,7 @@ def facts(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]
         **{words: counted(ran[column].replace("", "not recorded")) for column, words in _MACHINE.items()},
         **recorded,
         "device-hours by method": _hours(ran),
-        "tuning": "no budget is recorded: one recipe for all methods of a model, chosen beforehand",
+        "tuning": "no budget is recorded",
         **checksums,
         "jobs": f"{len(jobs)}: {shortened(jobs, 10)}" if jobs else "",
         "time of the done runs": _times(frame, backgrounds),

@@ -24,6 +24,7 @@ OPTIONAL_TAGS = (
     "cause",
     "git_commit",
     "code_digest",
+    "users_digest",
     "device",
     "num_threads",
     "num_processes",

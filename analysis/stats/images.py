@@ -9,22 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from analysis.stats.stratified import ALPHA, Array, Interval
+from analysis.stats.stratified import CONFIDENCE, Array, Interval
 
 NUM_RESAMPLES = 2000
 
 
 def two_way_interval(
-    strata: Sequence[npt.ArrayLike], rng: np.random.Generator, confidence: float = 1 - ALPHA
+    strata: Sequence[npt.ArrayLike], rng: np.random.Generator, confidence: float = CONFIDENCE
 ) -> Interval:
     """Interval of the mean over models of the mean difference, for new seeds and new images of the same kind.
 
     strata: one array [N, I] for each model: candidate minus baseline, right (1) or wrong (0), so -1, 0 or 1, by seed
-    and
-    image; the images are the same for all. Each resample draws the images, once for all models, and the seeds of each
-    model, independently (Owen 2007's pigeonhole bootstrap), but N - 1 of its N seeds: the variance over seeds is then
-    not too small by (N - 1) / N (Rao and Wu 1988). Percentile interval. From few seeds it is too narrow, as a bootstrap
-    is; docs/statistics.md has its coverage.
+    and image; the images are the same for all. Each resample draws the images, once for all models, and the seeds of
+    each model, independently (Owen 2007's pigeonhole bootstrap), but N - 1 of its N seeds: the variance over seeds is
+    then not too small by (N - 1) / N (Rao and Wu 1988). Percentile interval. What a seed changes about single images is
+    in both draws, so that the interval is too wide: docs/statistics.md has its coverage.
 
     Raises:
         ValueError: no stratum, numbers of images that differ, or a model with fewer than two seeds.

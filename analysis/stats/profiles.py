@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.stats.stratified import ALPHA, Array, Interval, finite
+from analysis.stats.stratified import CONFIDENCE, Array, Interval, finite
 
 NUM_RESAMPLES = 2000
 
@@ -20,8 +20,7 @@ NUM_RESAMPLES = 2000
 class Profile:
     """Of one method: its interquartile mean over all runs with its interval, the share of runs above thresholds.
 
-    `low` and `high` bound `shares` pointwise. Scores are shares of the gap: 0 is the reference method, 1 full
-    precision.
+    `low` and `high` bound `shares` pointwise. Scores are shares of the gap: 0 is the reference, 1 full precision.
     """
 
     iqm: float
@@ -35,8 +34,7 @@ class Profile:
 def share_of_gap(accuracies: npt.ArrayLike, reference: npt.ArrayLike, full_precision: npt.ArrayLike) -> Array | None:
     """(accuracy - mean reference) / (mean full precision - mean reference) of each run; None without a gap above 0.
 
-    Accuracies of runs on one model, fractions: of the method, of the reference method (BinaryConnect), and of full
-    precision.
+    Accuracies, fractions, of runs on one model: the method's, the reference method's (BinaryConnect), full precision's.
     """
     low, high = float(finite(reference).mean()), float(finite(full_precision).mean())
     return None if high <= low else (finite(accuracies) - low) / (high - low)
@@ -50,7 +48,7 @@ def interquartile_mean(scores: Sequence[npt.ArrayLike]) -> float:
 def profile(scores: Mapping[str, npt.ArrayLike], thresholds: npt.ArrayLike, rng: np.random.Generator) -> Profile:
     """Of one method's scores by task. The intervals are the percentile bootstrap's, over runs within each task.
 
-    From few runs they are too narrow: with 3, 5 and 10 runs of one task they cover 85, 91 and 95 %.
+    From few runs of few tasks they are too narrow: docs/statistics.md has their coverage.
 
     Raises:
         ValueError: no task, one without runs, or a value that is not finite.
@@ -60,11 +58,11 @@ def profile(scores: Mapping[str, npt.ArrayLike], thresholds: npt.ArrayLike, rng:
     tasks, at = [finite(scores[task]) for task in sorted(scores)], finite(thresholds)
     drawn = [task[rng.integers(0, len(task), size=(NUM_RESAMPLES, len(task)))] for task in tasks]
     all_BN = np.concatenate(drawn, axis=1)
-    ends = [ALPHA / 2, 1 - ALPHA / 2]
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(stats.trim_mean(all_BN, 0.25, axis=1), ends)
     shares_BT = np.stack([(all_BN > threshold).mean(axis=1) for threshold in at], axis=1)
     bounds = np.quantile(shares_BT, ends, axis=0)
     shares = np.array([(np.concatenate(tasks) > threshold).mean() for threshold in at])
     return Profile(
-        interquartile_mean(tasks), Interval(float(low), float(high), 1 - ALPHA), at, shares, bounds[0], bounds[1]
+        interquartile_mean(tasks), Interval(float(low), float(high), CONFIDENCE), at, shares, bounds[0], bounds[1]
     )

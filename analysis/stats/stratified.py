@@ -8,15 +8,16 @@ entry for each seed. Models are fixed, seeds are random. With w_m = 1 / (M^2 n_m
     scale      Q = sum_m w_m mean(x_m^2)
     statistic  t = T^2 / (V + RIDGE Q)
 
-If the two methods are equally good on every model, each difference could as well have had the other sign, whatever
-its distribution. The p of a shift d is the share of the 2^n sign patterns whose t, computed from the flipped
-differences x - d, is at least that of the x - d as they are. For d = 0 this test is exact: the chance that p <= a is
-at most a, for any number of seeds (Fisher 1935).
+If on every model the two methods are interchangeable, their runs having one distribution, whatever it is, each
+difference could as well have had the other sign. The p of a shift d is the share of the 2^n sign patterns whose t,
+computed from the flipped differences x - d, is at least that of the x - d as they are. For d = 0 and interchangeable
+methods this test is exact: the chance that p <= a is at most a, for any number of seeds (Fisher 1935). For other
+shifts, and for a mean of 0 over models that differ, it assumes differences that are symmetric about each model's mean;
+benchmarks/calibration.py simulates these cases.
 
 Why t and not |T|: the claim is about the mean over models, and the mean can be 0 although the models differ. Flipping T
-then takes the differences between models for noise and hardly ever rejects. V is the noise within models, so that t
-keeps
-the level there and finds what T misses; docs/statistics.md has both rates. With one model the two are the same test.
+takes the differences between models for noise and hardly ever rejects. V is the noise within models: t keeps the level
+there and finds what T misses; docs/statistics.md has both rates. With one model the two are the same test.
 """
 
 from collections.abc import Sequence
@@ -97,13 +98,8 @@ class SignFlip:
         spreads = [values.var(ddof=1) / len(values) for values in self.strata if len(values) > 1]
         return float(np.sqrt(sum(spreads))) / len(self.strata)
 
-    @property
-    def smallest_p(self) -> float:
-        """The smallest two-sided p that any data of this design could give: 2 / 2^n, or 1 / the patterns drawn."""
-        return smallest_p(self.n)
-
     def raw_p(self, shift: float = 0.0) -> float:
-        """Two-sided p of this shift alone: the share of sign patterns whose t is as large."""
+        """Two-sided p of this shift alone: the share of sign patterns whose t is as large as the data's."""
         return float(self._p(np.array([shift]))[0])
 
     def p(self, shift: float = 0.0) -> float:
@@ -121,7 +117,7 @@ class SignFlip:
         return float(p[int(np.flatnonzero(shifts == shift)[0])])
 
     def one_sided_p(self, shift: float, *, above: bool) -> float:
-        """P of the effect being at most (`above`) or at least the announced shift: p / 2 on its side, else >= 1/2."""
+        """P against the effect being at most (`above`) or at least the announced shift: p / 2, or 1 - p / 2."""
         on_its_side = self.estimate > shift if above else self.estimate < shift
         return self.p(shift) / 2 if on_its_side else 1.0 - self.p(shift) / 2
 
@@ -129,7 +125,7 @@ class SignFlip:
         """Standard error of a p from drawn patterns, sqrt(p (1 - p) / patterns); 0 of an exact one."""
         return 0.0 if self.is_exact else float(np.sqrt(p * (1 - p) / num_patterns(self.n)))
 
-    def interval(self, confidence: float = 1 - ALPHA) -> Interval:
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """All shifts with p > 1 - confidence; an announced shift is outside exactly where its p is below that."""
         alpha = (1 - confidence) * (1 + _TIE)
         ends = [self._bracket(*side, alpha) for side in (self._below, self._above)]

@@ -5,8 +5,8 @@
     python -m suite.recipe.grid_file                 rewrites grids/grid.schema.json, for editors
 
 A file holds name, description, analysis, one block's keys and, optionally, `blocks`: a list of partial blocks, each
-laid over
-those keys. Without `blocks` the file is the one block. `null` unsets an optional key that a block is laid over.
+laid over those keys. Without `blocks` the file is the one block. `null` unsets an optional key that a block is laid
+over.
 """
 
 import json

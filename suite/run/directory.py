@@ -174,16 +174,18 @@ class RunDir:
         return next(filter(None, (attempt.provenance() for attempt in reversed(self.all_attempts()))), {})
 
 
-def declared_at(grid_dir: Path) -> list[dict[str, Any]]:
-    """What each launch declared to analysis, oldest first, without repetitions: see suite.recipe.grid.Grid.declared."""
-    path = grid_dir / "launches.jsonl"
-    found: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(ValueError):  # torn by a killed launcher
-            declared = json.loads(line).get("declared") or {}
-            if declared and (not found or declared != found[-1]):
-                found.append(declared)
-    return found
+def declared_at(grid_dirs: Iterable[Path]) -> list[dict[str, Any]]:
+    """What the launches of a grid declared to analysis, oldest first: see suite.recipe.grid.Grid.declared.
+
+    A grid that was launched in several ROOTs has several folders.
+    """
+    launches: list[dict[str, Any]] = []
+    for path in (grid_dir / "launches.jsonl" for grid_dir in grid_dirs):
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with suppress(ValueError):  # torn by a killed launcher
+                launches.append(json.loads(line))
+    launches.sort(key=lambda launch: launch.get("time", 0.0))
+    return [launch["declared"] for launch in launches if launch.get("declared")]
 
 
 def root_id(root: Path) -> str:
@@ -263,23 +265,21 @@ def read_plan(grid_dir: Path) -> dict[str, Planned]:
 
 
 def planned_rows(grid_dir: Path) -> dict[str, dict[str, Any]]:
-    """Of the cells of `planned_cells` their keys as written, and recipe_id: not validated again, for 10,000 of them."""
-    return {
-        cell_id: {**each["cell"], "recipe_id": each["recipe_id"]}
-        for cell_id, each in read_json(grid_dir / "plan.json").items()
-        if not each["is_former"]
-    }
+    """`planned_cells` as plain values, with their recipe_id. Not validated, because 10,000 cells would take seconds."""
+    return {cell_id: {**each["cell"], "recipe_id": each["recipe_id"]} for cell_id, each in _current(grid_dir).items()}
 
 
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:
     """The cells of the last launch by id, in order, without former ones; empty before the first."""
     return {
-        cell_id: Cell.model_validate(each["cell"], context=RECORDED)
-        for cell_id, each in read_json(grid_dir / "plan.json").items()
-        if not each["is_former"]
+        cell_id: Cell.model_validate(each["cell"], context=RECORDED) for cell_id, each in _current(grid_dir).items()
     }
 
 
 def planned_ids(grid_dir: Path) -> list[str]:
     """The keys of `planned_cells`."""
-    return [cell_id for cell_id, each in read_json(grid_dir / "plan.json").items() if not each["is_former"]]
+    return list(_current(grid_dir))
+
+
+def _current(grid_dir: Path) -> dict[str, Any]:
+    return {cell_id: each for cell_id, each in read_json(grid_dir / "plan.json").items() if not each["is_former"]}

@@ -140,7 +140,7 @@ def _note(grid_dir: Path) -> str:
 
 def _declared(grid_dir: Path) -> str:
     """What the first and the last launch declared; without the settings where a tag cannot hold them."""
-    found = declared_at(grid_dir)
+    found = declared_at([grid_dir])
     ends = found[:1] + found[1:][-1:]
     text = json.dumps(ends) if ends else ""
     if len(text) > _MAX_TAG:
@@ -314,6 +314,7 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "git_commit": code.get("commit") or "",
         "data_checksum": provenance.get("data_checksum") or "",
         "code_digest": code.get("digest") or "",
+        "users_digest": code.get("users_digest") or "",
         "device": provenance.get("device") or "",
         "num_threads": str(provenance.get("num_threads") or ""),
         "num_processes": str(provenance.get("num_processes") or ""),

@@ -1,25 +1,29 @@
 """The provenance of a run's numbers: code, versions, hardware, data."""
 
 import hashlib
+import importlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it imports torch, which a launcher that only copies the code must not wait for
+    from suite.recipe.cell import Cell
     from suite.training.trainer import Trainer
 
 SNAPSHOT = "snapshot.json"
 """File beside a copy of the packages that holds the original's code_version."""
 RUN_BY = ("quantizers", "models", "suite")
 """Packages whose code a run's numbers depend on."""
-SOURCES = {".py", ".yaml", ".json", ".h", ".cpp", ".cu"}
+CODE = {".py", ".h", ".cpp", ".cu"}
+"""Suffixes of what runs; bundled grids are no code: a cell has all that it needs of its grid."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
@@ -30,7 +34,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     layout = trainer.layout
     return {
         "command": sys.argv,
-        "code": {**code_version(), "digest": code_digest()},
+        "code": {**code_version(), "digest": code_digest(), "users_digest": users_digest(_quantizers(trainer.cell))},
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "host": platform.node(),
@@ -48,6 +52,11 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
+def _quantizers(cell: "Cell") -> list[str]:
+    inputs = cell.quantization.inputs
+    return [cell.quantizer, *([] if inputs is None else [inputs.quantizer])]
+
+
 @cache
 def code_digest() -> str:
     """16 hex digits: SHA-256 over the sources that a run's numbers depend on, as this process imports them.
@@ -58,10 +67,20 @@ def code_digest() -> str:
     digest, folder = hashlib.sha256(), Path(__file__).parents[2]
     for package in RUN_BY:
         for path in sorted((folder / package).rglob("*")):
-            if path.suffix in SOURCES and "__pycache__" not in path.parts:
+            if path.suffix in CODE and "__pycache__" not in path.parts:
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
+
+
+def users_digest(names: Iterable[str]) -> str:
+    """The same over the modules of a user's own quantizers, named `module:attribute`; empty if there are none."""
+    modules = sorted({name.partition(":")[0] for name in names if ":" in name})
+    digest = hashlib.sha256()
+    for module in modules:
+        source = importlib.import_module(module).__file__
+        digest.update(module.encode() + (b"" if source is None else Path(source).read_bytes()))
+    return digest.hexdigest()[:16] if modules else ""
 
 
 def code_version() -> dict[str, str | None]:

@@ -28,6 +28,7 @@ def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: objec
             "num_binary_parameters": (0 if quantizer == "fp" else 8000) if state == "done" else NAN,
             "num_full_precision_parameters": (9000 if quantizer == "fp" else 1000) if state == "done" else NAN,
             "code_digest": "c0de" if state == "done" else "",
+            "users_digest": "",
             "device": "cpu",
             "num_threads": "1",
             "num_processes": "1",

@@ -12,6 +12,7 @@ from analysis_samples import cells_of, frame_of
 from tiny_cells import put, tiny_cell
 
 import analysis
+from analysis.runs import folders
 from suite.errors import UserError
 from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.journal import Journal
@@ -75,6 +76,10 @@ def test_a_notebook_gets_a_tidy_frame_of_one_root_or_several(tmp_path: Path) -> 
     merged = analysis.load([tmp_path / "a", tmp_path / "b"])
     assert len(merged) == 8
     assert merged["top1_hard"].notna().sum() == 7
+    first, second = (folders.load([tmp_path / name for name in order]) for order in ("ab", "ba"))
+    assert first.frame["run"].str.startswith(str(tmp_path / "a")).sum() == 4
+    assert second.frame["run"].str.startswith(str(tmp_path / "b")).sum() == 8
+    assert not any("disagree" in doubt for doubt in first.doubts if "bc/s1" in doubt)
     with pytest.raises(UserError, match="no such folder of runs"):
         analysis.load("nowhere")
 

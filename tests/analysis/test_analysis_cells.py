@@ -55,8 +55,19 @@ def test_of_duplicate_runs_the_newest_done_one_counts_and_disagreement_is_told()
     runs = frame_of(cells_of("bc", [0.5]), cells_of("bc", [0.6]), cells_of("bc", ["running"]))
     assert one_per_cell(runs)["top1_hard"].tolist() == [0.6]
     (finding,) = findings(runs)
-    assert finding.startswith("digits/resnet20/bc/s0 has 3 runs in the store that disagree on top1_hard (0.5, 0.6)")
-    assert finding.endswith("; the newest done one is used")
+    assert finding == "digits/resnet20/bc/s0 has 2 done runs that disagree on top1_hard (0.5, 0.6); 0.6 is used"
+
+
+def test_two_runs_with_one_result_are_no_finding() -> None:
+    """As after merging two roots, each of which has the whole plan and trained its share."""
+    assert findings(frame_of(cells_of("bc", ["queued", 0.6]), cells_of("bc", [0.5, 0.6]))) == ()
+
+
+def test_two_versions_of_a_users_module_are_found_within_a_quantizer_and_not_across() -> None:
+    old, new = (cells_of("mine:PAIR", [0.5], users_digest=digest, recipe_id="r") for digest in ("a", "b"))
+    (found,) = findings(frame_of(old, [{**new[0], "seed": 1, "cell_id": "another"}]))
+    assert found == "digits: done cells of mine:PAIR come from 2 versions of the user's own module"
+    assert findings(frame_of(old, cells_of("mine:OTHER", [0.5], users_digest="b"))) == ()
 
 
 def test_one_cell_in_two_grids_is_no_duplicate() -> None:

@@ -237,6 +237,11 @@ def test_other_architectures_are_asked_about_from_six_models_on() -> None:
     assert (answer.n, answer.verdict) == (6, Verdict.better)
     assert answer.p == pytest.approx(2 / 2**6)
     assert tabulate(results_of(*groups[:-2])).blocks[0].architectures == ()
+    more = [cells_of(name, many(0.0), model=f"m{k}") for k in range(6) for name in ("pc", "bnn")]
+    few = tabulate(results_of(*groups, *more)).blocks[0].architectures[0]
+    assert few.verdict is Verdict.too_small
+    assert "; 7 architectures could." in words.sentence(few)
+    assert words.verdict_cell(few) == "design too small (needs 7 architectures)"
 
 
 def test_a_difference_within_the_margin_says_so() -> None:

@@ -73,8 +73,7 @@ def test_a_design_that_is_too_small_says_how_many_seeds_would_do() -> None:
     text = told(tabulate(results_of(cells_of("bc", [0.5, 0.51, 0.5]), cells_of("bnn++", [0.9, 0.9, 0.91]))))["bc"]
     assert text == (
         "The design is too small to tell BNN++ from bc on resnet20, whatever the values: with 3 pairs in a family of "
-        "1 no "
-        "p is below 0.25; 6 seeds could. Observed: +40.00 points."
+        "1 no adjusted p is below 0.25; 6 seeds could. Observed: +40.00 points."
     )
 
 

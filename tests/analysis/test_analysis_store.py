@@ -130,7 +130,7 @@ def test_more_than_a_thousand_runs_are_read_completely_and_in_order(root: Path) 
 def test_of_two_runs_of_a_cell_the_newest_is_used_and_told(root: Path) -> None:
     results = load(uri(root), "again")
     assert results.frame["top1_hard"].tolist()[0] == 0.625
-    assert "has 2 runs in the store that disagree on top1_hard (0.5, 0.625)" in results.doubts[0]
+    assert "has 2 done runs that disagree on top1_hard (0.5, 0.625); 0.625 is used" in results.doubts[0]
 
 
 def test_cells_from_before_a_grid_was_edited_are_left_out_and_told(root: Path) -> None:
@@ -186,6 +186,15 @@ def test_experiments_and_runs_of_others_are_left_out(root: Path) -> None:
 def test_another_roots_grid_of_the_same_name_is_the_same_grid(root: Path) -> None:
     results = load(uri(root), "old")
     assert results.frame["quantizer"].tolist() == ["bc", "pc"]
+
+
+def test_a_look_at_a_store_is_not_recorded_in_a_folder_of_the_same_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "tables", "digits", "--tracking-uri", uri(root)) == 0
+    assert not (tmp_path / "runs" / "digits" / "looks.jsonl").exists()
 
 
 def test_the_declared_margin_comes_with_the_experiment(root: Path) -> None:

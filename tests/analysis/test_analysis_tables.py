@@ -248,7 +248,7 @@ def test_json_is_strict_and_has_null_where_a_value_is_undefined() -> None:
     document = json.loads(to_json(example_table()), parse_constant=pytest.fail)
     answers = {(one["scope"], one["baseline"]): one for one in document["comparisons"]}
     bnn = answers["these models", "bnn"]
-    assert (bnn["low"], bnn["high"], bnn["seeds_needed"]) == (None, None, 4)
+    assert (bnn["low"], bnn["high"], bnn["num_needed"]) == (None, None, 4)
     assert bnn["pairs"]["resnet110"] == pytest.approx({"0": 0.01, "1": 0.01, "2": 0.01})
     assert answers["full precision", "fp"]["p"] is None
     assert document["findings"] == list(example().findings)

@@ -285,7 +285,7 @@ def test_provenance_names_code_versions_hardware_and_data(make_run: Callable[...
     train(run, NOWHERE)
     provenance = run.provenance()
     assert provenance["packages"]["torch"] == version("torch")
-    assert {"commit", "diff", "untracked", "digest"} == set(provenance["code"])
+    assert {"commit", "diff", "untracked", "digest", "users_digest"} == set(provenance["code"])
     assert len(provenance["data_checksum"]) == 64
     assert provenance["num_threads"] == torch.get_num_threads()
 

@@ -128,6 +128,7 @@ def test_they_train_and_are_in_the_table_and_its_notes_which_do_not_import_the_m
     assert frame["top1_hard"].notna().all()
     assert (frame["device_hours"] > 0).all()
     assert (frame["code_digest"] == code_digest()).all()
+    assert frame["users_digest"].str.fullmatch("[0-9a-f]{16}").all()
     assert "| users_mine:PAIR |" in to_markdown(table)
     assert r"users\_mine:PAIR" in to_latex(table)
     assert cited(frame) == []
