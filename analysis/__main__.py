@@ -176,7 +176,7 @@ def power(
     strict: Strict = False,
     difference: Annotated[float, typer.Option(metavar="POINTS", help="The difference you want to find.")] = 1.0,
     seeds: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Seeds on each model: what would so many find?")
+        str, typer.Option(metavar="N,N,...", help="Numbers of seeds on each model to show.")
     ] = "3,5,10,20",
     chance: Annotated[float, typer.Option("--power", help="The chance to find it, between 0 and 1.")] = 0.8,
     sd: Annotated[
@@ -193,7 +193,7 @@ def power(
     """What difference seeds x models can detect, and how many seeds one takes, before a GPU-hour is spent.
 
     Of the runs only the spread of their paired differences is used, never their mean, and none is shown: choosing the
-    number of seeds by it leaves the error rate of the later test as it is. Two seeds are enough to begin with.
+    number of seeds by it does not change the error rate of the later test. Two seeds are enough to begin with.
 
     \b
     Examples:

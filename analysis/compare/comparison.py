@@ -162,7 +162,7 @@ def compare(asked: Sequence[Comparison], size: int, margin: float | None) -> lis
 
 
 def estimated(question: Comparison) -> Comparison:
-    """The question with its estimate, and no test: what is shown for orientation only."""
+    """The question with its estimate and without a test, for orientation only."""
     means = [stratum.mean for stratum in question.strata if stratum.mean is not None]
     estimate = float(np.mean(means)) if means else None
     verdict = Verdict.no_pairs if estimate is None else Verdict.estimate
@@ -231,8 +231,8 @@ def _caveats(answer: Comparison, test: SignFlip | None = None) -> tuple[str, ...
         found.append(f"the difference is within the declared margin of {margin:g} points")
     if test is not None and answer.p is not None and test.raw_p() < answer.p:
         found.append(
-            f"the models differ so much that flipping the signs of one of them undoes a shift: the test's own p is "
-            f"{test.raw_p():.2g}, and {answer.p:.2g} is the largest p of the differences beyond 0"
+            f"p is not monotone in the difference, because the models differ much: at 0 it is {test.raw_p():.2g}, and "
+            f"its maximum from 0 outwards, {answer.p:.2g}, is used"
         )
     return tuple(found)
 

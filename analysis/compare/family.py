@@ -33,7 +33,7 @@ Right = Callable[[str], "npt.NDArray[np.bool_] | None"]
 
 @dataclass(frozen=True)
 class Against:
-    """The candidate that each quantizer is compared with, None if with nothing; what people call it; who is shown."""
+    """The candidate of each quantizer (None: not compared), its name in texts, and which quantizers are shown."""
 
     label: str
     candidate: Callable[[str], str | None]
@@ -85,7 +85,7 @@ def _under(block: "Block", answers: Iterable[Comparison]) -> tuple[Comparison, .
 
 
 def _gatekept(primary: Sequence[Comparison], margin: float | None) -> list[Comparison]:
-    """Each question for each model alone: tested if the primary family tells the baseline apart, else estimated.
+    """The questions about single models: tested for baselines that the primary family rejects, estimated for others.
 
     The family is every baseline on every model, tested or not: its size does not depend on the data.
     """

@@ -30,7 +30,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of each plan: a difference (a fraction) to find with this power; what so many seeds would find."""
+    """What the user asks of each plan: how many seeds detect a difference (a fraction), what these numbers detect."""
 
     difference: float
     seeds: tuple[int, ...]
@@ -119,7 +119,7 @@ def sd(plan: Plan) -> str:
 
 
 def found(plan: Plan, num_seeds: int, power: float = POWER) -> str:
-    """What so many seeds on each model find, points; a dash where they can find nothing."""
+    """The difference that num_seeds on each model detect, points; a dash if they can detect none."""
     values = [detectable(plan.num_models, num_seeds, value, plan.family_size, power) for value in _sds(plan)]
     return _range([NONE if value is None else f"{100 * value:.2f}" for value in values])
 

@@ -104,8 +104,8 @@ class Ranks:
 class Table:
     """Headings, what their quantizers are compared with, and what a reader must know before them.
 
-    `margin` is the declared one, a fraction, None if none is declared or grids differ. `ranks` describes the methods
-    over all models, where there are enough; `publication` is what the entries' published numbers are of.
+    `margin` is the declared one, a fraction; None if none is declared or grids differ. `ranks` describes the methods
+    over all models, if there are enough; `publication` is the source of the entries' published numbers.
     """
 
     blocks: tuple[Block, ...]

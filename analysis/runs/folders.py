@@ -122,7 +122,7 @@ def _is_grid(path: Path) -> bool:
 
 
 def _planned(grid_dir: Path) -> dict[str, dict[str, Any]]:
-    """What tells the last launch's cells apart, by id; every run directory's where there was no launcher."""
+    """Setting and recipe id of each cell of the last launch, by id; without a launch, of each run directory."""
     with _reading(grid_dir / "plan.json"):
         planned = planned_rows(grid_dir)
         if not planned:

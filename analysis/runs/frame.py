@@ -217,7 +217,7 @@ def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _duplicate_runs(runs: pd.DataFrame) -> Iterator[str]:
-    """Cells with several results that are not equal. Several runs of which one is done are nothing to worry about."""
+    """Cells with several results that differ. Further runs without a result, or with the same one, are no finding."""
     done = runs[(runs["state"] == "done") & runs["top1_hard"].notna()]
     for _, same in done[done.duplicated(["grid", "cell_id"], keep=False)].groupby(["grid", "cell_id"]):
         values = same["top1_hard"].unique()
@@ -246,7 +246,7 @@ def _repeated_seeds(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _mixed_code(cells: pd.DataFrame) -> Iterator[str]:
-    """By the digest of what ran: a commit that changes the README only changes no number, an edit without one may."""
+    """Compares digests of the code that ran: a commit to the README changes no number, an uncommitted edit may."""
     for grid, done in cells[cells["state"] == "done"].groupby("grid"):
         counts = done["code_digest"].value_counts()
         if len(counts) > 1:

@@ -3,7 +3,7 @@
 A design is M models with N seeds each, tested in a family of `size` comparisons at Holm's first and hardest step,
 ALPHA / size. Differences are taken as normal with one standard deviation and the same mean on every model; models whose
 effects differ cost little, for the statistic takes the noise within models. Only a spread enters, never a difference
-that was seen: a plan made from spreads leaves the error rate of the later test as it is (an internal pilot).
+that was seen: a plan made from spreads does not change the error rate of the later test (an internal pilot).
 """
 
 from collections.abc import Iterable

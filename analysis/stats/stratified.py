@@ -32,7 +32,7 @@ Array = npt.NDArray[np.float64]
 ALPHA = 0.05
 CONFIDENCE = 1 - ALPHA
 EXACT_PAIRS = 20
-"""All 2^n sign patterns are tried up to so many pairs; beyond, MAX_SAMPLED of them, drawn with a fixed seed."""
+"""Up to this many pairs all 2^n sign patterns are tried; beyond, at most MAX_SAMPLED, drawn with a fixed seed."""
 MAX_SAMPLED = 2**16
 _MAX_SIGNS = 2**24  # drawn for one test: with 1,670 pairs 10,000 patterns
 RIDGE = 1e-6
@@ -105,9 +105,9 @@ class SignFlip:
     def p(self, shift: float = 0.0) -> float:
         """Two-sided p of a shift that was announced: the largest raw_p of any shift that far from the estimate or more.
 
-        So shifts are rejected from one on outwards, and the interval holds exactly those that are not. raw_p alone is
-        not monotone where models differ much: flipping all seeds of a model can undo the shift. Mostly the two are
-        equal; where not, p is the larger one, which is valid.
+        This makes p fall with the distance from the estimate, so that the shifts that are not rejected form an
+        interval. raw_p need not fall if models differ much, because flipping all seeds of one model can undo a shift.
+        Usually the two are equal. Where they differ, p is the larger one, and so still valid.
         """
         if shift not in self._shifts:
             raise ValueError(f"shift {shift:g} was not announced: {self._shifts}")
