@@ -289,15 +289,15 @@ def bundle(
         page = _page(place, grid, None, strict=strict, say=say)
         table = place.table(place.results(grid, strict=strict))
         say("packing")
+        roots = archive.named(place.roots, grid)
         made = {
-            "README.txt": archive.readme(grid, version("proxbench")),
+            "README.txt": archive.readme(grid, roots, version("proxbench")),
             "report.html": page,
             "tables.md": rendering.to_markdown(table, details=True),
             "tables.json": rendering.to_json(table),
             "versions.txt": provenance.made_with() + "\n",
         }
-        folders = [folder / grid for folder in place.roots if (folder / grid).is_dir()]
-        archive.write(path, grid, folders, made)
+        archive.write(path, grid, roots, made)
     print(path)
 
 

@@ -2,19 +2,20 @@
 
     digits/
       README.txt                      what is here, and the commands that rebuild the tables
-      report.html, tables.md, tables.json, comparisons as they were
-      versions.txt                    of what computed them
+      report.html, tables.md, tables.json
+      versions.txt                    of the packages that computed them
       runs/digits/                    plan.json, launches.jsonl, looks.jsonl, and of each cell:
         <cell id>/                    cell.yaml, result.json, predictions.npz, journal.jsonl, and of each attempt
                                       attempt.yaml, provenance.json, end.json
 
-Checkpoints, logs and code copies stay where they are. The same runs give the same bytes.
+Several roots become runs-1, runs-2 and so on. Checkpoints, logs and code copies are left out. The same runs give the
+same bytes.
 """
 
 import gzip
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 OF_A_GRID = ("plan.json", "launches.jsonl", "looks.jsonl")
@@ -30,15 +31,11 @@ OF_A_CELL = (
 )
 
 
-def write(path: Path, grid: str, grid_dirs: list[Path], made: dict[str, str]) -> int:
-    """Writes the archive PATH (.tar.gz) of a grid from its folders, with the texts of `made` by name.
-
-    Returns:
-        How many files are in it.
-    """
+def write(path: Path, grid: str, roots: Mapping[str, Path], made: Mapping[str, str]) -> None:
+    """Writes the archive PATH (.tar.gz) of a grid from its roots, by their names in it, with the texts of `made`."""
     files = {f"{grid}/{name}": text.encode() for name, text in made.items()}
-    for folder in reversed(grid_dirs):  # of a cell that is in several, the first one's
-        files |= {f"{grid}/runs/{grid}/{name}": file.read_bytes() for name, file in _files(folder)}
+    for root, place in roots.items():
+        files |= {f"{grid}/{root}/{grid}/{name}": file.read_bytes() for name, file in _files(place / grid)}
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in sorted(files.items()):
@@ -48,7 +45,6 @@ def write(path: Path, grid: str, grid_dirs: list[Path], made: dict[str, str]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         packed.write(content.getvalue())
-    return len(files)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -61,15 +57,22 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield str(file.relative_to(folder)), file
 
 
-def readme(grid: str, version: str) -> str:
+def named(roots: Sequence[Path], grid: str) -> dict[str, Path]:
+    """The roots that have the grid, by their names in the archive."""
+    own = [root for root in roots if (root / grid).is_dir()]
+    return {"runs" if len(own) == 1 else f"runs-{number}": root for number, root in enumerate(own, start=1)}
+
+
+def readme(grid: str, roots: Iterable[str], version: str) -> str:
     """What is in the archive and how to check it."""
+    options = " ".join(f"--root {root}" for root in roots)
     return (
-        f"The grid {grid}: its runs, without checkpoints, and what was made of them by proxbench {version}.\n\n"
-        "Rebuild the tables and compare them, in this folder, with proxbench installed:\n\n"
-        f"    python -m analysis tables {grid} --root runs --details --output again.md\n"
-        f"    python -m analysis tables {grid} --root runs --format json --output again.json\n"
+        f"The grid {grid}: its runs, without checkpoints, and what proxbench {version} made of them.\n\n"
+        "To rebuild the tables and compare them, in this folder, with proxbench installed:\n\n"
+        f"    python -m analysis tables {grid} {options} --details --output again.md\n"
+        f"    python -m analysis tables {grid} {options} --format json --output again.json\n"
         "    cmp again.md tables.md\n"
         "    cmp again.json tables.json\n\n"
-        "runs/ is laid out as proxbench writes it: plan.json and launches.jsonl say what was declared, a cell's\n"
-        "cell.yaml what was trained, result.json and predictions.npz what came out, attempts/ where and how.\n"
+        "Runs are laid out as proxbench writes them. plan.json and launches.jsonl say what was declared, a cell's\n"
+        "cell.yaml says what was trained, result.json and predictions.npz what came out, attempts/ where and how.\n"
     )

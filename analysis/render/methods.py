@@ -61,17 +61,14 @@ def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
         yield from _tests(table)
     if table.ranks:
         yield (
-            "Ranks over models describe, they decide nothing: each method has one mean per model, and from "
-            f"{MIN_BLOCKS} "
-            "models on Friedman's test (with Iman and Davenport's F) and Nemenyi's are shown. Both take models for "
-            "independent samples; Demšar's blocks are data sets."
+            "Ranks over models describe and decide nothing: each method has one mean per model, and from "
+            f"{MIN_BLOCKS} models on Friedman's test (with Iman and Davenport's F) and Nemenyi's are shown. Both take "
+            "models for independent samples; Demšar's blocks are data sets."
         )
     if table.publication:
         yield (
-            "Published numbers are compared by two one-sided t tests against the grid's margin, at "
-            f"{ALPHA} divided by the number of published numbers compared, and only where the runs follow the "
-            "published "
-            "protocol."
+            "Published numbers are compared by two one-sided t tests against the grid's margin, only where the runs "
+            f"follow the published protocol, at {ALPHA} divided by the number of published numbers tested."
         )
 
 
@@ -81,38 +78,29 @@ def _tests(table: Table) -> Iterator[str]:
     margin = "none" if table.margin is None else f"{100 * table.margin:g} points"
     yield (
         f"Primary question, one for each binary baseline: is {table.label} different from it on these models? Models "
-        "are "
-        "fixed, seeds are random. The estimate is the mean over the models of the mean paired difference, in "
-        "percentage "
-        "points. The test is a sign-flip test, stratified by model: were the two equally good on every model, each "
-        "difference could as well have had the other sign. All 2ⁿ sign patterns of n pairs are tried up to n = "
-        f"{EXACT_PAIRS}, and up to {MAX_SAMPLED:,} drawn ones beyond. The statistic is the estimate over its "
-        "standard error "
-        "within models, so that models which differ in their effect cost no power. The interval inverts the same "
-        "test: it "
-        "excludes 0 exactly where the test rejects."
+        "are fixed, seeds are random. The estimate is the mean over the models of the mean paired difference, in "
+        "percentage points. The test is a sign-flip test, stratified by model: if the two were interchangeable on "
+        "every model, each difference could as well have had the other sign. All 2ⁿ sign patterns of n pairs are tried "
+        f"up to n = {EXACT_PAIRS}, and at most {MAX_SAMPLED:,} drawn ones beyond. The statistic is the estimate over "
+        "its standard error within models, so that differences between the models do not count as noise. The interval "
+        "inverts the same test: it excludes 0 exactly where the test rejects."
     )
     yield (
-        f"Family: {family}, run or not; full precision is no hypothesis, and quantizers that trained identical "
-        "networks "
-        f"count once. Holm's method keeps the chance of even one false difference at {ALPHA:.0%} or below; intervals "
-        "are "
-        "at the level at which it judged each comparison. n pairs cannot give a p below 2/2ⁿ; where that, adjusted, is "
-        f"above {ALPHA} whatever the data, the verdict is that the design is too small."
+        f"Family: {family}, run or not. Full precision is no hypothesis, and quantizers that trained identical "
+        f"networks count once. Holm's method keeps the chance of even one false difference at {ALPHA:.0%} or below. "
+        "Intervals are at the level at which it judged each comparison. n pairs cannot give a p below 2/2ⁿ; if that, "
+        f"adjusted, is above {ALPHA} whatever the data, the verdict is that the design is too small."
     )
     yield (
-        "Model by model, differences are tested only for baselines that the primary family tells apart "
-        "(gatekeeping), as a "
-        "second family of all baselines and models, by Holm's method; otherwise they are estimates. Equivalence "
-        "within the "
-        f"margin declared in the grid ({margin}): two one-sided tests on the same scale, Holm's method over the same "
-        "family."
+        "Single models are tested only for baselines that the primary family tells apart (gatekeeping), in a second "
+        "family of all baselines and models, by Holm's method; the others are estimates. Equivalence within the "
+        f"margin declared in the grid ({margin}) takes two one-sided tests of the same kind, by Holm's method over the "
+        "same family."
     )
     if any(answer.images for block in table.blocks for answer in block.primary):
         yield (
             "New test images: all runs read the same images. A bootstrap that draws images and seeds, independently, "
-            "gives "
-            "an interval for both."
+            "gives an interval for both."
         )
     yield (
         f"What would be needed is planned for the same test and family, with a power of {POWER:.0%}, from the spread "

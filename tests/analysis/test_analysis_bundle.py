@@ -47,17 +47,20 @@ def call(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_bundle_rebuilds_its_tables_byte_for_byte_and_has_no_checkpoints(tmp_path: Path) -> None:
-    make_runs(tmp_path / "runs")
-    assert call(tmp_path, "bundle", "tiny", "--output", "sent.tar.gz") == "sent.tar.gz\n"
-    call(tmp_path, "bundle", "tiny", "--output", "again.tar.gz")
+@pytest.mark.parametrize("roots", [["runs"], ["here", "there"]], ids=["one root", "two roots"])
+def test_a_bundle_rebuilds_its_tables_byte_for_byte_and_has_no_checkpoints(tmp_path: Path, roots: list[str]) -> None:
+    for number, root in enumerate(roots):
+        make_runs(tmp_path / root, seeds=3 + number)
+    options = [option for root in roots for option in ("--root", root)]
+    assert call(tmp_path, "bundle", "tiny", *options, "--output", "sent.tar.gz") == "sent.tar.gz\n"
+    call(tmp_path, "bundle", "tiny", *options, "--output", "again.tar.gz")
     assert (tmp_path / "sent.tar.gz").read_bytes() == (tmp_path / "again.tar.gz").read_bytes()
     away = tmp_path / "reviewer"
     with tarfile.open(tmp_path / "sent.tar.gz") as archive:
         names = archive.getnames()
         archive.extractall(away, filter="data")
     assert not any("checkpoints" in name for name in names)
-    assert sum(name.endswith("predictions.npz") for name in names) == 5
+    assert sum(name.endswith("predictions.npz") for name in names) == (5 if len(roots) == 1 else 12)
     bundle = away / "tiny"
     lines = (bundle / "README.txt").read_text(encoding="utf-8").splitlines()
     commands = [line.split() for line in lines if line.startswith("    ")]
