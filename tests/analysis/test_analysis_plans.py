@@ -47,7 +47,7 @@ def test_the_table_has_what_is_found_by_the_spread_and_by_its_bound_and_no_mean(
     assert columns[4] == "—"
     assert columns[5] == f"{100 * found:.2f} to {100 * bound:.2f}"
     assert columns[-1] == " to ".join(dict.fromkeys("over 200" if n is None else str(n) for n in needed))
-    assert "without changing the error rate of the later test" in text
+    assert "leaves the error rate of the later test as it is" in text
 
 
 def test_without_two_seeds_that_differ_the_error_says_what_to_do() -> None:
