@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := check
 
 demo: setup
-	$(BIN)/python -m launch grid digits --local
+	$(BIN)/python -m launch grid digits --local --choices digits
 	$(BIN)/python -m analysis tables digits
 	@echo && echo 'What that means, in words and figures:'
 	@$(BIN)/python -m analysis report digits

@@ -229,6 +229,51 @@ def _draw(markdown: str) -> None:
 
 
 @app.command()
+def tuning(
+    grid: Grid = None,
+    root: Roots = None,
+    strict: Strict = False,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the pictures, each as PDF and as PNG.")
+    ] = None,
+) -> None:
+    """How each method was tuned: trials, scores against each knob, choices, edges, hours, what a smaller budget gives.
+
+    \b
+    Examples:
+      python -m analysis tuning digits
+      python -m analysis tuning digits --figures figures
+    """  # noqa: D301 - \b is typer's: keep these lines
+    from analysis.render.progress import progress
+
+    with progress() as say:
+        from analysis.render import figures as drawing
+        from analysis.render import tuning as rendering
+        from analysis.render.style import house_style
+        from analysis.runs import folders
+
+        tuned, findings = folders.load_tuning(Place(root, None).roots, grid)
+        if strict and findings.doubts:
+            raise UserError(f"--strict: {'; '.join(findings.doubts)}")
+        text = rendering.to_markdown(tuned, (*findings.remarks, *findings.doubts))
+        written, missing = [], []
+        if figures is not None:
+            say("drawing")
+            with house_style():
+                pictures = rendering.pictures(tuned)
+            written = drawing.write(pictures, figures)
+            missing = [picture for picture in pictures if picture.figure is None]
+    if sys.stdout.isatty():
+        _draw(text)
+    else:
+        sys.stdout.write(text)
+    for path in written:
+        print(path)
+    for picture in missing:
+        print(f"no {picture.name}: {picture.caption}", file=sys.stderr)
+
+
+@app.command()
 def report(
     grid: Grid = None,
     root: Roots = None,
@@ -284,19 +329,24 @@ def bundle(
 
         from analysis.render import bundle as archive
         from analysis.render import tables as rendering
-        from analysis.runs import provenance
+        from analysis.render import tuning as tuning_rendering
+        from analysis.runs import folders, provenance
 
         page = _page(place, grid, None, strict=strict, say=say)
-        table = place.table(place.results(grid, strict=strict))
+        results = place.results(grid, strict=strict)
+        table = place.table(results)
         say("packing")
         roots = archive.named(place.roots, grid)
         made = {
-            "README.txt": archive.readme(grid, roots, version("proxbench")),
+            "README.txt": archive.readme(grid, roots, version("proxbench"), is_tuned=bool(results.tuning)),
             "report.html": page,
             "tables.md": rendering.to_markdown(table, details=True),
             "tables.json": rendering.to_json(table),
             "versions.txt": provenance.made_with() + "\n",
         }
+        if results.tuning:
+            tuned, findings = folders.load_tuning(place.roots, grid)
+            made["tuning.md"] = tuning_rendering.to_markdown(tuned, (*findings.remarks, *findings.doubts))
         archive.write(path, grid, roots, made)
     print(path)
 

@@ -44,7 +44,7 @@ def main(
     share: Annotated[float, typer.Option(help="Of the peak, what training is assumed to sustain.")] = 0.2,
 ) -> None:
     """Print a Markdown table: hours of one cell and of all, by model, start and length."""
-    cells = list(load_grid(grid).cells())
+    cells = list(load_grid(grid).untuned().cells())
     if unknown := {cell.dataset for cell in cells} - SIZES.keys():
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the number of images is not known here")
     print(f"Estimate: nothing is measured; {share:.0%} of {peak:g} TFLOP/s is assumed\n")

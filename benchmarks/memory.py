@@ -90,7 +90,7 @@ def measure(model: str, quantizer: str, batch_size: int) -> dict[str, float]:
 def _warm_up() -> None:
     """Data, threads and libraries are there before the measurement begins."""
     for size in {int((model + "@32").split("@")[1]) for model, _ in CASES}:
-        LOADERS[data_set(size)](Path())
+        LOADERS[data_set(size)](Path(), with_test=True)
     Stepping(trainer_of("resnet8", "bnn++", 8)).step()
 
 

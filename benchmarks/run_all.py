@@ -131,6 +131,12 @@ PROGRAMS = (
         lacks=_not_here("an hour for 100 kills; a part of it is tests/suite/test_faults.py"),
     ),
     Program(
+        "tuned_kills",
+        "Do a killed launcher's choices and results equal an undisturbed one's?",
+        "an undisturbed grid",
+        lacks=_not_here("minutes; a part of it is tests/launch/test_tuning.py"),
+    ),
+    Program(
         "chaos",
         "Does a disturbed grid on SLURM end with the undisturbed one's bits?",
         "an undisturbed grid",

@@ -132,7 +132,7 @@ def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
 
 def forwarder_share(folder: Path, num_calls: int) -> float:
     """Processor seconds of a call of `mlflow_replica.sync` over the seconds between two, in a grid of NUM_CELLS."""
-    template = load_grid("digits").cells()[0]
+    template = load_grid("digits").untuned().cells()[0]
     cells = [Cell.model_validate(template.model_dump() | {"seed": seed}) for seed in range(NUM_CELLS)]
     grid = folder / "forwarded"
     runs = [RunDir.create(grid / cell.id, cell) for cell in cells]
@@ -154,7 +154,7 @@ def main(
 ) -> None:
     """Measure what surrounds the training steps of two cells."""
     print(describe())
-    digits = next(cell for cell in load_grid("digits").cells() if cell.name == "digits/resnet8/bnn++/s0")
+    digits = next(cell for cell in load_grid("digits").untuned().cells() if cell.name == "digits/resnet8/bnn++/s0")
     cases = [
         Case("ResNet-20, batch 128, 50,000 images as CIFAR-10's", cell_of("resnet20", "bnn++", 128), 50_000 // 128),
         Case("the digits grid's ResNet-8, batch 64", digits, None),

@@ -94,7 +94,7 @@ def timed(command: Sequence[str], folder: str) -> tuple[float, float, str]:
 
 def here(repeats: int, console: Console) -> list[str]:
     """Prints the parts of a start on this machine, and what --help takes; the verdicts."""
-    digits = next(cell for cell in load_grid("digits").cells() if cell.name == "digits/resnet8/bnn++/s0")
+    digits = next(cell for cell in load_grid("digits").untuned().cells() if cell.name == "digits/resnet8/bnn++/s0")
     with tempfile.TemporaryDirectory(prefix="start-up-") as folder, console.status("starting") as status:
         cell = Path(folder) / "cell.yaml"
         cell.write_text(yaml.safe_dump(digits.model_dump(mode="json")), encoding="utf-8")

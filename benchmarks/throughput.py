@@ -109,7 +109,7 @@ def main(
         Path | None, typer.Option(help="Another checkout of this project, for a line of its own.")
     ] = None,
     grid: Annotated[
-        str | None, typer.Option(help="A bundled grid or file instead of the tiny cells; ours and --checkout only.")
+        str | None, typer.Option(help="A grid that tunes nothing instead of the tiny cells; ours and --checkout only.")
     ] = None,
 ) -> None:
     """Measure cells per hour."""

@@ -28,11 +28,11 @@ from launch.selection import (
 from suite.errors import UserError
 
 if TYPE_CHECKING:  # they import pydantic's models, which --help must not wait for
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from launch.slurm.profile import Profile
     from launch.start import Start
-    from suite.recipe.cell import Cell, Execution
+    from suite.recipe.cell import Cell
     from suite.run.directory import Planned
 
 app = typer.Typer(
@@ -70,6 +70,16 @@ def grid(
         bool, typer.Option("--cancel-former", help="Cancel cells that the grid had before it was edited.")
     ] = False,
     confirm_gpu_hours: ConfirmGpuHours = None,
+    only_tune: Annotated[
+        bool, typer.Option("--only-tune", help="Run the grid's trials and choose; do not train its own cells yet.")
+    ] = False,
+    choices: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the values chosen in this file, or bundled under this name, instead of running trials.",
+            metavar="FILE",
+        ),
+    ] = None,
     yes: Yes = False,
     on_finish: Annotated[
         str | None,
@@ -89,19 +99,20 @@ def grid(
 
     [dim]python -m launch grid imagenet --partition gpu --time 24h --workers 16[/]
 
+    [dim]python -m launch grid digits --local --set tune=null[/]
+
     Launching again goes on where the last launch stopped: done cells stay done, killed ones resume from their newest
-    checkpoint, failed ones wait for [bold]retry[/].
+    checkpoint, failed ones wait for [bold]retry[/]. A grid with a [bold]tune[/] block runs its trials first, chooses
+    for each method and model the values that did best, and trains its own cells with them.
     """
-    from launch.plan import matches, select
+    from launch.plan import matches
+    from launch.tuning import look_ahead, planned
     from suite.recipe.grid_file import load_grid, path_of
 
     loaded = load_grid(grid, set_)
-    cells, executions = loaded.cells(), loaded.executions()
-    wanted = select(cells, only or [])
-    if not wanted:
-        fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without it lists them")
-    if lost := [pattern for pattern in first or [] if not any(matches(cell, pattern) for cell in cells)]:
-        fail(f"--first {lost[0]} matches no cell of {grid}; --dry-run lists them")
+    for name, is_given in (("--only-tune", only_tune), ("--choices", choices is not None)):
+        if is_given and not loaded.is_tuned:
+            fail(f"{name}: {grid} tunes nothing; it has no tune block")
     if keep_former and cancel_former:
         fail("--keep-former and --cancel-former: one of them")
     if not dry_run:
@@ -109,26 +120,37 @@ def grid(
     is_asking_slurm = not dry_run or where.flags or where.cluster
     profile = (where if is_asking_slurm else replace(where, local=True)).profile()
     grid_dir = (root or profile.root or DEFAULT_ROOT) / loaded.name
-    planned = _planned(grid_dir, cells, executions, where, profile)
-    planned = {
-        cell_id: replace(each, is_first=any(matches(each.cell, pattern) for pattern in first or []))
-        for cell_id, each in planned.items()
+    ahead = look_ahead(grid_dir, loaded, choices, only or [], only_tune=only_tune)
+    if not ahead.wanted:
+        fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without it lists them")
+    if lost := [pattern for pattern in first or [] if not any(matches(cell, pattern) for cell in ahead.whole.cells)]:
+        fail(f"--first {lost[0]} matches no cell of {grid}; --dry-run lists them")
+    tuning = replace(ahead.tuning, shapes=_shapes(grid_dir, ahead.whole.cells, where, profile))
+    cells = {
+        cell.id: replace(
+            planned(cell, ahead.resolved, tuning), is_first=any(matches(cell, pattern) for pattern in first or [])
+        )
+        for cell in ahead.resolved.cells
     }
     start = _start(
         "grid",
         grid_dir,
-        planned,
-        frozenset(cell.id for cell in wanted),
+        cells,
+        ahead.wanted,
         where,
         profile,
+        every=ahead.whole.cells,
         text=(grid, path_of(grid).read_text(encoding="utf-8"), tuple(set_ or [])),
-        declared=loaded.declared(),
+        declared=loaded.declared(ahead.choices),
+        choices="" if choices is None else str(choices),
         data_dir=data_dir,
         tracking_uri=tracking_uri,
         on_finish=on_finish,
         confirm_gpu_hours=confirm_gpu_hours,
     )
     start = replace(start, former="keep" if keep_former else "cancel" if cancel_former else None, is_sure=yes)
+    if loaded.is_tuned:
+        start = replace(start, tuning=tuning, choices=ahead.choices, later=ahead.later)
     if dry_run:
         start.show()
     else:
@@ -151,7 +173,7 @@ def debug(
     from launch.plan import matches
     from suite.recipe.grid_file import load_grid
 
-    loaded = load_grid(grid, set_)
+    loaded = load_grid(grid, set_).untuned()
     found = [each for each in loaded.cells() if matches(each, cell)]
     if not found:
         fail(f"--cell {cell} matches no cell of {grid}; python -m launch grid {grid} --dry-run lists them")
@@ -194,6 +216,7 @@ def retry(
     [dim]python -m launch retry --oom --set execution.micro_batch_size=64[/]
     """
     from launch import launches
+    from launch.plan import chosen_already
     from launch.status import standings
     from suite.recipe.grid_file import laid_over_execution
     from suite.run.directory import read_plan
@@ -209,6 +232,8 @@ def retry(
     ]
     if not again:
         fail("nothing to retry: no such cell has failed or was cancelled")
+    if any(row.cell.trial and row.planned.tuned in chosen_already(rows) for row in again):
+        print("some of these are trials of settings already chosen: the choices stay, and analysis will tell")
     last = launches.last(grid_dir)
     where = where.after(last)
     _require_a_place(where)
@@ -279,6 +304,7 @@ def worker(
         (data_dir or Path(last.data_dir if last else DEFAULT_DATA)).resolve(),
         Path(last.code) if last else None,
         cells=wanted,
+        only=tuple(only or ()),
         gpus_per_cell=gpus_per_cell or 1,
         cells_per_gpu=cells_per_gpu or 1,
         cpus_per_cell=cpus_per_cell,
@@ -306,20 +332,15 @@ for _command in (
     app.command()(_command)
 
 
-def _planned(
-    grid_dir: Path, cells: "list[Cell]", executions: "Mapping[str, Execution]", where: Where, profile: "Profile"
-) -> "dict[str, Planned]":
-    """The grid's cells with their shapes; a launch here leaves those that SLURM's workers go by."""
-    from suite.run.directory import Planned, read_plan
+def _shapes(grid_dir: Path, cells: "Iterable[Cell]", where: Where, profile: "Profile") -> dict[str, str]:
+    """The cells' shapes, by `place_of`; a launch here leaves those that SLURM's workers go by."""
+    from suite.run.directory import read_plan
+    from suite.run.tuning import place_of
 
-    before = read_plan(grid_dir) if where.local else {}
+    before = {place_of(each.cell): each.shape for each in read_plan(grid_dir).values()} if where.local else {}
     return {
-        cell.id: Planned(
-            cell,
-            executions[cell.id],
-            before[cell.id].shape if cell.id in before else profile.for_cell(cell).shape,
-        )
-        for cell in cells
+        place: before[place] if place in before else profile.for_cell(cell).shape
+        for place, cell in {place_of(cell): cell for cell in cells}.items()
     }
 
 
@@ -331,8 +352,10 @@ def _start(
     where: Where,
     profile: "Profile",
     *,
+    every: "Sequence[Cell]" = (),
     text: tuple[str, str, tuple[str, ...]],
     declared: dict[str, Any],
+    choices: str = "",
     data_dir: Path | None,
     tracking_uri: str | None,
     on_finish: str | None,
@@ -342,11 +365,11 @@ def _start(
     from launch.start import Start
     from suite.run.mlflow_replica import default_uri
 
-    resources = {}
-    for each in planned.values():
-        asked = profile.for_cell(each.cell)
-        if asked.shape == each.shape:
-            resources[each.shape] = asked.model_dump(mode="json")
+    shapes, resources = {each.shape for each in planned.values()}, {}
+    for cell in every or [each.cell for each in planned.values()]:
+        asked = profile.for_cell(cell)
+        if every or asked.shape in shapes:
+            resources[asked.shape] = asked.model_dump(mode="json")
     name, content, overrides = text
     launch = Launch(
         command,
@@ -364,6 +387,7 @@ def _start(
         on_finish or profile.on_finish,
         len(wanted),
         declared,
+        choices,
     )
     limit = profile.confirm_gpu_hours if confirm_gpu_hours is None else confirm_gpu_hours
     return Start(grid_dir, launch, planned, wanted, where, profile, confirm_gpu_hours=limit)

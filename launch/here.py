@@ -61,7 +61,7 @@ def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator
     """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell ends."""
 
     def chosen(rows: list[Standing]) -> list[Standing]:
-        return rows if cells is None else [row for row in rows if row.cell.id in cells]
+        return rows if cells is None else [row for row in rows if row.cell.id in cells or row.planned.is_later]
 
     if not console.is_terminal:
         last = ""

@@ -32,8 +32,8 @@ class Launch:
     """One launch. `resources` by shape are what its workers ask of SLURM; `flags` what was given on the command line.
 
     `command` is grid or retry; `grid` is the name or path that was launched, `text` the file's content, `code` the
-    snapshot's folder, `declared` what analysis holds the results to (see suite.recipe.grid.Grid.declared). Times are
-    unix seconds.
+    snapshot's folder, `declared` what analysis holds the results to (see suite.recipe.grid.Grid.declared); `choices`
+    the file of choices that it was given. Times are unix seconds.
     """
 
     command: str
@@ -51,6 +51,7 @@ class Launch:
     on_finish: str | None = None
     num_cells: int = 0
     declared: dict[str, Any] = field(default_factory=dict)
+    choices: str = ""
     argv: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
     cwd: str = field(default_factory=os.getcwd)
     user: str = field(default_factory=_user)

@@ -54,7 +54,7 @@ class Standing:
 
 
 def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[Standing]:
-    """The cells that can be started now, in order: those given --first, then seed by seed, parents before others.
+    """The cells that can be started now, in order: those given --first, then trials, then seed by seed, parents first.
 
     Seed by seed, so that a grid stopped at any time has complete pairs of methods.
 
@@ -68,9 +68,9 @@ def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[S
     parents = {row.cell.parent for row in rows}
     found = [row for row in rows if row.state.state in WAITING and (row.cell.parent is None or row.cell.parent in done)]
 
-    def rank(row: Standing) -> tuple[bool, bool, int, bool]:
+    def rank(row: Standing) -> tuple[bool, bool, bool, int, bool]:
         cell = row.cell
-        return cell.id in failed_here, cell.id not in first, cell.seed, cell.id not in parents
+        return cell.id in failed_here, cell.id not in first, not cell.trial, cell.seed, cell.id not in parents
 
     return sorted(found, key=rank)
 
@@ -87,9 +87,45 @@ def blocked(rows: Iterable[Standing]) -> dict[str, str]:
 
 
 def is_over(rows: Sequence[Standing]) -> bool:
-    """Whether nothing more will happen unless a user asks: no cell runs, and none can be started."""
+    """Whether nothing more will happen unless a user asks: no cell runs, none can be started, no choice can be made."""
     held_up = blocked(rows)
-    return all(row.is_settled or row.cell.id in held_up or row.state.state == "planned" for row in rows)
+    is_idle = all(row.is_settled or row.cell.id in held_up or row.state.state == "planned" for row in rows)
+    return is_idle and not choosable(rows)
+
+
+def choosable(rows: Iterable[Standing]) -> set[str]:
+    """Names of the tuned settings whose trials have ended, one of them well, and whose own cells are not planned."""
+    return {name for name, has_choice in _unfollowed(rows).items() if has_choice}
+
+
+def chosen_already(rows: Iterable[Standing]) -> set[str]:
+    """Names of the tuned settings whose own cells are planned."""
+    return {row.planned.tuned for row in rows if not row.cell.trial} - {""}
+
+
+def hopeless(rows: Iterable[Standing]) -> set[str]:
+    """Names of the tuned settings whose trials have ended without one that all seeds finished: no cell follows."""
+    return {name for name, has_choice in _unfollowed(rows).items() if not has_choice}
+
+
+def _unfollowed(rows: Iterable[Standing]) -> dict[str, bool]:
+    """By name of each setting whose trials have ended and whose cells are not planned: whether one can be chosen."""
+    rows = list(rows)
+    planned = chosen_already(rows)
+    trials: dict[str, list[Standing]] = {}
+    for row in rows:
+        if row.cell.trial and row.planned.tuned and row.planned.tuned not in planned and not row.planned.is_former:
+            trials.setdefault(row.planned.tuned, []).append(row)
+    return {name: _has_finished_one(own) for name, own in trials.items() if all(row.is_settled for row in own)}
+
+
+def _has_finished_one(trials: Iterable[Standing]) -> bool:
+    """Whether any trial is done for all its seeds."""
+    done: dict[str, bool] = {}
+    for row in trials:
+        recipe = row.cell.recipe_id
+        done[recipe] = done.get(recipe, True) and row.state.state == "done"
+    return any(done.values())
 
 
 def _end(state: State) -> str:

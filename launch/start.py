@@ -14,7 +14,7 @@ from rich.progress import track
 from launch import launches, snapshot
 from launch.launches import Launch
 from launch.options import Where
-from launch.plan import Standing, ready
+from launch.plan import Standing, choosable, hopeless, ready
 from launch.preflight import LaunchError, preflight
 from launch.selection import fail
 from launch.slurm import client
@@ -24,7 +24,10 @@ from launch.worker import registry
 from launch.worker.slots import slots_here
 from launch.worker.spec import WorkerSpec
 from suite.recipe.cell import Cell
+from suite.recipe.choices import FILE, Choices
 from suite.run.directory import Planned, RunDir, read_plan, write_plan
+from suite.run.locks import locked
+from suite.run.tuning import Tuning, forget_tuning, read_chosen, read_tuning, write_chosen
 
 if TYPE_CHECKING:
     from launch.slurm.profile import Profile
@@ -39,7 +42,8 @@ class Start:
     """A launch that has been asked for. `planned` is the whole grid, `wanted` are the ids of the cells to run.
 
     `again` are cells whose failure or cancellation is forgotten. `former`: what becomes of unfinished cells that the
-    grid had before and has no more; None: the user is asked.
+    grid had before and has no more; None: the user is asked. A grid that tunes has `tuning`, the `choices` made so far,
+    and imagined cells that follow from the others, `later`.
     """
 
     grid_dir: Path
@@ -52,6 +56,9 @@ class Start:
     former: Former | None = None
     is_sure: bool = False
     confirm_gpu_hours: float = 100.0
+    tuning: Tuning | None = None
+    choices: Choices = field(default_factory=Choices)
+    later: Sequence[Cell] = ()
     console: Console = field(default_factory=Console)
 
     def run(self) -> None:
@@ -70,17 +77,26 @@ class Start:
         wanted = self.wanted.union(self._commit())
         spec = replace(self._spec(), cells=tuple(wanted))
         outcome, reason = work_here(spec, slots, self.launch.tracking_uri, self.console, stays=True)
-        rows = [row for row in standings(self.grid_dir, read_plan(self.grid_dir)) if row.cell.id in wanted]
+        finish(self.grid_dir)
+        every = standings(self.grid_dir, read_plan(self.grid_dir))
+        rows = [
+            row for row in every if row.cell.id in wanted or (row.planned.is_later and row.state.state != "planned")
+        ]
         show(self.console, self.grid_dir.name, rows, self.grid_dir)
         if outcome == "again":
             print(f"{reason}; the cells keep what they learnt: launch again to go on", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED)
         if outcome == "retired":
             print(f"the worker {reason}", file=sys.stderr)
-        finish(self.grid_dir)
-        print(f"table:  python -m analysis tables {self.grid_dir.name} --root {self.grid_dir.parent}")
+        place = f"{self.grid_dir.name} --root {self.grid_dir.parent}"
+        if self.tuning is not None:
+            print(f"tuning: python -m analysis tuning {place}  (choices: {self.grid_dir / FILE})")
+        if any(not row.cell.trial for row in rows):
+            print(f"table:  python -m analysis tables {place}")
         print(f"browse: {browse(self.grid_dir, self.launch.tracking_uri)}")
-        raise SystemExit(0 if all(row.state.state == "done" for row in rows) else 1)
+        # A trial that failed is a result of tuning, not of the grid.
+        is_done = all(row.state.state == "done" or (row.cell.trial and row.is_settled) for row in rows)
+        raise SystemExit(0 if is_done and not hopeless(every) | choosable(every) else 1)
 
     def _spec(self) -> WorkerSpec:
         """What a worker here is told."""
@@ -128,7 +144,11 @@ class Start:
         print(f"MLflow: python -m launch sync {place} --watch, which prints where to look")
 
     def _to_do(self, rows: Sequence[Standing]) -> str:
-        return plural(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
+        to_do = plural(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
+        return f"{to_do}, {self._to_come()}" if self.later else to_do
+
+    def _to_come(self) -> str:
+        return f"and {len(self.later):,} more with the values that trials choose"
 
     def _nothing_new(self, rows: Sequence[Standing]) -> str:
         said = summary(rows)
@@ -167,12 +187,13 @@ class Start:
         former = self._former_cells()
         kept = self._what_becomes_of(former)
         self._confirm_cost(starting)
-        plan = {**self.planned, **(former if kept == "keep" else {})}
         self.grid_dir.mkdir(parents=True, exist_ok=True)
         code = snapshot.folder_of(self.grid_dir, snapshot.take(self.grid_dir, starting))
         before = launches.last(self.grid_dir)
         known = {**(before.resources if before else {}), **self.launch.resources}
-        shapes = {each.shape for each in plan.values()}
+        left = former.values() if kept == "keep" else ()
+        shapes = {each.shape for each in (*self.planned.values(), *left)}
+        shapes |= set(self.tuning.shapes.values()) if self.tuning is not None else set()
         resources = {shape: each for shape, each in known.items() if shape in shapes}
         self.launch = replace(self.launch, code=str(code), resources=resources)
         launches.remember(self.grid_dir, self.launch)
@@ -180,11 +201,34 @@ class Start:
             registry.set_limit(self.grid_dir, self.profile.workers)
         for cell_id in former if kept == "cancel" else ():
             RunDir(self.grid_dir / cell_id).cancel("the grid has no such cell any more")
-        write_plan(self.grid_dir, plan.values())
+        with locked(self.grid_dir / "tuning.lock"):
+            self._write_choices()
+            write_plan(self.grid_dir, {**self.planned, **self._meantime(), **{p.cell.id: p for p in left}}.values())
         for cell_id in self.again:
             RunDir(self.grid_dir / cell_id).plan_again()
         self._create([each.cell for each in self.planned.values() if each.cell.id in self.wanted])
         return former.keys() if kept == "keep" else ()
+
+    def _write_choices(self) -> None:
+        if self.tuning is not None:
+            before = read_chosen(self.grid_dir)
+            if (choices := before.under(self.choices)) != before:
+                write_chosen(self.grid_dir, choices)
+            self.tuning.write(self.grid_dir)
+        elif self.launch.command == "grid":
+            forget_tuning(self.grid_dir)
+
+    def _meantime(self) -> dict[str, Planned]:
+        """Cells that a worker's choice has planned since this command looked."""
+        tuning = self.tuning or (read_tuning(self.grid_dir) if self.launch.command == "retry" else None)
+        if tuning is None:
+            return {}
+        known = {cell.id for cell in tuning.grid.resolve(read_chosen(self.grid_dir).under(self.choices)).cells}
+        return {
+            cell_id: each
+            for cell_id, each in read_plan(self.grid_dir).items()
+            if cell_id in known and cell_id not in self.planned
+        }
 
     def _create(self, cells: Sequence[Cell]) -> None:
         """The cells' run directories, several at a time: the disk takes long."""
@@ -197,8 +241,9 @@ class Start:
     def _former_cells(self) -> dict[str, Planned]:
         """Unfinished cells that were asked for and that this grid does not have."""
         former = {}
+        meantime = self._meantime()
         for cell_id, each in read_plan(self.grid_dir).items():
-            if cell_id not in self.planned:
+            if cell_id not in self.planned and cell_id not in meantime:
                 row = standing(RunDir(self.grid_dir / cell_id), each)
                 if not row.is_settled and row.state.state != "planned":
                     former[cell_id] = replace(each, is_former=True)
@@ -223,11 +268,15 @@ class Start:
             return
         from launch.cost import gpu_hours
 
-        hours = gpu_hours(cells)
+        hours = gpu_hours([*cells, *self.later])
         if hours is None or hours < 1:
             return
-        words = f"{self.grid_dir.name}: about {hours:,.0f} GPU-hours of an A100, by an estimate (docs/reproducing.md)"
-        print(words)
+        print(f"{self.grid_dir.name}: about {hours:,.0f} GPU-hours of an A100, by an estimate (docs/reproducing.md)")
+        tuning = gpu_hours(cell for cell in (*cells, *self.later) if cell.trial)
+        if tuning:
+            print(
+                f"{tuning:,.0f} of them for trials: --set tune=null goes without, --choices FILE takes others' choices"
+            )
         if hours <= self.confirm_gpu_hours or self.is_sure:
             return
         if not sys.stdin.isatty():
@@ -239,6 +288,8 @@ class Start:
         """Prints what `run` would do; changes nothing."""
         rows = [row for row in self._rows() if row.cell.id in self.wanted]
         show(self.console, f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
+        if self.later:
+            print(f"{self._to_come()}: see python -m launch grid --help on --only-tune and --choices")
         if self.profile.is_for_slurm and not self.where.local and client.available():
             self._show_scripts(rows)
             return
@@ -260,7 +311,7 @@ class Start:
             print(hand_over.script(resources[shape], folder / "spec.json", count))
         from launch.cost import gpu_hours
 
-        hours = gpu_hours(row.cell for row in rows if not row.is_settled)
+        hours = gpu_hours([*(row.cell for row in rows if not row.is_settled), *self.later])
         if hours is not None:
             print(f"about {hours:,.0f} GPU-hours of an A100, by an estimate; nothing was submitted")
 

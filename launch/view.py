@@ -15,9 +15,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from launch.logs import last_lines, newest_log
-from launch.plan import Standing, blocked, is_over, ready
+from launch.plan import Standing, blocked, hopeless, is_over, ready
 from launch.status import Cost, cost
 from launch.worker import registry
+from suite.run.atomic import read_json
 from suite.run.directory import RunDir, StateName
 
 COLOURS: Mapping[StateName, str] = {
@@ -92,7 +93,7 @@ def _has_several_seeds(groups: Groups) -> bool:
 def _label(row: Standing, *, with_dataset: bool) -> str:
     cell = row.cell
     setting: list[str] = [cell.init] * (cell.init != "scratch") + [cell.task] * (cell.task != "bw")
-    setting += ["former recipe"] * row.planned.is_former
+    setting += ["trials"] * cell.trial + ["former recipe"] * row.planned.is_former
     return f"{cell.dataset}/" * with_dataset + cell.model + f" ({', '.join(setting)})" * bool(setting)
 
 
@@ -141,7 +142,13 @@ def problems(rows: Sequence[Standing], grid_dir: Path | None = None) -> list[str
     for row in failed[:NUM_SHOWN]:
         lines.append(f"{row.cell.name} ({row.cell.id}) failed: {row.state.cause}: {row.state.reason}")
         lines += [] if grid_dir is None else _log_lines(RunDir(grid_dir / row.cell.id))
-    return lines + _rest(len(failed)) + _held_up(rows)
+    lines += _rest(len(failed)) + _held_up(rows)
+    without = sorted(hopeless(rows))
+    lines += [
+        f"{name}: no trial succeeded, so no values are chosen and no cell follows (python -m launch retry --failed)"
+        for name in without[:NUM_SHOWN]
+    ]
+    return lines + _rest(len(without))
 
 
 def _log_lines(run: RunDir) -> list[str]:
@@ -221,7 +228,7 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
     lines += _on_deaths(grid_dir) if is_on_slurm else []
     if not live and not waiting and ready(rows):
         lines.append(f"no worker: python -m launch grid {grid_dir.name} (as before) goes on")
-    lines += _on_cost(cost(rows, found))
+    lines += _on_tuning(grid_dir, rows) + _on_cost(cost(rows, found))
     limit = registry.limit(grid_dir)
     if limit is not None and live:
         lines.append(f"at most {plural(limit, 'worker')}: python -m launch scale N")
@@ -257,6 +264,20 @@ def _on_deaths(grid_dir: Path) -> list[str]:
     from launch.supply import deaths
 
     return [f"job {death.job} on {death.node}: {death.reason}" for death in deaths(grid_dir)[-NUM_DEATHS:]]
+
+
+def _on_tuning(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
+    """A line on the trials and the cells that their choices will add; none after the last choice."""
+    trials = [row for row in rows if row.cell.trial]
+    planned = {row.planned.tuned for row in rows if not row.cell.trial}
+    # Of what the launch wrote: the grid itself would take seconds to read.
+    to_come = [
+        count for name, count in read_json(grid_dir / "tuning.json").get("num_later", {}).items() if name not in planned
+    ]
+    if not (trials and to_come):
+        return []
+    settled = sum(row.is_settled for row in trials)
+    return [f"tuning: {settled} of {plural(len(trials), 'trial')} ended; {plural(sum(to_come), 'cell')} follow"]
 
 
 def _on_cost(price: Cost) -> list[str]:

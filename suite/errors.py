@@ -12,7 +12,10 @@ class DataError(UserError):
 class SettingError(ValueError):
     """A key, `momentum` or `sharpness.start`, or an entry, `3`, is wrong beside others; for pydantic's validators."""
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key}: {reason}")
-        self.location = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    def __init__(self, key: str | tuple[str | int, ...], reason: str) -> None:
+        """`key` is dotted; or the keys one by one, where one of them has a dot."""
+        parts = key.split(".") if isinstance(key, str) else key
+        name = ".".join(map(str, parts))
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.location = tuple(int(part) if str(part).isdecimal() else part for part in parts)
         self.reason = reason

@@ -15,7 +15,8 @@ from analysis.compare.groups import Group
 from analysis.compare.published import Key as NumberKey
 from analysis.compare.published import Number, Publication, Reproduction, by_key, reproduction
 from analysis.runs import frame as cells
-from analysis.runs.frame import Declared
+from analysis.runs.frame import Budget, Declared, Method
+from analysis.runs.tuning import Tuned
 from analysis.stats.ranks import MIN_BLOCKS, Ranking, rank_methods
 
 MIN_METHODS = 3
@@ -34,7 +35,8 @@ class Entry:
     """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
 
     `missing` counts the seeds without a measurement by reason, `failed: oom`. `gap_mean` is soft minus hard accuracy.
-    `is_best`: no binary method with all seeds of the model has a higher mean; not a test.
+    `is_best`: no binary method with all seeds of the model has a higher mean; not a test. `tuned` is the budget of its
+    tuning, None if it was not tuned.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Entry:
     gap_mean: float | None = None
     num_bytes: float | None = None
     is_best: bool = False
+    tuned: Budget | None = None
     published: Reproduction | None = None
 
 
@@ -104,7 +107,8 @@ class Ranks:
 class Table:
     """Headings, what their quantizers are compared with, and what a reader must know before them.
 
-    `margin` is the declared one, a fraction; None if none is declared or grids differ. `ranks` describes the methods
+    `margin` is the declared one, a fraction; None if none is declared or grids differ. `tuning` has the trials and
+    choices, where they are known. `ranks` describes the methods
     over all models, if there are enough; `publication` is the source of the entries' published numbers.
     """
 
@@ -114,6 +118,12 @@ class Table:
     margin: float | None = None
     ranks: tuple[Ranks, ...] = ()
     publication: Publication | None = None
+    tuning: tuple[Tuned, ...] = ()
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether any method was."""
+        return any(entry.tuned for block in self.blocks for entry in block.entries)
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -145,7 +155,7 @@ def tabulate(
     choices = {grid: wanted or against(own.primary) for grid, own in declared.items()}
     rows = [row for row in cells.records(results.frame) if choices[row["grid"]].shows(row["quantizer"])]
     told_apart = {name for name in ("grid", "task", "init") if len({row[name] for row in rows}) > 1}
-    blocks = [_block(key, own, told_apart) for key, own in rows_by_block(rows).items()]
+    blocks = [_block(key, own, told_apart, declared[key[0]].tuning) for key, own in rows_by_block(rows).items()]
     answered: list[Block] = []
     for grid in dict.fromkeys(block.grid for block in blocks):
         own = [block for block in blocks if block.grid == grid]
@@ -165,6 +175,7 @@ def tabulate(
         margins.pop() if len(margins) == 1 else None,
         tuple(_ranks(answered)),
         publication,
+        results.tuning,
     )
 
 
@@ -189,7 +200,7 @@ def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return parts
 
 
-def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str]) -> Block:
+def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str], tuning: Mapping[Method, Budget]) -> Block:
     """The heading with its entries, without comparisons."""
     grid, dataset, task, init = key
     by_member: dict[Member, list[Row]] = {}
@@ -214,12 +225,19 @@ def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str]) -> Block:
             gap_mean=group.gap_mean,
             num_bytes=group.num_bytes,
             is_best=name in best[model],
+            tuned=next((tuning[m] for m in _methods(group, dataset, model, name) if m in tuning), None),
         )
         for (name, model), group in groups.items()
     )
     named = {"grid": grid, "task": task, "init": init}
     title = ", ".join([dataset, *(f"{name} {value}" for name, value in named.items() if name in told_apart)])
     return Block(title, grid, dataset, task, init, models, quantizers, entries, groups)
+
+
+def _methods(group: Group, dataset: str, model: str, quantizer: str) -> Iterator[Method]:
+    """The group's cells as `Declared.tuning` names them: full precision need not have the block's task and init."""
+    for task, init in sorted(group.settings):
+        yield (dataset, task, init, model, quantizer)
 
 
 def row_position(quantizer: str) -> tuple[int, str]:

@@ -2,9 +2,9 @@
 
     digits/
       README.txt                      what is here, and the commands that rebuild the tables
-      report.html, tables.md, tables.json
+      report.html, tables.md, tables.json; tuning.md of a grid that tunes
       versions.txt                    of the packages that computed them
-      runs/digits/                    plan.json, launches.jsonl, looks.jsonl, and of each cell:
+      runs/digits/                    plan.json, launches.jsonl, looks.jsonl, tuning, and of each cell and trial:
         <cell id>/                    cell.yaml, result.json, predictions.npz, journal.jsonl, and of each attempt
                                       attempt.yaml, provenance.json, end.json
 
@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-OF_A_GRID = ("plan.json", "launches.jsonl", "looks.jsonl")
+OF_A_GRID = ("plan.json", "launches.jsonl", "looks.jsonl", "tuning.json", "choices.yaml")
 OF_A_CELL = (
     "cell.yaml",
     "attempts/*/attempt.yaml",
@@ -63,16 +63,19 @@ def named(roots: Sequence[Path], grid: str) -> dict[str, Path]:
     return {"runs" if len(own) == 1 else f"runs-{number}": root for number, root in enumerate(own, start=1)}
 
 
-def readme(grid: str, roots: Iterable[str], version: str) -> str:
+def readme(grid: str, roots: Iterable[str], version: str, *, is_tuned: bool) -> str:
     """What is in the archive and how to check it."""
     options = " ".join(f"--root {root}" for root in roots)
+    tuning = ""
+    if is_tuned:
+        tuning = f"    python -m analysis tuning {grid} {options} > again.md\n    cmp again.md tuning.md\n"
     return (
         f"The grid {grid}: its runs, without checkpoints, and what proxbench {version} made of them.\n\n"
         "To rebuild the tables and compare them, in this folder, with proxbench installed:\n\n"
         f"    python -m analysis tables {grid} {options} --details --output again.md\n"
         f"    python -m analysis tables {grid} {options} --format json --output again.json\n"
         "    cmp again.md tables.md\n"
-        "    cmp again.json tables.json\n\n"
+        f"    cmp again.json tables.json\n{tuning}\n"
         "Runs are laid out as proxbench writes them. plan.json and launches.jsonl say what was declared, a cell's\n"
         "cell.yaml says what was trained, result.json and predictions.npz what came out, attempts/ where and how.\n"
     )

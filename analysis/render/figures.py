@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.compare.table import Block, Table
+from analysis.render import tuning
 from analysis.render.epochs import ACCURACY, FLIP_RATE, over_epochs
 from analysis.render.forest import forest
 from analysis.render.points import accuracy_against_size, gap_against_sharpness
@@ -40,6 +41,7 @@ def pictures(table: Table, recorded: pd.DataFrame) -> list[Picture]:
                     page if number == 1 else [replace(picture, name=f"{picture.name}-{number}") for picture in page]
                 )
         drawn += critical_differences(table)
+        drawn += tuning.pictures(table.tuning)
     return drawn
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.compare.comparison import MIN_ARCHITECTURES
 from analysis.compare.family import ROW_ORDER
 from analysis.compare.table import Table
+from analysis.render import words
 from analysis.render.words import count
 from analysis.runs.frame import natural_key, shortened
 from analysis.runs.provenance import Backgrounds, counted, keys_of
@@ -59,6 +60,8 @@ def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
     answers = [answer for block in table.blocks for answer in block.primary]
     if any(answer.n for answer in answers):
         yield from _tests(table)
+    if table.is_tuned:
+        yield from words.tuning_notes(table)
     if table.ranks:
         yield (
             "Ranks over models describe and decide nothing: each method has one mean per model, and from "
@@ -204,10 +207,16 @@ def not_tested(table: Table, frame: pd.DataFrame) -> Iterator[str]:
         "other "
         "data sets. All runs read one test set."
     )
-    yield (
-        "Other recipes: each method was run with the recipe under Methods. Whether it was tuned for one method more "
-        "than for another, the runs do not tell."
-    )
+    if table.is_tuned:
+        yield (
+            "Other recipes: what was not among the tuned knobs is the same for all methods, and may suit one better "
+            "than another."
+        )
+    else:
+        yield (
+            "Other recipes: no method was tuned here; each was run with the recipe under Methods. Whether that suits "
+            "one method better than another, the runs do not tell."
+        )
     yield "Curves, flip rates, gaps, profiles and sizes are described, not tested. Memory and energy were not measured."
     if table.margin is None:
         yield "Equality: the grid declares no margin (analysis.margin_points), so equivalence was not tested."

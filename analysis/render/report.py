@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis.compare import plans
 from analysis.compare.comparison import Verdict
 from analysis.compare.table import Block, Table
-from analysis.render import figures, methods, words
+from analysis.render import figures, methods, tuning, words
 from analysis.render.style import Picture, house_style, name_of
 from analysis.render.tables import html_tables
 from analysis.runs import frame as cells
@@ -37,8 +37,11 @@ HEADINGS = {
     "gap": "Soft minus hard accuracy against mu",
     "size": "Accuracy against size",
     "ranks": "Ranks over models",
+    "tuning": "Trials of tuning",
+    "budget": "What a smaller budget would have found",
 }
 """By the first word of a picture's name."""
+_OF_TUNING = (HEADINGS["tuning"], HEADINGS["budget"])
 WANTED_POINTS = (0.5, 1.0, 2.0)
 """Differences that plans are made for."""
 MAX_SVG_BYTES = 600_000
@@ -95,6 +98,7 @@ def report(
         if picture.figure is not None:
             say(f"drawing {picture.name}")
             images.setdefault(_heading(picture), []).append(_image(picture, picture.figure))
+    about_tuning = [(heading, images.pop(heading)) for heading in _OF_TUNING if heading in images]
     forests = {image.name: image for image in images.pop(HEADINGS["differences"], [])}
     say("planning")
     found = _plans(table)
@@ -124,13 +128,21 @@ def report(
             tables=[(block.title, [Markup(text) for text in html_tables(table, block)]) for block in table.blocks],  # noqa: S704 - html_tables escapes
             notes=words.notes(table, details=True),
             images=images,
+            about_tuning=about_tuning,
+            tuning=[
+                (f"{tuning.title_of(heading)}: {model}", [tuning.row(own) for own in methods])
+                for heading, models in tuning.by_heading(table.tuning).items()
+                for model, methods in models.items()
+            ],
+            tuning_columns=tuning.COLUMNS,
+            tuning_notes=[*tuning.summary(table.tuning), *tuning.notes(table.tuning)] if table.tuning else [],
             not_drawn=[picture for picture in pictures if picture.figure is None],
             methods=methods.methods(table, frame),
             not_tested=methods.not_tested(table, frame),
             quantizers=methods.quantizers(frame),
             recipes=methods.recipes(frame, backgrounds),
             settings=methods.settings(frame, backgrounds),
-            run_facts=provenance.facts(frame, backgrounds),
+            run_facts=provenance.facts(results, backgrounds),
             source=source,
             made_with=provenance.made_with(),
             unfinished=provenance.unfinished(frame, backgrounds),

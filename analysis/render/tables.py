@@ -1,7 +1,8 @@
 """Table -> markdown, LaTeX, HTML for people (percent), CSV and JSON for programs (fractions). Rendering only.
 
 In the three for people a row is a method. Its columns: accuracy on each model, then the one comparison on all models of
-the heading: difference with interval, adjusted p, verdict; with a publication its number and verdict for each model;
+the heading: difference with interval, adjusted p, verdict; how it was tuned, if any method was; with a publication its
+number and verdict for each model;
 with details the soft-hard gap and the size. Under it, with details, the comparisons model by model. Findings are above
 the table, explanations below it. A CSV has rows only, because its readers know no comments.
 """
@@ -26,13 +27,16 @@ from analysis.render.words import (
     notes,
     p_cell,
     published_cell,
+    tuned_cell,
     verdict_cell,
 )
+from analysis.runs.frame import Budget
 from analysis.stats.stratified import Interval
 
 ACCURACY = "{model}: accuracy, % (n)"
 DIFFERENCE, P_VALUE, VERDICT = "{label} − row, points (pairs)", "adjusted p", "verdict"
 PUBLISHED, REPRODUCTION = "{model}: published, %", "{model}: ours − published, points (n)"
+TUNED = "tuned (trials)"
 GAP, SIZE = "{model}: soft − hard, points", "{model}: size, kB"
 LATEX = str.maketrans(
     {
@@ -173,8 +177,8 @@ def records(table: Table) -> list[dict[str, object]]:
     for block in table.blocks:
         alone = {(name, one.strata[0].model): one for one in block.by_model for name in (one.baseline, *one.identical)}
         for entry in block.entries:
-            flat = asdict(entry)
-            del flat["published"]
+            flat = {**asdict(entry), **(_tuned_record(entry.tuned) if table.is_tuned else {})}
+            del flat["published"], flat["tuned"]
             flat["missing"] = "; ".join(f"{count} {reason}" for reason, count in entry.missing)
             rows.append(
                 {
@@ -220,6 +224,12 @@ def _flat(prefix: str, answer: Comparison | None) -> dict[str, object]:
         **{prefix + name: value for name, value in _ends(answer.interval if answer else None).items()},
         f"{prefix}verdict": answer and answer.verdict.value,
     }
+
+
+def _tuned_record(budget: Budget | None) -> dict[str, object]:
+    """`tuned_trials`, 0 if not tuned, and the budget's other fields."""
+    own = budget or Budget(0, 0, None)
+    return {f"tuned_{name}": value for name, value in own._asdict().items()}
 
 
 def _ends(interval: Interval | None) -> dict[str, float | None]:
@@ -271,6 +281,7 @@ def _answer_columns(table: Table, block: Block, markup: _Markup) -> dict[str, Co
         DIFFERENCE.format(label=table.label): lambda name: markup.escape(difference_cell(block.answer(name))),
         P_VALUE: lambda name: markup.escape(p_cell(block.answer(name))),
         VERDICT: lambda name: markup.escape(verdict_cell(block.answer(name), name)),
+        **({TUNED: lambda name: markup.escape(tuned_cell(block, name))} if table.is_tuned else {}),
     }
 
 

@@ -157,6 +157,12 @@ def verdict_cell(answer: Comparison | None, quantizer: str = "") -> str:
     return str(answer.verdict.value)
 
 
+def tuned_cell(block: Block, quantizer: str) -> str:
+    """`12 × 2 seeds`; `given`; `no`; several where models differ."""
+    own = [entry.tuned for entry in block.entries if entry.quantizer == quantizer]
+    return ", ".join(dict.fromkeys("no" if budget is None else str(budget) for budget in own))
+
+
 def explanation(verdict: Verdict, family_size: int) -> str:
     """What a verdict means, once for all comparisons that have it."""
     family = f"{count(family_size, 'comparison')}"
@@ -191,6 +197,7 @@ def notes(table: Table, *, details: bool = False) -> tuple[str, ...]:
             else []
         ),
         *_comparison_notes(table),
+        *tuning_notes(table),
         *map(_ranks, table.ranks),
         *(_details(entries) if details else ()),
         *_published(table, entries),
@@ -234,6 +241,21 @@ def _comparison_notes(table: Table) -> Iterator[str]:
     for answer in answers:
         if answer.caveats:
             yield f"{answer.label} − {baseline_of(answer)}: {'; '.join(answer.caveats)}."
+
+
+def tuning_notes(table: Table) -> Iterator[str]:
+    """What the column on tuning means."""
+    budgets = {entry.tuned for block in table.blocks for entry in block.entries} - {None}
+    if any(budget and not budget.given for budget in budgets):
+        epochs = sorted({budget.epochs for budget in budgets if budget and budget.epochs and not budget.given})
+        lengths = " or ".join(map(str, epochs))
+        yield (
+            f"tuned (trials): settings tried for each method on each model × seeds of each, {lengths} epochs a run. "
+            "Chosen was the best mean validation accuracy of hard weights; the accuracies here are of other seeds, and "
+            "no trial read the test set. What was tried and chosen: python -m analysis tuning."
+        )
+    for given in sorted({budget.given for budget in budgets if budget and budget.given}):
+        yield f"given: values that were not chosen by trials of this grid, but taken from {given}."
 
 
 def _ranks(ranks: Ranks) -> str:

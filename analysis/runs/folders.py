@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from analysis.runs import frame as cells
+from analysis.runs import tuning
 from analysis.runs.frame import Results
 from analysis.runs.looks import remark
 from analysis.runs.provenance import Background, CellKey, facts_of
@@ -49,21 +50,59 @@ def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
             current = _planned(path)
             rows += [_row(RunDir(path / cell_id), cell, path.name) for cell_id, cell in current.items()]
         others = sorted(entry.name for entry in os.scandir(path) if entry.name not in current)
-        left_out += [_cell(run).name for name in others if (run := RunDir(path / name)).cell_path.exists()]
+        runs = [run for name in others if (run := RunDir(path / name)).cell_path.exists()]
+        left_out += [cell.name for cell in map(_cell, runs) if not cell.trial]
     if not rows:
-        raise UserError(
-            f"{where if grid is None else ', '.join(map(str, found))}: no cells; `python -m launch grid` makes them"
-        )
+        place = where if grid is None else ", ".join(map(str, found))
+        if any((path / "tuning.json").exists() for path in found):
+            raise UserError(f"{place}: no cells yet, they follow from tuning: python -m analysis tuning shows that")
+        raise UserError(f"{place}: no cells; `python -m launch grid` makes them")
     done_in: dict[str, set[str]] = {path.name: set() for path in found}
     for row in rows:
         if row["state"] == "done":
             done_in[str(row["grid"])].add(str(row["cell_id"]))
     launches = {name: declared_at(path for path in found if path.name == name) for name in done_in}
     try:
+        tuned = {path: _tuned(path) for path in found}
         remarks = [remark(path, done_in[path.name]) for path in found]
-        return cells.results(rows, left_out, launches, filter(None, remarks))
+        remarks += [line for own in tuned.values() for line in tuning.remarks(own)]
+        doubts = [line for path, own in tuned.items() for line in tuning.doubts(path, own)]
+        return cells.results(
+            rows, left_out, launches, filter(None, remarks), doubts, tuning.merged(list(tuned.values()))
+        )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+class TuningFindings(NamedTuple):
+    """What is wrong with how a grid was tuned, and what else to know of it."""
+
+    doubts: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def load_tuning(roots: Sequence[Path], grid: str | None = None) -> tuple[tuple[tuning.Tuned, ...], TuningFindings]:
+    """How one grid, or every grid in the roots, was tuned; also before its own cells exist.
+
+    Raises:
+        UserError: no such folder, unknown grid, nothing is tuned, or a file that cannot be read.
+    """
+    where = ", ".join(map(str, roots))
+    found = [path for root in roots for path in grid_dirs(root)]
+    if grid is not None:
+        cells.require_known("grid", grid, {path.name for path in found}, where)
+        found = [path for path in found if path.name == grid]
+    tuned = {path: own for path in found if (own := _tuned(path))}
+    if not tuned:
+        raise UserError(f"{grid or where}: nothing is tuned; that takes a tune block in the grid (docs/tuning.md)")
+    doubts = [line for path, own in tuned.items() for line in tuning.doubts(path, own)]
+    remarks = [line for own in tuned.values() for line in tuning.remarks(own)]
+    return tuning.merged(list(tuned.values())), TuningFindings(tuple(doubts), tuple(remarks))
+
+
+def _tuned(grid_dir: Path) -> list[tuning.Tuned]:
+    with _reading(grid_dir / "tuning.json"):
+        return tuning.load(grid_dir)
 
 
 def grid_dirs(root: Path) -> list[Path]:
@@ -126,7 +165,8 @@ def _planned(grid_dir: Path) -> dict[str, dict[str, Any]]:
     with _reading(grid_dir / "plan.json"):
         planned = planned_rows(grid_dir)
         if not planned:
-            found = {run.path.name: _cell(run) for run in run_dirs(grid_dir)}
+            every = {run.path.name: _cell(run) for run in run_dirs(grid_dir)}
+            found = {cell_id: cell for cell_id, cell in every.items() if not cell.trial}
             planned = {cell_id: {**vars(cell), "recipe_id": cell.recipe_id} for cell_id, cell in found.items()}
         return {cell_id: {name: cell[name] for name in _OF_A_CELL} for cell_id, cell in planned.items()}
 

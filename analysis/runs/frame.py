@@ -5,11 +5,12 @@ import gc
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.runs.tuning import Tuned
 from suite.errors import UserError
 
 SCHEMA = {
@@ -47,25 +48,52 @@ SETTING = ["grid", "dataset", "model", "quantizer", "task", "init"]
 
 Setting = tuple[str, str, str, str, str, int]
 """Data set, task, init, model, quantizer, seed."""
+Method = tuple[str, str, str, str, str]
+"""Data set, task, init, model, quantizer."""
+
+
+class Budget(NamedTuple):
+    """What a method's tuning on a model was allowed: settings tried, seeds of each, epochs of each run.
+
+    `given`: where its values are from, if not from trials of this grid; the numbers are then that source's, or 0.
+    """
+
+    trials: int
+    seeds: int
+    epochs: int | None
+    given: str = ""
+
+    def __str__(self) -> str:
+        """`12 × 2 seeds`, `given`."""
+        tried = f"{self.trials} × {self.seeds} seed{'s' * (self.seeds != 1)}"
+        return f"given{f' ({tried})' * bool(self.trials)}" if self.given else tried
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a launch declared before there were runs: the candidate, the margin of equivalence, the cells it planned."""
+    """What a launch declared before there were runs: the candidate, the margin of equivalence, the cells it planned.
+
+    `tuning` has the budget of each method that is tuned, on each model.
+    """
 
     primary: str = "bnn++"
     margin_points: float | None = None
     settings: frozenset[Setting] = frozenset()
+    tuning: Mapping[Method, Budget] = field(default_factory=dict)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> "Declared":
         """From `suite.recipe.grid.Grid.declared`."""
         settings = frozenset((*map(str, own[:5]), int(seed)) for own in raw.get("settings", ()) for seed in own[5])
-        return cls(raw.get("primary", "bnn++"), raw.get("margin_points"), settings)  # type: ignore[arg-type]
+        tuning = {tuple(own[:5]): Budget(*own[5:]) for own in raw.get("tuning", ())}
+        return cls(raw.get("primary", "bnn++"), raw.get("margin_points"), settings, tuning)  # type: ignore[arg-type]
 
 
 def first_declared(grid: str, launches: Sequence[Mapping[str, Any]]) -> tuple[Declared, tuple[str, ...]]:
-    """What the first launch declared, which analysis keeps to, and a doubt for each thing that a later one changed."""
+    """What the first launch declared, which analysis keeps to, and a doubt for each thing that a later one changed.
+
+    Budgets of tuning are the last launch's, whose choices the cells are trained with.
+    """
     if not launches:
         return Declared(), ()
     first, last = Declared.of(launches[0]), Declared.of(launches[-1])
@@ -87,7 +115,7 @@ def first_declared(grid: str, launches: Sequence[Mapping[str, Any]]) -> tuple[De
                 f"{grid}: the first launch declared {kind}s that the last one no longer has ({shortened(gone)}): "
                 "dropped after results were seen, they bias what is left"
             )
-    return first, tuple(doubts)
+    return replace(first, tuning=last.tuning), tuple(doubts)
 
 
 @dataclass(frozen=True)
@@ -95,13 +123,14 @@ class Results:
     """All cells of one grid or more: `frame`, one row per cell with columns SCHEMA, and what a reader must know first.
 
     Both are lines of text: `doubts` put numbers in doubt, and --strict refuses them; `remarks` do not. `declared` is
-    what each grid's first launch declared.
+    what each grid's first launch declared. `tuning` are the trials and choices, which only run directories have.
     """
 
     frame: pd.DataFrame
     doubts: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     declared: Mapping[str, Declared] = field(default_factory=dict)
+    tuning: tuple[Tuned, ...] = ()
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -114,6 +143,8 @@ def results(
     left_out: Collection[str] = (),
     launches: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     more_remarks: Iterable[str] = (),
+    more_doubts: Iterable[str] = (),
+    tuning: tuple[Tuned, ...] = (),
 ) -> Results:
     """The rows, from the oldest run to the newest, as results; left_out names cells of earlier launches.
 
@@ -128,12 +159,13 @@ def results(
         which = shortened(sorted(left_out, key=natural_key))
         remarks += (f"{len(left_out)} cells that the grid had before its last launch are left out ({which})",)
     declared: dict[str, Declared] = {}
-    doubts: list[str] = []
+    doubts: list[str] = list(more_doubts)
     for grid in runs["grid"].unique():
         declared[str(grid)], changed = first_declared(str(grid), (launches or {}).get(str(grid), ()))
         doubts += changed
     cells = one_per_cell(runs)
-    return Results(cells, (*doubts, *_findings(runs, cells)), (*remarks, *_mixed_machines(cells)), declared)
+    doubts += _unequal_budgets(cells, declared)
+    return Results(cells, (*doubts, *_findings(runs, cells)), (*remarks, *_mixed_machines(cells)), declared, tuning)
 
 
 @contextmanager
@@ -214,6 +246,28 @@ def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
         *_missing_seeds(cells),
         *_unmeasured(cells),
     )
+
+
+def _unequal_budgets(cells: pd.DataFrame, declared: Mapping[str, Declared]) -> Iterator[str]:
+    """Binary methods that are compared on a model and were tuned with different budgets."""
+    names = ["grid", "dataset", "task", "init", "model", "quantizer"]
+    compared: dict[str, list[Method]] = {}
+    for grid, *method in cells[cells["quantizer"] != "fp"][names].drop_duplicates().itertuples(index=False, name=None):
+        compared.setdefault(grid, []).append(tuple(method))
+    for grid, methods in compared.items():
+        tuning = declared[grid].tuning
+        by_model: dict[tuple[str, ...], dict[str, list[str]]] = {}
+        for *place, model, quantizer in methods if tuning else ():
+            own = tuning.get((*place, model, quantizer))  # type: ignore[arg-type]
+            words = "not tuned" if own is None else f"{own}{f', {own.epochs} epochs' * bool(own.epochs)}"
+            by_model.setdefault((*place, model), {}).setdefault(words, []).append(quantizer)
+        where: dict[str, list[str]] = {}
+        for (dataset, *_, model), budgets in by_model.items():
+            if len(budgets) > 1:
+                told = "; ".join(f"{', '.join(quantizers)}: {words}" for words, quantizers in budgets.items())
+                where.setdefault(told, []).append(f"{dataset}/{model}")
+        for told, places in where.items():
+            yield f"{grid}: methods were tuned with different budgets on {shortened(places)} ({told})"
 
 
 def _duplicate_runs(runs: pd.DataFrame) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs.frame import names, natural_key, shortened, status_of
+from analysis.runs.frame import Results, names, natural_key, shortened, status_of
 
 CellKey = tuple[str, str]
 """Grid and cell id."""
@@ -70,8 +70,9 @@ def source(grid: str | None, place: Sequence[Path] | str, against: str | None) -
     return Source(shown, f"python -m analysis {shlex.join(words)}", is_folder)
 
 
-def facts(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]]:
+def facts(results: Results, backgrounds: Backgrounds) -> list[tuple[str, str]]:
     """Name and value of what is known of the cells that ran; `a (30 cells), b (6 cells)` where they differ."""
+    frame = results.frame
     ran = frame[frame["git_commit"] != ""]
     own = [backgrounds[key].facts for key in keys_of(ran)]
     names = dict.fromkeys(name for fact in own for name in fact)
@@ -87,7 +88,7 @@ def facts(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]
         **{words: counted(ran[column].replace("", "not recorded")) for column, words in _MACHINE.items()},
         **recorded,
         "device-hours by method": _hours(ran),
-        "tuning": "no budget is recorded",
+        "tuning": _tuning(results),
         **checksums,
         "jobs": f"{len(jobs)}: {shortened(jobs, 10)}" if jobs else "",
         "time of the done runs": _times(frame, backgrounds),
@@ -107,6 +108,16 @@ def _hours(ran: pd.DataFrame) -> str:
     """`bc 0.4 (8 runs), bnn++ 0.5 (8 runs)`: hours of all attempts times processes."""
     found = [(str(name), own["device_hours"].sum(), len(own)) for name, own in ran.groupby("quantizer", sort=True)]
     return shortened((f"{name} {hours:.2g} ({number} runs)" for name, hours, number in found), 40)
+
+
+def _tuning(results: Results) -> str:
+    """Budgets and hours; or that nothing was tuned."""
+    budgets = [budget for declared in results.declared.values() for budget in declared.tuning.values()]
+    if not budgets:
+        return "none declared: every run has the values of its grid file"
+    told = counted(f"{budget}, {budget.epochs or 'unknown'} epochs" for budget in budgets).replace("cells", "methods")
+    hours = sum(own.device_hours for own in results.tuning)
+    return told + (f"; {hours:.2g} device-hours in all" if hours else "")
 
 
 def keys_of(frame: pd.DataFrame) -> list[CellKey]:

@@ -60,7 +60,7 @@ def load(tracking_uri: str, grid: str | None = None) -> Results:
         with uncollected():
             runs = list(_all_runs(client, list(grids), _page_size(tracking_uri)))
         foreign = [str(run.info.run_name) for run in runs if "cell_id" not in run.data.tags]
-        found = [_Found.of(run, grids[run.info.experiment_id]) for run in runs if "cell_id" in run.data.tags]
+        found = [_Found.of(run, grids[run.info.experiment_id]) for run in runs if _is_cell(run)]
         launches = _declared(client, grids)
     except (MlflowException, SQLAlchemyError) as error:
         raise UserError(f"cannot read {tracking_uri}: {str(error).splitlines()[0]}") from error
@@ -72,6 +72,11 @@ def load(tracking_uri: str, grid: str | None = None) -> Results:
         return cells.results((run.row for run in current), [run.name for run in superseded], launches, remarks)
     except ValueError as error:
         raise UserError(f"{tracking_uri}: {error}") from error
+
+
+def _is_cell(run: "Run") -> bool:
+    """Whether the run is of a grid's own cell, and not a trial of tuning."""
+    return "cell_id" in run.data.tags and run.data.tags.get("trial") != "true"
 
 
 def _require_sqlite_file(tracking_uri: str) -> None:

@@ -25,7 +25,8 @@ class WorkerSpec:
         data_dir: absolute.
         code: the code snapshot to train from; None: the code of this process.
         shape: name of the resources that its cells need; empty: it takes any cell.
-        cells: ids that it is limited to; None: no limit.
+        cells: ids that it is limited to, and those that choices add later; None: no limit.
+        only: patterns that limit the latter, too.
         num_nodes: of its job; with several, a cell takes all GPUs of all of them.
         num_gpus: that its job asked for, on each node.
         num_cores: likewise; 0: all that can be used.
@@ -42,6 +43,7 @@ class WorkerSpec:
     code: Path | None = None
     shape: str = ""
     cells: tuple[str, ...] | None = None
+    only: tuple[str, ...] = ()
     num_nodes: int = 1
     num_gpus: int = 0
     num_cores: int = 0
@@ -65,7 +67,7 @@ class WorkerSpec:
         known = {each.name for each in fields(cls)}
         raw = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key in known}
         raw |= {key: Path(raw[key]) for key in ("grid_dir", "data_dir", "code") if raw.get(key) is not None}
-        raw |= {key: tuple(raw[key]) for key in ("cells", "train_options") if raw.get(key) is not None}
+        raw |= {key: tuple(raw[key]) for key in ("cells", "only", "train_options") if raw.get(key) is not None}
         return cls(**raw)
 
 

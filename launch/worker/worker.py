@@ -18,12 +18,13 @@ from types import FrameType
 from typing import Literal
 
 from launch import status
-from launch.plan import WAITING, Standing, blocked, is_over, ready
+from launch.plan import WAITING, Standing, blocked, choosable, is_over, matches, ready
 from launch.worker import registry
 from launch.worker.attempt import Site, Training, begin, follow
 from launch.worker.ending import CTRL_C
 from launch.worker.slots import Slot, num_cores, slots_of, visible_gpus
 from launch.worker.spec import EXIT_AGAIN, Place, WorkerSpec
+from suite.errors import UserError
 from suite.run.directory import Planned, read_plan
 from suite.train import STOP_SIGNALS
 
@@ -32,6 +33,8 @@ CONTROL_SECONDS = 2.0
 """How often a worker looks for a changed number of workers."""
 IDLE_SECONDS = 300.0
 """How long a worker without a cell waits for cells that wait for a running one."""
+CHOICE_SECONDS = 30.0
+"""How long a worker waits after it could not make a choice: the disk was full, say."""
 SUPPLY_SECONDS = 60.0
 """How often the first live worker hands in more of them, if cells are ready and the site has room."""
 SICK_CELLS, SICK_SECONDS = 3, 300.0
@@ -73,7 +76,7 @@ class Worker:
         self._done: dict[str, Standing] = {}
         self._failed_at: dict[str, float] = {}
         self._gone: set[int] = set()
-        self._next_look = self._next_control = 0.0
+        self._next_look = self._next_control = self._next_choice = 0.0
         self._next_supply = time.monotonic() + SUPPLY_SECONDS
         self._idle_since: float | None = None
         self._is_surplus = False
@@ -135,6 +138,8 @@ class Worker:
         """Starts what is ready; says how the worker ends, if there is nothing left for it."""
         start = time.monotonic()
         rows = self._rows()
+        if choosable(rows) and start >= self._next_choice and self._choose():
+            rows = self._rows()
         self._shown(rows)
         seconds = time.monotonic() - start
         startable = ready(rows, self._failed_at)
@@ -159,6 +164,17 @@ class Worker:
             return "again"
         return None if mine or self._has_to_wait(rows) else "over"
 
+    def _choose(self) -> bool:
+        """Makes the choices that can be made; returns whether cells follow."""
+        from launch.tuning import advance  # late: it imports torch, which a grid that tunes nothing can do without
+
+        try:
+            return advance(self.spec.grid_dir) > 0
+        except (OSError, UserError) as error:
+            print(f"no choice could be made: {error}", file=sys.stderr, flush=True)
+            self._next_choice = time.monotonic() + CHOICE_SECONDS
+            return False
+
     def _has_to_wait(self, rows: list[Standing]) -> bool:
         """Whether a cell may become ready here, by what others are training."""
         self._idle_since = self._idle_since or time.monotonic()
@@ -166,7 +182,11 @@ class Worker:
         if self._stays:
             return not is_over(ours) and any(row.state.state == "running" for row in rows)
         held_up = blocked(rows)
-        waits = any(row.state.state in WAITING and row.cell.id not in held_up for row in ours)
+        waits = any(
+            (row.state.state in WAITING and row.cell.id not in held_up)
+            or (row.state.state == "running" and row.cell.trial)
+            for row in ours
+        )
         return waits and time.monotonic() - self._idle_since < IDLE_SECONDS
 
     def _rows(self) -> list[Standing]:
@@ -177,8 +197,12 @@ class Worker:
         return rows
 
     def _is_mine(self, row: Standing) -> bool:
-        is_shaped = not self.spec.shape or row.planned.shape == self.spec.shape
-        return is_shaped and (self.spec.cells is None or row.cell.id in self.spec.cells)
+        if self.spec.shape and row.planned.shape != self.spec.shape:
+            return False
+        if self.spec.cells is None or row.cell.id in self.spec.cells:
+            return True
+        only = self.spec.only
+        return row.planned.is_later and (not only or any(matches(row.cell, pattern) for pattern in only))
 
     def _control(self) -> None:
         """Obeys a changed number of workers; the first live one sees to it that there are enough."""
@@ -296,11 +320,15 @@ def meeting_path(spec: WorkerSpec, place: Place) -> Path:
 
 
 def finish(grid_dir: Path) -> None:
-    """Runs the last launch's --on-finish command, once, if the grid is over."""
+    """Makes the choices that are left; runs the last launch's --on-finish command, once, if the grid is over."""
     from launch.launches import on_finish
 
-    plan = read_plan(grid_dir)
-    rows = status.standings(grid_dir, plan)
+    rows = status.standings(grid_dir, read_plan(grid_dir))
+    if choosable(rows):  # a worker tried, and could not
+        from launch.tuning import advance
+
+        advance(grid_dir)
+        rows = status.standings(grid_dir, read_plan(grid_dir))
     if is_over(rows):
         on_finish(grid_dir, rows)
 

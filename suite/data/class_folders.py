@@ -49,10 +49,11 @@ def escaped(name: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def list_source(dataset: str, source: Path, *, partial: bool = False) -> list[Split]:
+def list_source(dataset: str, source: Path, *, partial: bool = False, with_test: bool = True) -> list[Split]:
     """The splits of a folder SOURCE/SPLIT/CLASS/FILE, with the same classes in each.
 
-    `partial`: of imagenet's 1,000 classes some are enough; labels stay numbers among the 1,000.
+    `partial`: of imagenet's 1,000 classes some are enough; labels stay numbers among the 1,000. Without the test
+    split, its folder is not looked at.
 
     Raises:
         DataError: a folder is missing, or unreadable, or the classes are not what they should be.
@@ -60,11 +61,12 @@ def list_source(dataset: str, source: Path, *, partial: bool = False) -> list[Sp
     try:
         if (source / "val" / TINY_ANNOTATIONS).is_file():
             raise DataError(f"{source}: Tiny-ImageNet as unpacked; to arrange it: {_arrange_tiny_imagenet(source)}")
-        needed = SPLITS.get(dataset, _USUAL_SPLITS)
+        all_splits = SPLITS.get(dataset, _USUAL_SPLITS)
+        needed = all_splits if with_test else all_splits[:1]
         for name in needed:
             if not (source / name).is_dir():
                 raise DataError(_missing(dataset, source, name))
-        extra = [name for name in ("val",) if name not in needed and (source / name).is_dir()]
+        extra = [name for name in ("val",) if name not in all_splits and (source / name).is_dir()]
         found = {name: _folders(dataset, source / name) for name in (*needed, *extra)}
         for name, folders in found.items():
             if different := sorted(set(found["train"].classes) ^ set(folders.classes)):

@@ -36,8 +36,8 @@ def is_known(name: str) -> bool:
     return name in LOADERS or name == "imagenet" or (name.startswith("folder/") and len(name) > len("folder/"))
 
 
-def load(name: str, directory: Path, loader: LoaderName = "auto") -> Source:
-    """The data set `name` under `directory`, in the form that the named loader reads.
+def load(name: str, directory: Path, loader: LoaderName = "auto", *, with_test: bool = True) -> Source:
+    """The data set `name` under `directory`, in the form that the named loader reads; without its test part on demand.
 
     Raises:
         DataError: the files are not there and could not be downloaded, or the loader is not for them.
@@ -47,10 +47,10 @@ def load(name: str, directory: Path, loader: LoaderName = "auto") -> Source:
     if loader == "memory" or (loader == "auto" and name in LOADERS):
         if name not in LOADERS:
             raise DataError(f"execution.loader: memory holds {', '.join(LOADERS)}; for {name} take ffcv or torch")
-        return LOADERS[name](directory)
+        return LOADERS[name](directory, with_test=with_test)
     if loader == "ffcv" or (loader == "auto" and _beton(place, "train").exists()):
-        return _prepared(name, place, test_split)
-    return _scan(name, place)
+        return _prepared(name, place, test_split, with_test=with_test)
+    return _scan(name, place, with_test=with_test)
 
 
 def is_small(name: str) -> bool:
@@ -62,7 +62,7 @@ def _beton(place: Path, split: str) -> Path:
     return place / f"{split}.beton"
 
 
-def _prepared(name: str, place: Path, test_split: str) -> Source:
+def _prepared(name: str, place: Path, test_split: str, *, with_test: bool) -> Source:
     """The files that `suite.data prepare` made; not read in full, which is `verify`'s job."""
     if not _beton(place, "train").exists():
         kind = "imagefolder" if name.startswith("folder/") else name
@@ -75,15 +75,20 @@ def _prepared(name: str, place: Path, test_split: str) -> Source:
             "TurboJPEG (on Debian: apt-get install pkg-config libopencv-dev libturbojpeg0-dev); "
             "or, for image files, --set execution.loader=torch"
         )
-    splits = ["train", test_split, *(["val"] if test_split != "val" and _beton(place, "val").exists() else [])]
-    parts, manifests = zip(*(_encoded(_beton(place, split)) for split in splits), strict=True)
+    splits = ["train", *([test_split] if with_test else [])]
+    splits += ["val"] if test_split != "val" and _beton(place, "val").exists() else []
+    found = {split: _encoded(_beton(place, split)) for split in splits}
+    parts = {split: part for split, (part, _) in found.items()}
+    manifests = [manifest for _, manifest in found.values()]
     if any(manifest.classes != manifests[0].classes for manifest in manifests):
         raise DataError(f"{place}: the splits have different classes; prepare them from one folder")
-    index = read_index(parts[0].path)
+    index = read_index(parts["train"].path)
     sides = {int(side) for lengths in (index.heights, index.widths) for side in (lengths.min(), lengths.max())}
     size = sides.pop() if len(sides) == 1 else USUAL_SIZE
     checksum = hashlib.sha256(" ".join(manifest.sha256 for manifest in manifests).encode()).hexdigest()
-    return Source(tuple(manifests[0].classes), parts[0], parts[1], size, checksum, parts[2] if parts[2:] else None)
+    test = parts[test_split] if with_test else None
+    validation = parts.get("val") if test_split != "val" else None
+    return Source(tuple(manifests[0].classes), parts["train"], test, size, checksum, validation)
 
 
 def _encoded(path: Path) -> tuple[Encoded, Manifest]:
@@ -97,12 +102,15 @@ def _encoded(path: Path) -> tuple[Encoded, Manifest]:
     return Encoded(path, torch.arange(len(labels)), labels), manifest
 
 
-def _scan(name: str, place: Path) -> Source:
+def _scan(name: str, place: Path, *, with_test: bool) -> Source:
     """A class folder; its checksum covers names and sizes. Small data sets have the memory loader's splits and size."""
-    splits = list_source(name, place)
+    splits = {split.name: split for split in list_source(name, place, with_test=with_test)}
     size = USUAL_SIZE
     if is_small(name):
-        splits, size = splits[:2], read_rgb(Files.of(splits[0]).paths[0]).shape[1]
-    parts = [Files.of(split) for split in splits]
-    checksum = hashlib.sha256(" ".join(split.sha256 for split in splits).encode()).hexdigest()
-    return Source(splits[0].classes, parts[0], parts[1], size, checksum, parts[2] if parts[2:] else None)
+        splits.pop("val", None)
+        size = read_rgb(Files.of(splits["train"]).paths[0]).shape[1]
+    parts = {split: Files.of(found) for split, found in splits.items()}
+    checksum = hashlib.sha256(" ".join(split.sha256 for split in splits.values()).encode()).hexdigest()
+    test_split = "val" if name == "imagenet" else "test"
+    validation = None if test_split == "val" else parts.get("val")
+    return Source(splits["train"].classes, parts["train"], parts.get(test_split), size, checksum, validation)

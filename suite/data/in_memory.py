@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from suite.errors import DataError
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-def _digits(_directory: Path) -> Source:
+def _digits(_directory: Path, *, with_test: bool) -> Source:
     """1,797 grey 8x8 images. scikit-learn names no test set; ours is a fixed fifth (359)."""
     # The file load_digits() reads, without the two seconds that importing scikit-learn would cost each run.
     file = Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
@@ -25,19 +26,23 @@ def _digits(_directory: Path) -> Source:
     digits = Pixels(table[:, :-1].reshape(-1, 1, 8, 8) * 15, table[:, -1].long())
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(SPLIT_SEED))
     test, train = order[:359].sort().values, order[359:].sort().values
-    return _in_memory(tuple("0123456789"), digits.subset(train), digits.subset(test))
+    return _in_memory(tuple("0123456789"), digits.subset(train), digits.subset(test) if with_test else None)
 
 
-def _fashion_mnist(directory: Path) -> Source:
+def _fashion_mnist(directory: Path, *, with_test: bool) -> Source:
     classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
     places = [directory / "fashion-mnist", directory / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST]
-    for place in places:
-        if all((place / f"{part}-images-idx3-ubyte.gz").is_file() for part in ("train", "t10k")):
-            return _in_memory(classes, _idx(place, "train"), _idx(place, "t10k"))
-    from torchvision.datasets import FashionMNIST
+    place = next((place for place in places if _has_idx(place)), None)
+    if place is None:
+        from torchvision.datasets import FashionMNIST
 
-    _download(FashionMNIST, directory, "fashion-mnist", "or, on Debian, apt-get install dataset-fashion-mnist")
-    return _in_memory(classes, _idx(places[1], "train"), _idx(places[1], "t10k"))
+        _download(FashionMNIST, directory, "fashion-mnist", "or, on Debian, apt-get install dataset-fashion-mnist")
+        place = places[1]
+    return _in_memory(classes, _idx(place, "train"), _idx(place, "t10k") if with_test else None)
+
+
+def _has_idx(place: Path) -> bool:
+    return all((place / f"{part}-images-idx3-ubyte.gz").is_file() for part in ("train", "t10k"))
 
 
 def _idx(place: Path, part: str) -> Pixels:
@@ -47,24 +52,31 @@ def _idx(place: Path, part: str) -> Pixels:
     return Pixels(torch.tensor(images.reshape(-1, 1, 28, 28)), torch.tensor(labels, dtype=torch.int64))
 
 
-def _cifar(name: str) -> Callable[[Path], Source]:
-    def load_cifar(directory: Path) -> Source:
+def _cifar(name: str) -> "Load":
+    def load_cifar(directory: Path, *, with_test: bool) -> Source:
         from torchvision import datasets
 
         if (directory / name / "train").is_dir():
-            train, test = (split for split in list_source(name, directory / name) if split.name != "val")
-            return _in_memory(train.classes, Files.of(train).pixels(), Files.of(test).pixels())
+            splits = {split.name: split for split in list_source(name, directory / name, with_test=with_test)}
+            test = Files.of(splits["test"]).pixels() if with_test else None
+            return _in_memory(splits["train"].classes, Files.of(splits["train"]).pixels(), test)
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
         if not (directory / kind.base_folder).is_dir():
             _download(kind, directory, name, f"or class folders as {directory / name}/{{train,test}}/CLASS/*.jpg")
-        parts = [kind(directory, train=train) for train in (True, False)]
-        pixels = (Pixels(torch.tensor(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts)
-        return _in_memory(tuple(parts[0].classes), *pixels)
+        parts = [kind(directory, train=train) for train in ((True, False) if with_test else (True,))]
+        pixels = [Pixels(torch.tensor(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]
+        return _in_memory(tuple(parts[0].classes), pixels[0], pixels[1] if with_test else None)
 
     return load_cifar
 
 
-LOADERS: dict[str, Callable[[Path], Source]] = {
+class Load(Protocol):
+    """Loads a data set from a directory; without its test part, that is not read, or, of digits' one file, dropped."""
+
+    def __call__(self, directory: Path, /, *, with_test: bool) -> Source: ...  # noqa: D102
+
+
+LOADERS: dict[str, Load] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar("cifar10"),
@@ -83,9 +95,9 @@ def _download(kind: Callable[..., object], directory: Path, name: str, otherwise
         ) from error
 
 
-def _in_memory(classes: tuple[str, ...], train: Pixels, test: Pixels) -> Source:
+def _in_memory(classes: tuple[str, ...], train: Pixels, test: Pixels | None) -> Source:
     digest = hashlib.sha256()
-    for part in (train, test):
+    for part in filter(None, (train, test)):
         digest.update(part.images.contiguous().numpy().data)
         digest.update(part.labels.numpy().data)
     return Source(classes, train, test, train.images.shape[-1], digest.hexdigest())

@@ -115,11 +115,14 @@ class Description:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set; `checksum` is what provenance records of it. `validation` is the part its makers meant for that."""
+    """A data set; `checksum` is what provenance records of it, over the parts that were loaded.
+
+    `test` is None if it was not asked for; `validation` is the part that its makers meant for that, if there is one.
+    """
 
     classes: tuple[str, ...]
     train: Part
-    test: Part
+    test: Part | None
     image_size: int
     checksum: str
     validation: Part | None = None

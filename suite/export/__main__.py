@@ -66,6 +66,8 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
         raise ExportError(f"{run.path}: not a run directory: {error.filename}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ExportError(f"{run.path}: its cell.yaml or result.json is damaged: {reason(error)}") from error
+    if cell.trial:
+        raise ExportError(f"{run.path}: {cell.name} is a tuning trial, whose network is not tested")
     if cell.quantizer == "fp":
         raise ExportError(f"{run.path}: nothing binary: {cell.name} is a full-precision baseline")
     if result is None:
@@ -128,7 +130,7 @@ def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparis
     engine, other = network.engine, copy.copy(network.engine)
     other.model = loaded.to(network.layout.device)
     engine.model.eval()
-    test = build_loaders(network.cell, datasets.load(network.cell.dataset, data_dir), network.layout).test
+    test = build_loaders(network.cell, datasets.load(network.cell.dataset, data_dir), network.layout).final
     counts = torch.zeros(3, dtype=torch.int64)
     for images, labels in _shown(test.evaluation(), len(test.reader.labels)):
         ours, theirs = engine.logits(images), other.logits(images)

@@ -491,6 +491,11 @@ class Cell(Frozen):
     data: Data
     training: Training
     quantization: Quantization
+    trial: bool = Field(
+        default=False,
+        exclude_if=lambda is_trial: not is_trial,
+        description="of tuning: its result is accuracy on the validation part, and the test part is never loaded",
+    )
 
     @field_validator("data")
     @classmethod
@@ -531,10 +536,14 @@ class Cell(Frozen):
 
     @property
     def name(self) -> str:
-        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch and other tasks than bw are appended."""
+        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch and other tasks than bw are appended.
+
+        A trial's ends in `/trial-3f2a91`, the same for all its seeds.
+        """
         start = "" if self.init == "scratch" else f"/{self.init}"
         task = "" if self.task == "bw" else f"/{self.task}"
-        return f"{self.dataset}/{self.model}/{self.quantizer}/s{self.seed}{start}{task}"
+        trial = f"/trial-{self.recipe_id[:6]}" if self.trial else ""
+        return f"{self.dataset}/{self.model}/{self.quantizer}/s{self.seed}{start}{task}{trial}"
 
 
 def _digest(value: object) -> str:

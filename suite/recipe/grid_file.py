@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from suite.errors import UserError
+from suite.recipe.block import Block
 from suite.recipe.bundled import BUNDLED, bundled_names
 from suite.recipe.cell import Execution
 from suite.recipe.faults import Faults, Location, first_fault, unknown
-from suite.recipe.grid import Block, Grid
+from suite.recipe.grid import Grid
 from suite.recipe.yaml_lines import read, read_value
 
 SCHEMA = BUNDLED / "grid.schema.json"
@@ -62,7 +63,7 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     try:
         grid = Grid.model_validate({**head, "blocks": blocks})
         if not faults:
-            grid.cells()
+            grid.resolve(grid.imagined())
     except ValidationError as error:
         faults.add_all(error, Grid, ())
     except ValueError as error:

@@ -224,7 +224,8 @@ class Planned:
     """A cell of a launched grid and how it runs.
 
     `shape` names the resources it needs: only workers of that shape train it. `is_first`: it is trained before others.
-    `is_former`: it belongs to an earlier version of the grid, and is still to be finished.
+    `is_former`: it belongs to an earlier version of the grid, and is still to be finished. `tuned` names the setting
+    that it is a trial of, or whose choice it is trained with; `is_later`: a choice planned it, after the launch.
     """
 
     cell: Cell
@@ -232,6 +233,8 @@ class Planned:
     shape: str = ""
     is_first: bool = False
     is_former: bool = False
+    tuned: str = ""
+    is_later: bool = False
 
 
 def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
@@ -244,6 +247,8 @@ def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
             "shape": each.shape,
             "is_first": each.is_first,
             "is_former": each.is_former,
+            "tuned": each.tuned,
+            "is_later": each.is_later,
         }
         for each in planned
     }
@@ -257,16 +262,22 @@ def read_plan(grid_dir: Path) -> dict[str, Planned]:
             Cell.model_validate(each["cell"], context=RECORDED),
             Execution.model_validate(each["execution"]),
             each["shape"],
-            each["is_first"],
-            each["is_former"],
+            *(each[name] for name in ("is_first", "is_former", "tuned", "is_later")),
         )
         for cell_id, each in read_json(grid_dir / "plan.json").items()
     }
 
 
 def planned_rows(grid_dir: Path) -> dict[str, dict[str, Any]]:
-    """`planned_cells` as plain values, with their recipe_id. Not validated, because 10,000 cells would take seconds."""
-    return {cell_id: {**each["cell"], "recipe_id": each["recipe_id"]} for cell_id, each in _current(grid_dir).items()}
+    """`planned_cells` without trials, as plain values, with their recipe_id.
+
+    Not validated, because 10,000 cells would take seconds.
+    """
+    return {
+        cell_id: {**each["cell"], "recipe_id": each["recipe_id"]}
+        for cell_id, each in _current(grid_dir).items()
+        if not each["cell"].get("trial")
+    }
 
 
 def planned_cells(grid_dir: Path) -> dict[str, Cell]:

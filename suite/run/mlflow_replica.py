@@ -145,6 +145,8 @@ def _declared(grid_dir: Path) -> str:
     text = json.dumps(ends) if ends else ""
     if len(text) > _MAX_TAG:
         text = json.dumps([{**declared, "settings": []} for declared in ends])
+    if len(text) > _MAX_TAG:
+        text = json.dumps([{**declared, "settings": [], "tuning": []} for declared in ends])
     return text
 
 
@@ -182,6 +184,8 @@ class _Replica:
         from mlflow.exceptions import MlflowException
 
         key = (run.path.name, journal.token(run.journal))
+        if run.newest() is None and run.cell().trial:
+            return False  # hundreds of runs with nothing to show
         self._seen.add(key)
         if key in self._deleted and key not in self._stored:
             return False
@@ -306,6 +310,7 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "init": cell.init,
         "task": cell.task,
         "recipe_id": cell.recipe_id,
+        "trial": str(cell.trial).lower(),
         "state": state.state,
         "cause": state.cause or "",
         "reason": state.reason,

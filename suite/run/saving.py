@@ -83,25 +83,30 @@ class Record:
         log.info("epoch %d/%d %s", self.trainer.epoch, self.trainer.cell.training.epochs, _line(metrics))
 
     def result(self, soft: "Evaluation", hard: "Evaluation", weights_sha256: str) -> None:
-        """Writes predictions.npz, then result.json, whose presence means done, so it is written last."""
+        """Writes predictions.npz, then result.json, whose presence means done, so it is written last.
+
+        A trial's numbers, `val_top1_hard` and so on, are of the validation part, and it has no predictions.
+        """
         import numpy as np
 
         trainer = self.trainer
         num_binary = sum(trainer.num_parameters[name] for name in trainer.split.binary)
-        results = soft.metrics("test", "_soft") | hard.metrics("test", "_hard")
+        part = "val" if trainer.cell.trial else "test"
+        results = soft.metrics(part, "_soft") | hard.metrics(part, "_hard")
         self.journal.append(trainer.epoch, results)
         self.attempt.require_newest()
-        content = io.BytesIO()
-        # Which test images are classified correctly, in the data set's order: for comparisons image by image.
-        np.savez_compressed(content, hard=hard.right.numpy(), soft=soft.right.numpy())
-        write_bytes(self.run.predictions_path, content.getvalue(), self.attempt.require_newest)
+        if not trainer.cell.trial:
+            content = io.BytesIO()
+            # Which test images are classified correctly, in the data set's order: for comparisons image by image.
+            np.savez_compressed(content, hard=hard.right.numpy(), soft=soft.right.numpy())
+            write_bytes(self.run.predictions_path, content.getvalue(), self.attempt.require_newest)
         is_first = write_once(
             self.run.result_path,
             as_json(
                 {
                     "cell": trainer.cell.id,
                     "name": trainer.cell.name,
-                    **{name.removeprefix("test/"): value for name, value in results.items()},
+                    **{name.removeprefix("test/").replace("/", "_"): value for name, value in results.items()},
                     "num_train_images": trainer.loaders.num_train_images,
                     "num_binary_parameters": num_binary,
                     "num_full_precision_parameters": sum(trainer.num_parameters.values()) - num_binary,

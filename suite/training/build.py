@@ -33,23 +33,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The parts of a data set; `validation` is None if the recipe holds nothing out."""
+    """The parts of a data set; `validation` is None if the recipe holds nothing out.
+
+    `final` is what the result is measured on: the test part, or a trial's validation part.
+    """
 
     train: Loader
     validation: Loader | None
-    test: Loader
+    final: Loader
     num_train_images: int
 
 
 def load_source(cell: Cell, layout: Layout, data_dir: Path, execution: Execution = AS_IS) -> Source:
-    """The cell's data set. The main process loads first: only it downloads, and it lists class folders for all.
+    """The cell's data set, for a trial without the test part.
+
+    The main process loads first: only it downloads, and it lists class folders for all.
 
     Raises:
         DataError: as `datasets.load`; only in the main process if the failure happened there.
     """
-    found = datasets.load(cell.dataset, data_dir, execution.loader) if layout.is_main else None
+    load = partial(datasets.load, cell.dataset, data_dir, execution.loader, with_test=not cell.trial)
+    found = load() if layout.is_main else None
     listed = layout.tell(found if found is not None and isinstance(found.train, Files) else None)
-    return found or listed or datasets.load(cell.dataset, data_dir, execution.loader)
+    return found or listed or load()
 
 
 def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Execution = AS_IS) -> Loaders:
@@ -59,7 +65,8 @@ def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Executi
 
     Raises:
         DataError: the batch does not divide over the processes, or into pairs to be mixed, or is larger than the
-            training set; nothing is held out where something should be; the recipe's channels are not the images'.
+            training set; nothing is held out where something should be; the recipe's channels are not the images';
+            a trial has no validation part.
     """
     batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
     if batch_size % layout.world_size:
@@ -68,6 +75,11 @@ def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Executi
     kept, held_out = split_training_set(cell, source)
     train = source.train.subset(kept) if fraction else source.train  # all of it: no second copy of the images
     validation = source.train.subset(held_out) if fraction else source.validation
+    final = validation if cell.trial else source.test
+    if final is None:
+        raise DataError(
+            f"{cell.dataset} has no validation part, and trials are judged on one: set data.validation_fraction"
+        )
     size = cell.data.image_size or source.image_size
     normalization = _normalization(cell, train, source.description.in_chans)
     make_reader = _readers(cell, layout, execution)
@@ -75,7 +87,8 @@ def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Executi
     def make(part: Part) -> Loader:
         return Loader(make_reader(part), cell.data, size, normalization, batch_size, cell.seed, layout)
 
-    return Loaders(make(train), None if validation is None else make(validation), make(source.test), len(kept))
+    made = None if validation is None else make(validation)
+    return Loaders(make(train), made, made if made is not None and cell.trial else make(final), len(kept))
 
 
 def split_training_set(cell: Cell, source: Source) -> tuple[Tensor, Tensor]:

@@ -294,11 +294,14 @@ class Trainer(Network):
             raise DivergedError(f"the loss is {self._bad_loss} at step {diverged - 1} (epoch {epoch})")
 
     def test(self) -> tuple[Evaluation, Evaluation]:
-        """(soft, with w = F(w*); hard, with sign(w*)) on the test set. Leaves the network deployed."""
+        """(soft, with w = F(w*); hard, with sign(w*)) on the test set, for a trial on the validation part.
+
+        Leaves the network deployed.
+        """
         with self.average.in_place() if self.average is not None else nullcontext():
-            soft = self._evaluate(self.loaders.test)
+            soft = self._evaluate(self.loaders.final)
         self.deploy()
-        return soft, self._evaluate(self.loaders.test)
+        return soft, self._evaluate(self.loaders.final)
 
     def deploy(self) -> None:
         """Like Network.deploy; also re-estimates batch-norm statistics if the recipe asks for it."""

@@ -183,7 +183,8 @@ def test_the_main_process_looks_at_data_first_and_alone_lists_folders(
     monkeypatch.setattr(Two, "told", found if dataset == "folder/lamps" else None)
     monkeypatch.setattr(Two, "events", [])
 
-    def look(*_: object) -> Source:
+    def look(*_: object, with_test: bool) -> Source:
+        assert with_test
         Two.events.append("looked")
         return found
 

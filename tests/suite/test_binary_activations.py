@@ -97,7 +97,7 @@ def test_validation_changes_no_bit_of_training(make_bwa: MakeCell) -> None:
         trainer = _trainer(make_bwa(quantization__inputs=SOFT))
         if not fraction:
             parts = trainer.loaders
-            trainer.loaders = parts.__class__(parts.train, None, parts.test, parts.num_train_images)
+            trainer.loaders = parts.__class__(parts.train, None, parts.final, parts.num_train_images)
         losses.append([_epoch(trainer)["train/loss"] for _ in range(2)])
     assert losses[0] == losses[1]
 

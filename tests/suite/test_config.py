@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from tiny_cells import tiny_grid
 
 from quantizers import QUANTIZERS
+from suite.recipe.block import Block
 from suite.recipe.cell import RECORDED, Cell, Execution, Inputs, Sharpness
-from suite.recipe.grid import Block, Grid
+from suite.recipe.grid import Grid
 from suite.training.build import _shape
 from suite.training.seeds import stream
 

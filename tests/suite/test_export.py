@@ -101,7 +101,7 @@ def test_a_network_read_back_gives_the_same_logits_to_the_bit(run: RunDir, tmp_p
     comparison = compare(trainer, loaded, NOWHERE)
     assert (comparison.num_images, comparison.num_equal) == (359, 359)
     assert comparison.top1 == result["top1_hard"]
-    images, _ = next(Trainer(run.cell(), Layout(), NOWHERE, None).loaders.test.evaluation())
+    images, _ = next(Trainer(run.cell(), Layout(), NOWHERE, None).loaders.final.evaluation())
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert _bits(loaded(images)) == _bits(trainer.engine.model(images)), "in float32"

@@ -85,7 +85,7 @@ def test_a_fault_names_its_line_and_value(tmp_path: Path, change: tuple[str, str
 
 
 KEYS = (
-    "dataset, models, quantizers, seeds, task, init, data, training, quantization, execution, name, description, "
+    "dataset, models, quantizers, seeds, task, init, data, training, quantization, execution, tune, name, description, "
     "analysis, blocks"
 )
 DEEP = "nested more than 50 levels deep"
@@ -491,10 +491,26 @@ def test_the_declaration_is_the_files_and_no_override(tmp_path: Path) -> None:
     ],
 )
 def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, num_cells: int, digest: str) -> None:
-    ids = [cell.id for cell in load_grid(name).cells()]
+    ids = [cell.id for cell in load_grid(name).untuned().cells()]
     assert len(set(ids)) == len(ids) == num_cells
     assert hashlib.sha256("".join(ids).encode()).hexdigest()[:16] == digest
     assert name in bundled_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_trials", "digest"),
+    [
+        ("cifar10", 432, "e02f500ea74a6e44"),
+        ("cifar100", 432, "d426bcbbbf76a540"),
+        ("digits", 288, "6ad1497b9e88b526"),
+        ("imagenet", 288, "b2d235a76d3332bb"),
+    ],
+)
+def test_bundled_grids_have_their_trials_on_every_machine(name: str, num_trials: int, digest: str) -> None:
+    """Of full precision and from scratch: those of finetune cells follow from choices."""
+    ids = [cell.id for cell in load_grid(name).resolve().cells]
+    assert len(set(ids)) == len(ids) == num_trials
+    assert hashlib.sha256("".join(ids).encode()).hexdigest()[:16] == digest
 
 
 def test_the_schema_for_editors_is_the_models_schema() -> None:

@@ -31,7 +31,7 @@ SOURCES = ("He 2016", "DeiT", "ViT", "ClassyVision", "the PC++ paper, as told", 
 
 
 def _cells(grid: str) -> list[Cell]:
-    return list(load_grid(grid).cells())
+    return list(load_grid(grid).untuned().cells())
 
 
 @pytest.mark.parametrize("name", bundled_names())
@@ -111,7 +111,7 @@ def _recipe(cell: Cell) -> dict[str, Any]:
 @pytest.mark.parametrize("grid", PAPERS)
 @pytest.mark.parametrize("num_processes", [1, 2, 4, 8, 16])
 def test_batches_divide_over_processes_and_into_pairs_and_micro_batches(grid: str, num_processes: int) -> None:
-    executions = load_grid(grid).executions()
+    executions = load_grid(grid).untuned().executions()
     for cell in _cells(grid):
         share, rest = divmod(cell.training.batch_size, num_processes)
         assert rest == 0

@@ -101,7 +101,7 @@ def test_cifar_through_ffcv_is_what_it_is_from_memory_to_the_bit(load: Callable[
     assert ffcv.validation is not None
     for ours, theirs in zip(_epoch(ffcv.train, 3), _epoch(memory.train, 3), strict=True):
         assert torch.equal(ours, theirs)
-    for part, other in ((ffcv.validation, memory.validation), (ffcv.test, memory.test)):
+    for part, other in ((ffcv.validation, memory.validation), (ffcv.final, memory.final)):
         assert all(torch.equal(*pair) for pair in zip(_evaluated(part), _evaluated(other), strict=True))
 
 
@@ -112,7 +112,7 @@ def test_cifar_through_the_torch_loader_is_what_it_is_from_memory_to_the_bit(loa
     assert folders.train.size == 32
     for ours, theirs in zip(_epoch(folders.train, 3), _epoch(memory.train, 3), strict=True):
         assert torch.equal(ours, theirs)
-    for part, other in ((folders.validation, memory.validation), (folders.test, memory.test)):
+    for part, other in ((folders.validation, memory.validation), (folders.final, memory.final)):
         assert all(torch.equal(*pair) for pair in zip(_evaluated(part), _evaluated(other), strict=True))
 
 
@@ -134,7 +134,7 @@ def test_ffcv_and_the_torch_loader_show_the_same_windows(
     torchs, ffcvs = load(dataset, "torch", data=data), load(dataset, "ffcv", data=data)
     for (ours, labels), (theirs, other_labels) in (
         (_epoch(ffcvs.train, 1), _epoch(torchs.train, 1)),
-        (_evaluated(ffcvs.test), _evaluated(torchs.test)),
+        (_evaluated(ffcvs.final), _evaluated(torchs.final)),
     ):
         assert torch.equal(labels, other_labels)
         assert (_levels(ours) - _levels(theirs)).abs().max() <= bound
@@ -163,9 +163,9 @@ def test_evaluation_through_ffcv_counts_every_sample_once(load: Callable[..., Lo
     seen = [
         image
         for rank in range(world_size)
-        for image in _evaluated(load("folder/pets", "ffcv", Layout(rank, world_size)).test)[0]
+        for image in _evaluated(load("folder/pets", "ffcv", Layout(rank, world_size)).final)[0]
     ]
-    expected, _ = _evaluated(load("folder/pets", "torch").test)
+    expected, _ = _evaluated(load("folder/pets", "torch").final)
     assert (len(seen), len(expected)) == (-(-7 // world_size) * world_size, 7)
     nearest = [int((expected - image).abs().amax((1, 2, 3)).argmin()) for image in seen]
     assert set(nearest) == set(range(7))
@@ -177,7 +177,7 @@ def test_early_epochs_show_smaller_images_where_the_recipe_says_so(load: Callabl
     data = {**PHOTOGRAPHS, "image_size": 96, "progressive_resizing": resizing}
     loaders = load("folder/pets", "ffcv", data=data)
     assert [_epoch(loaders.train, epoch)[0].shape[-1] for epoch in range(4)] == [32, 64, 96, 96]
-    assert _evaluated(loaders.test)[0].shape[-1] == 96
+    assert _evaluated(loaders.final)[0].shape[-1] == 96
 
 
 @pytest.mark.parametrize("loader", ["torch", pytest.param("ffcv", marks=needs_ffcv)])

@@ -180,7 +180,7 @@ def test_validation_changes_no_bit_of_training(make_cell: Callable[..., Cell]) -
         trainer = _trainer(make_cell())
         if not validate:
             trainer.loaders = trainer.loaders.__class__(
-                trainer.loaders.train, None, trainer.loaders.test, trainer.loaders.num_train_images
+                trainer.loaders.train, None, trainer.loaders.final, trainer.loaders.num_train_images
             )
         losses.append([trainer.train_epoch(lambda _step, _loss: None)["train/loss"] for _ in range(2)])
     assert losses[0] == losses[1]

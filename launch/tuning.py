@@ -1,0 +1,172 @@
+"""What follows from tuning: choices from trials that have ended, and the cells that the choices make possible.
+
+A worker does it when a setting's last trial ends, and every launch does. Two at once write the same: a choice is a pure
+function of its trials' results, and the plan of the grid and the choices.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.plan import select
+from suite.recipe.bundled import CHOICES
+from suite.recipe.cell import Cell
+from suite.recipe.choices import FILE, Choice, Choices, ChoicesError, Setting, read_choices
+from suite.recipe.grid import Grid, Resolved
+from suite.run.directory import Planned, RunDir, read_plan, write_plan
+from suite.run.locks import locked
+from suite.run.tuning import (
+    PlannedTrial,
+    Tuning,
+    choose_all,
+    place_of,
+    read_chosen,
+    read_tuning,
+    write_chosen,
+)
+
+
+def advance(grid_dir: Path) -> int:
+    """Makes the choices that can be made, and plans the cells that follow; returns how many are new."""
+    if not (grid_dir / "tuning.json").exists():
+        return 0
+    with locked(grid_dir / "tuning.lock"):
+        tuning = read_tuning(grid_dir)
+        if tuning is None:
+            return 0
+        before = read_chosen(grid_dir)
+        choices, tuning = settled(grid_dir, tuning, before)
+        if choices != before:
+            write_chosen(grid_dir, choices)
+        resolved = tuning.grid.resolve(choices)
+        plan = read_plan(grid_dir)
+        new = [cell for cell in resolved.cells if cell.id not in plan]
+        if not new:
+            return 0
+        tuning.write(grid_dir)
+        made = {cell.id: planned(cell, resolved, tuning) for cell in new}
+        write_plan(grid_dir, [*plan.values(), *(replace(each, is_later=True) for each in made.values())])
+        asked = wanted(tuning, resolved, choices)
+        for cell in new:
+            if cell.id in asked:
+                RunDir.create(grid_dir / cell.id, cell)
+        return len(new)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The cells of a launch: `resolved` are known now; `whole` is the grid with imagined values for open choices.
+
+    `wanted` are ids of known cells that were asked for; `later` cells that were, too, and follow from choices.
+    """
+
+    tuning: Tuning
+    choices: Choices
+    resolved: Resolved
+    whole: Resolved
+    wanted: frozenset[str]
+    later: tuple[Cell, ...]
+
+
+def look_ahead(grid_dir: Path, grid: Grid, path: Path | None, only: Sequence[str], *, only_tune: bool) -> Outlook:
+    """What a launch of the grid, with the file of choices at `path`, amounts to. The tuning's shapes are left open."""
+    tuning = Tuning(grid, only=tuple(only), only_tune=only_tune)
+    choices, tuning = settled(grid_dir, tuning, start_choices(grid_dir, grid, path))
+    resolved, whole = grid.resolve(choices), later(grid, choices)
+    tuning = replace(tuning, num_later=Counter(Setting.of(cell).name for cell in whole.cells if not cell.trial))
+    now, in_all = wanted(tuning, resolved, choices), wanted(tuning, whole, choices)
+    to_come = tuple(cell for cell in whole.cells if cell.id in in_all - now)
+    return Outlook(tuning, choices, resolved, whole, frozenset(now), to_come)
+
+
+def settled(grid_dir: Path, tuning: Tuning, choices: Choices) -> tuple[Choices, Tuning]:
+    """All choices that the trials' results allow, one made after another, and all trials that these bring with them."""
+    while True:
+        resolved = tuning.grid.resolve(choices)
+        tuning = replace(tuning, trials=tuple(map(PlannedTrial.of, resolved.trials)))
+        more = choose_all(grid_dir, tuning, choices)
+        if more is choices:
+            return choices, tuning
+        choices = more
+
+
+def planned(cell: Cell, resolved: Resolved, tuning: Tuning) -> Planned:
+    """A cell of a tuned grid as its plan has it."""
+    setting, execution = Setting.of(cell), resolved.executions[cell.id]
+    # A cell that only trials start from is a trial of nothing.
+    is_tuned = cell.id in tuning.trial_cells if cell.trial else bool(tuning.space(setting))
+    return Planned(cell, execution, tuning.shapes[place_of(cell)], tuned=setting.name if is_tuned else "")
+
+
+def later(grid: Grid, choices: Choices) -> Resolved:
+    """The whole grid, with imagined values for what is not chosen yet: for names, shapes and costs."""
+    return grid.resolve(grid.imagined().under(choices)) if grid.is_tuned else grid.resolve(choices)
+
+
+def wanted(tuning: Tuning, resolved: Resolved, choices: Choices) -> set[str]:
+    """Ids of the cells that were asked for, and of the parents and trials that these need."""
+    chosen = {cell.id for cell in select(resolved.cells, tuning.only)}
+    settings = {Setting.of(cell) for cell in select(later(tuning.grid, choices).cells, tuning.only)}
+    return {
+        cell.id
+        for cell in resolved.cells
+        if (Setting.of(cell) in settings if cell.trial else cell.id in chosen and not tuning.only_tune)
+    }
+
+
+def start_choices(grid_dir: Path, grid: Grid, path: Path | None) -> Choices:
+    """The choices at the start of a launch: GRID/choices.yaml, overridden by the file given with --choices.
+
+    Raises:
+        ChoicesError: a file is not one, has nothing for this grid, or is of other trials than the grid's.
+    """
+    known = _known(grid_dir, grid)
+    if path is None:
+        return known
+    if not path.exists():
+        bundled = CHOICES / f"{path}.yaml"
+        if not bundled.exists():
+            raise ChoicesError(f"--choices {path}: no such file, and no bundled choices of that name")
+        path, name = bundled, f"the bundled choices {path}"
+    else:
+        name = str(path)
+    settings = grid.tuned().keys()
+    given = [
+        choice.model_copy(update={"given": choice.given or name})
+        for choice in read_choices(path).choices
+        if choice.setting in settings
+    ]
+    if not given:
+        raise ChoicesError(f"{name}: has no choice for what {grid.name} tunes ({_some(settings)})")
+    return known.under(Choices(choices=tuple(given)))
+
+
+def _known(grid_dir: Path, grid: Grid) -> Choices:
+    """GRID/choices.yaml; a choice whose trials were never here was copied, and becomes a given one."""
+    found = read_chosen(grid_dir)
+    kept = Choices(choices=tuple(choice for choice in found.choices if choice.setting in grid.tuned()))
+    trials: dict[Setting, set[tuple[str, ...]]] = {}
+    for trial in grid.resolve(kept).trials:
+        trials.setdefault(trial.setting, set()).add(tuple(cell.id for cell in trial.cells))
+    return Choices(choices=tuple(_checked(choice, grid_dir, trials) for choice in kept.choices))
+
+
+def _checked(choice: Choice, grid_dir: Path, trials: dict[Setting, set[tuple[str, ...]]]) -> Choice:
+    if choice.is_given:
+        return choice.model_copy(update={"given": choice.given or FILE})
+    own = {trial.cells for trial in choice.trials}
+    if not any((grid_dir / cell / "cell.yaml").exists() for cells in own for cell in cells):
+        return choice.model_copy(update={"given": f"{FILE}, from trials elsewhere"})
+    if own != trials.get(choice.setting, set()):
+        path = grid_dir / FILE
+        raise ChoicesError(
+            f"{path}: the choice for {choice.setting.name} is from other trials than the grid now has: delete {path} "
+            f"to tune anew, or keep it with --choices {path}"
+        )
+    return choice
+
+
+def _some(settings: Collection[Setting]) -> str:
+    names = sorted(setting.name for setting in settings)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004

@@ -1,0 +1,209 @@
+"""Block: models x quantizers x seeds under one recipe, and how it is tuned."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from suite.errors import SettingError
+from suite.recipe.cell import (
+    RECORDED,
+    Cell,
+    Data,
+    DatasetName,
+    Execution,
+    Frozen,
+    Init,
+    Inputs,
+    ModelName,
+    Quantization,
+    QuantizerName,
+    Task,
+    Training,
+    reads_mu,
+    require_fitting,
+    require_mu,
+)
+from suite.recipe.choices import Setting, Trial
+from suite.recipe.faults import first_fault
+from suite.recipe.tune import SCHEMA, Scalar, Tune, location, normalised
+
+
+class Block(Frozen):
+    """Models x quantizers x seeds under one recipe. A grid file is one block, plus blocks that override it."""
+
+    dataset: DatasetName
+    models: tuple[ModelName, ...] = Field(min_length=1)
+    quantizers: tuple[QuantizerName, ...] = Field(
+        min_length=1, description="rows of the catalogue, or module:attribute of a Quantizer of yours"
+    )
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
+    init: Init = Field(
+        "scratch",
+        description="finetune: from the full-precision cell of the same model and seed, which runs first; pretrained: "
+        "from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
+    )
+    data: Data = Data()
+    training: Training
+    quantization: Quantization = Quantization()
+    execution: Execution = Execution()
+    tune: Annotated[Tune | None, WithJsonSchema(SCHEMA)] = Field(
+        None, description="trials before these cells, which are then trained with the values that did best"
+    )
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _knobs_gathered(cls, written: Any) -> Any:  # noqa: ANN401  (not yet checked)
+        return normalised(written)
+
+    @field_validator("models", "quantizers", "seeds")
+    @classmethod
+    def _each_once(cls, values: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        seen: set[str | int] = set()
+        for index, value in enumerate(values):
+            if value in seen:
+                raise SettingError(f"{index}", f"{value} is given twice")
+            seen.add(value)
+        return values
+
+    @field_validator("data")
+    @classmethod
+    def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
+        # If invalid, they are reported themselves.
+        if info.context != RECORDED and {"dataset", "models"} <= info.data.keys():
+            require_fitting(data, info.data["dataset"], info.data["models"])
+        return data
+
+    @model_validator(mode="after")
+    def _mu_where_needed(self, info: ValidationInfo) -> "Block":
+        if info.context == RECORDED:
+            return self
+        for name in self.quantizers:
+            require_mu(name, self.quantization)
+        for name in self.quantization.sharpness:
+            if not reads_mu(name):
+                raise SettingError(
+                    f"quantization.sharpness.{name}", f"changes nothing: {name} reads no mu; leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tunable(self, info: ValidationInfo) -> "Block":
+        if self.tune is None or info.context == RECORDED:
+            return self
+        if common := set(self.seeds) & set(self.tune.seeds):
+            raise SettingError("tune.seeds", f"{min(common)} is one of the grid's own seeds; take others")
+        if not self.data.validation_fraction and not self.dataset.startswith("folder/"):
+            raise SettingError("data.validation_fraction", "trials are judged on the part held out, so it is not 0")
+        for quantizer in self.quantizers:
+            try:
+                drawn = self.tune.draw(quantizer, self.quantizers)
+            except SettingError as error:
+                raise SettingError(("tune", *error.location), error.reason) from error
+            for values in drawn:
+                self._require_valid(quantizer, values, self.tune.epochs)
+        return self
+
+    def _require_valid(self, quantizer: str, values: Mapping[str, Scalar], epochs: int | None) -> None:
+        """SettingError, at the knob that is to blame if one can be told, if no cell can have the values."""
+        try:
+            self.narrowed(self.models, quantizer, self.seeds, values, epochs)
+        except ValidationError as error:
+            where = error.errors()[0]["loc"]
+            blamed = next((key for key in values if where[: len(location(key))] == location(key)), None)
+            told = "" if blamed is None else f"{values[blamed]}: "
+            raise SettingError(("tune", blamed) if blamed else ("tune",), f"{told}{first_fault(error)}") from error
+
+    def narrowed(
+        self,
+        models: Sequence[str],
+        quantizer: str,
+        seeds: Sequence[int],
+        values: Mapping[str, Scalar],
+        epochs: int | None = None,
+    ) -> "Block":
+        """A block of one quantizer with other values and seeds, shortened to `epochs` if it has more.
+
+        Warm-up, decays and resizing then come earlier in proportion.
+
+        Raises:
+            ValidationError: values that no cell can have.
+        """
+        raw = self.model_dump(exclude={"tune"}, exclude_unset=True)
+        raw |= {"models": models, "quantizers": [quantizer], "seeds": seeds}
+        for key, value in values.items():
+            section = raw
+            *parents, name = location(key)
+            for parent in parents:
+                inner = section.get(parent)
+                section[parent] = dict(inner) if isinstance(inner, dict) else {}
+                section = section[parent]
+            section[name] = value
+        if epochs is not None and epochs < self.training.epochs:
+            _shorten(raw, epochs)
+        return Block.model_validate(raw)
+
+    def settings(self) -> Iterator[Setting]:
+        """The settings of the block's cells, models outermost."""
+        for model in self.models:
+            for quantizer in self.quantizers:
+                yield Setting(self.dataset, model, quantizer, "bw" if quantizer == "fp" else self.task, self.init)
+
+    def trials_of(self, setting: Setting, tune: Tune) -> list[Trial]:
+        """The setting's trials, without parents."""
+        found = []
+        for values in tune.draw(setting.quantizer, self.quantizers):
+            own = self.narrowed([setting.model], setting.quantizer, tune.seeds, values, tune.epochs)
+            found.append(Trial(setting, values, tuple(own.cells(trial=True))))
+        return found
+
+    def cells(self, *, trial: bool = False) -> list[Cell]:
+        """The block's runs, without parents, models outermost."""
+        return [
+            Cell(
+                dataset=self.dataset,
+                model=model,
+                quantizer=quantizer,
+                seed=seed,
+                task="bw" if quantizer == "fp" else self.task,
+                init=self.init,
+                data=self.data,
+                training=self.training,
+                quantization=self._quantization_of(quantizer),
+                trial=trial,
+            )
+            for model in self.models
+            for quantizer in self.quantizers
+            for seed in self.seeds
+        ]
+
+    def _quantization_of(self, quantizer: str) -> Quantization:
+        # Another method's mu, or any of it under fp, cannot change this cell's result: not part of its id.
+        if quantizer == "fp":
+            return Quantization()
+        own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
+        inputs = None if self.task == "bw" else self.quantization.inputs or Inputs()
+        return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
+
+
+def _shorten(raw: dict[str, Any], epochs: int) -> None:
+    """Fewer epochs, with what happens at a certain epoch moved in proportion."""
+    training, share = raw["training"], epochs / raw["training"]["epochs"]
+    training["epochs"] = epochs
+    if training.get("warmup_epochs"):
+        training["warmup_epochs"] = training["warmup_epochs"] * share
+    if training.get("decay_epochs"):
+        training["decay_epochs"] = [max(1, round(epoch * share)) for epoch in training["decay_epochs"]]
+    if resizing := raw.get("data", {}).get("progressive_resizing"):
+        for key in ("from_epoch", "to_epoch"):
+            if key in resizing:
+                resizing[key] = round(resizing[key] * share)

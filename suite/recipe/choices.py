@@ -1,0 +1,170 @@
+"""The values chosen by tuning: GRID/choices.yaml, written from the trials' scores or supplied by the user.
+
+    choices:
+    - {dataset: digits, model: resnet8, quantizer: bnn++, values: {training.learning_rate: 0.004}}
+
+is all that a hand-written file needs. One made from trials also has each trial's values, cells and scores.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from suite.errors import UserError
+from suite.recipe.cell import Cell, Frozen, Init, Task
+from suite.recipe.faults import Faults
+from suite.recipe.tune import Knob, Scalar
+from suite.recipe.yaml_lines import read
+from suite.run.atomic import write_bytes
+
+FILE = "choices.yaml"
+_TIE = 1e-12
+"""Mean accuracies closer than this count as equal: they differ by rounding only."""
+_HEAD = """\
+# What tuning chose for each method on each model, and the validation accuracy of every trial by seed.
+# The grid's own cells are trained with these values. A choice with `given` was not made from trials here.
+"""
+
+
+class ChoicesError(UserError):
+    """A file of choices cannot be read, or does not fit the grid."""
+
+
+class Setting(NamedTuple):
+    """The unit of tuning: cells of one setting differ only in their seeds."""
+
+    dataset: str
+    model: str
+    quantizer: str
+    task: str
+    init: str
+
+    @classmethod
+    def of(cls, cell: Cell) -> "Setting":
+        """The cell's; full precision has one task whatever its block's."""
+        return cls(cell.dataset, cell.model, cell.quantizer, cell.task, cell.init)
+
+    @property
+    def name(self) -> str:
+        """As the cells', without a seed: `digits/resnet8/bnn++`, then a start not scratch and a task not bw."""
+        more = f"/{self.init}" * (self.init != "scratch") + f"/{self.task}" * (self.task != "bw")
+        return f"{self.dataset}/{self.model}/{self.quantizer}{more}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a method's knobs, and its cells, one for each seed."""
+
+    setting: Setting
+    values: Mapping[str, Scalar]
+    cells: tuple[Cell, ...]
+
+
+class Tried(Frozen):
+    """A trial and what came of it: of each seed its validation accuracy, a fraction, or how it failed."""
+
+    values: dict[str, Scalar]
+    cells: tuple[str, ...] = ()
+    scores: tuple[float | str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; minus infinity if any of them failed."""
+        numbers = [score for score in self.scores if not isinstance(score, str)]
+        is_whole = numbers and len(numbers) == len(self.scores)
+        return math.fsum(numbers) / len(numbers) if is_whole else -math.inf
+
+
+class Choice(Frozen):
+    """The values chosen for one method on one model. `given` says where they are from, if not from trials here."""
+
+    dataset: str
+    model: str
+    quantizer: str
+    task: Task = "bw"
+    init: Init = "scratch"
+    values: dict[str, Scalar] = Field(description="by key, as training.learning_rate; others are the grid file's")
+    given: str = ""
+    epochs: PositiveInt | None = Field(None, description="of a trial")
+    trials: tuple[Tried, ...] = ()
+
+    @property
+    def setting(self) -> Setting:
+        """The method and model that the values are for."""
+        return Setting(self.dataset, self.model, self.quantizer, self.task, self.init)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it rests on no trials of this grid."""
+        return bool(self.given) or not self.trials
+
+
+class Choices(Frozen):
+    """All choices of a grid, each setting once."""
+
+    choices: tuple[Choice, ...] = ()
+
+    def by_setting(self) -> dict[Setting, Choice]:
+        """The choices by setting."""
+        return {choice.setting: choice for choice in self.choices}
+
+    def under(self, others: "Choices") -> "Choices":
+        """These choices, replaced by those of `others` where both have a setting."""
+        return Choices(choices=tuple((self.by_setting() | others.by_setting()).values()))
+
+
+def best(trials: Sequence[Tried], space: Mapping[str, Knob]) -> int | None:
+    """Index of the trial with the highest mean score; None if all failed.
+
+    Of equal ones the one nearest to the middle of the space (Euclidean, each knob scaled to [0, 1]), then the first.
+    """
+    highest = max((trial.mean for trial in trials), default=-math.inf)
+    if highest == -math.inf:
+        return None
+    ties = [index for index, trial in enumerate(trials) if highest - trial.mean <= _TIE]
+    return min(ties, key=lambda index: (_distance(trials[index].values, space), index))
+
+
+def _distance(values: Mapping[str, Scalar], space: Mapping[str, Knob]) -> float:
+    return sum((knob.position(values[key]) - 0.5) ** 2 for key, knob in space.items())
+
+
+def read_choices(path: Path) -> Choices:
+    """The file's content; no choices if there is no such file.
+
+    Raises:
+        ChoicesError: it is not one; one line per fault.
+    """
+    if not path.exists():
+        return Choices()
+    raw, lines = read(path, "a file of choices", Choices.model_fields, ChoicesError)
+    faults = Faults(path, lines)
+    try:
+        found = Choices.model_validate(raw)
+    except ValidationError as error:
+        faults.add_all(error, Choices, ())
+        raise ChoicesError("\n".join(faults)) from error
+    seen: set[Setting] = set()
+    for choice in found.choices:
+        if choice.setting in seen:
+            raise ChoicesError(f"{path}: {choice.setting.name} has two choices")
+        seen.add(choice.setting)
+    return found
+
+
+def write_choices(path: Path, choices: Choices) -> None:
+    """Replaces the file, atomically."""
+    from ruamel.yaml import YAML  # of YAML 1.2, as it is read: there the id 12e345678901 is a number without quotes
+
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None  # innermost collections in one line
+    writer.width = 1000
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    text = io.StringIO()
+    writer.dump(choices.model_dump(mode="json", exclude_defaults=True), text)
+    write_bytes(path, f"{_HEAD}{text.getvalue()}".encode())

@@ -1,0 +1,149 @@
+"""GRID/tuning.json: what a launched grid tunes. GRID/choices.yaml: what came of it.
+
+Nothing here decides anew what was decided: a choice stands once it is written, whatever becomes of its trials later.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from suite.recipe.cell import RECORDED, Cell
+from suite.recipe.choices import FILE, Choice, Choices, Setting, Trial, Tried, best, read_choices, write_choices
+from suite.recipe.grid import Grid
+from suite.recipe.tune import Knob, Values
+from suite.run.atomic import read_json, write_json
+from suite.run.directory import RunDir
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial of a launched grid; `cells` are ids, one for each seed."""
+
+    setting: Setting
+    values: Values
+    cells: tuple[str, ...]
+
+    @classmethod
+    def of(cls, trial: Trial) -> "PlannedTrial":
+        """Of a resolved one."""
+        return cls(trial.setting, trial.values, tuple(cell.id for cell in trial.cells))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The grid as launched, and its trials so far.
+
+    `shapes` has the resource shape of every cell, later ones included, by `place_of`. `only` are the launch's patterns;
+    `only_tune`: it asked for trials only. `num_later` is the number of cells that follow, by setting's name.
+    """
+
+    grid: Grid
+    trials: tuple[PlannedTrial, ...] = ()
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    only_tune: bool = False
+    num_later: Mapping[str, int] = field(default_factory=dict)
+
+    def space(self, setting: Setting) -> dict[str, Knob]:
+        """The knobs of a setting; empty if it is not tuned."""
+        tuned = self.grid.tuned().get(setting)
+        return {} if tuned is None else tuned.tune.space(setting.quantizer)
+
+    @cached_property
+    def trial_cells(self) -> frozenset[str]:
+        """Ids of the trials' cells."""
+        return frozenset(cell for trial in self.trials for cell in trial.cells)
+
+    def by_setting(self) -> dict[Setting, list[PlannedTrial]]:
+        """The trials of each setting."""
+        found: dict[Setting, list[PlannedTrial]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.setting, []).append(trial)
+        return found
+
+    def write(self, grid_dir: Path) -> None:
+        """Replaces GRID/tuning.json."""
+        raw = {each.name: getattr(self, each.name) for each in fields(self)}
+        raw["grid"] = self.grid.model_dump(mode="json", exclude_unset=True)
+        raw["trials"] = [asdict(trial) for trial in self.trials]
+        write_json(_path(grid_dir), raw)
+
+
+def _path(grid_dir: Path) -> Path:
+    return grid_dir / "tuning.json"
+
+
+def read_tuning(grid_dir: Path) -> Tuning | None:
+    """What the last launch tunes; None where it tunes nothing."""
+    raw: dict[str, Any] = read_json(_path(grid_dir))
+    if not raw:
+        return None
+    raw["grid"] = Grid.model_validate(raw["grid"], context=RECORDED)
+    raw["trials"] = tuple(
+        PlannedTrial(Setting(*each["setting"]), each["values"], tuple(each["cells"])) for each in raw["trials"]
+    )
+    return Tuning(**{**raw, "only": tuple(raw["only"])})
+
+
+def forget_tuning(grid_dir: Path) -> None:
+    """After a launch of a grid that tunes nothing."""
+    _path(grid_dir).unlink(missing_ok=True)
+
+
+def place_of(cell: Cell) -> str:
+    """The cell's name without a trial's number: known before any value is chosen."""
+    return cell.name.partition("/trial-")[0] + "/trial" * cell.trial
+
+
+def score(run: RunDir) -> float | str | None:
+    """A trial's validation accuracy, of hard weights; or how it failed; None as long as it has not ended."""
+    result = run.result()
+    if result is not None:
+        return float(result["val_top1_hard"])
+    state = run.state()
+    if state.state == "failed":
+        return f"failed: {state.cause}"
+    return "cancelled" if state.state == "cancelled" else None
+
+
+def tried(grid_dir: Path, trials: Sequence[PlannedTrial]) -> list[Tried] | None:
+    """What came of a setting's trials; None as long as one has not ended."""
+    found = []
+    for trial in trials:
+        scores = [score(RunDir(grid_dir / cell)) for cell in trial.cells]
+        ended = [each for each in scores if each is not None]
+        if len(ended) < len(scores):
+            return None
+        found.append(Tried(values=dict(trial.values), cells=trial.cells, scores=tuple(ended)))
+    return found
+
+
+def choose(setting: Setting, outcomes: Sequence[Tried], space: Mapping[str, Knob], epochs: int) -> Choice | None:
+    """The best trial's values with all outcomes; None if all failed. A pure function."""
+    index = best(outcomes, space)
+    if index is None:
+        return None
+    return Choice(**setting._asdict(), values=outcomes[index].values, epochs=epochs, trials=tuple(outcomes))
+
+
+def choose_all(grid_dir: Path, tuning: Tuning, known: Choices) -> Choices:
+    """`known`, and a choice for each further setting whose trials have all ended."""
+    chosen, found = known.by_setting(), []
+    for setting, trials in tuning.by_setting().items():
+        if setting in chosen or (outcomes := tried(grid_dir, trials)) is None:
+            continue
+        choice = choose(setting, outcomes, tuning.space(setting), tuning.grid.tuned()[setting].epochs)
+        found += [] if choice is None else [choice]
+    return known.under(Choices(choices=tuple(found))) if found else known
+
+
+def read_chosen(grid_dir: Path) -> Choices:
+    """GRID/choices.yaml; no choices if it is not there. Raises ChoicesError if it is damaged."""
+    return read_choices(grid_dir / FILE)
+
+
+def write_chosen(grid_dir: Path, choices: Choices) -> None:
+    """Replaces GRID/choices.yaml."""
+    write_choices(grid_dir / FILE, choices)
