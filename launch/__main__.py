@@ -365,11 +365,8 @@ def _start(
     from launch.start import Start
     from suite.run.mlflow_replica import default_uri
 
-    shapes, resources = {each.shape for each in planned.values()}, {}
-    for cell in every or [each.cell for each in planned.values()]:
-        asked = profile.for_cell(cell)
-        if every or asked.shape in shapes:
-            resources[asked.shape] = asked.model_dump(mode="json")
+    asked = [profile.for_cell(cell) for cell in every or [each.cell for each in planned.values()]]
+    resources = {each.shape: each.model_dump(mode="json") for each in asked}  # Start leaves out shapes of no cell
     name, content, overrides = text
     launch = Launch(
         command,

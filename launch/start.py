@@ -27,7 +27,7 @@ from suite.recipe.cell import Cell
 from suite.recipe.choices import FILE, Choices
 from suite.run.directory import Planned, RunDir, read_plan, write_plan
 from suite.run.locks import locked
-from suite.run.tuning import Tuning, forget_tuning, read_chosen, read_tuning, write_chosen
+from suite.run.tuning import Tuning, forget_tuning, read_choices, read_tuning, write_choices
 
 if TYPE_CHECKING:
     from launch.slurm.profile import Profile
@@ -77,7 +77,8 @@ class Start:
         wanted = self.wanted.union(self._commit())
         spec = replace(self._spec(), cells=tuple(wanted))
         outcome, reason = work_here(spec, slots, self.launch.tracking_uri, self.console, stays=True)
-        finish(self.grid_dir)
+        if outcome != "again":
+            finish(self.grid_dir)
         every = standings(self.grid_dir, read_plan(self.grid_dir))
         rows = [
             row for row in every if row.cell.id in wanted or (row.planned.is_later and row.state.state != "planned")
@@ -211,9 +212,9 @@ class Start:
 
     def _write_choices(self) -> None:
         if self.tuning is not None:
-            before = read_chosen(self.grid_dir)
+            before = read_choices(self.grid_dir / FILE)
             if (choices := before.under(self.choices)) != before:
-                write_chosen(self.grid_dir, choices)
+                write_choices(self.grid_dir / FILE, choices)
             self.tuning.write(self.grid_dir)
         elif self.launch.command == "grid":
             forget_tuning(self.grid_dir)
@@ -223,7 +224,7 @@ class Start:
         tuning = self.tuning or (read_tuning(self.grid_dir) if self.launch.command == "retry" else None)
         if tuning is None:
             return {}
-        known = {cell.id for cell in tuning.grid.resolve(read_chosen(self.grid_dir).under(self.choices)).cells}
+        known = {cell.id for cell in tuning.grid.resolve(read_choices(self.grid_dir / FILE).under(self.choices)).cells}
         return {
             cell_id: each
             for cell_id, each in read_plan(self.grid_dir).items()

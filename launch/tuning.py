@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.plan import select
 from suite.recipe.bundled import CHOICES
 from suite.recipe.cell import Cell
-from suite.recipe.choices import FILE, Choice, Choices, ChoicesError, Setting, read_choices
+from suite.recipe.choices import FILE, Choice, Choices, ChoicesError, Setting
 from suite.recipe.grid import Grid, Resolved
 from suite.run.directory import Planned, RunDir, read_plan, write_plan
 from suite.run.locks import locked
@@ -21,9 +21,9 @@ from suite.run.tuning import (
     Tuning,
     choose_all,
     place_of,
-    read_chosen,
+    read_choices,
     read_tuning,
-    write_chosen,
+    write_choices,
 )
 
 
@@ -35,10 +35,10 @@ def advance(grid_dir: Path) -> int:
         tuning = read_tuning(grid_dir)
         if tuning is None:
             return 0
-        before = read_chosen(grid_dir)
+        before = read_choices(grid_dir / FILE)
         choices, tuning = settled(grid_dir, tuning, before)
         if choices != before:
-            write_chosen(grid_dir, choices)
+            write_choices(grid_dir / FILE, choices)
         resolved = tuning.grid.resolve(choices)
         plan = read_plan(grid_dir)
         new = [cell for cell in resolved.cells if cell.id not in plan]
@@ -144,7 +144,7 @@ def start_choices(grid_dir: Path, grid: Grid, path: Path | None) -> Choices:
 
 def _known(grid_dir: Path, grid: Grid) -> Choices:
     """GRID/choices.yaml; a choice whose trials were never here was copied, and becomes a given one."""
-    found = read_chosen(grid_dir)
+    found = read_choices(grid_dir / FILE)
     kept = Choices(choices=tuple(choice for choice in found.choices if choice.setting in grid.tuned()))
     trials: dict[Setting, set[tuple[str, ...]]] = {}
     for trial in grid.resolve(kept).trials:

@@ -14,10 +14,11 @@ from launch.plan import Standing
 from launch.status import standings
 from launch.tuning import look_ahead, planned
 from suite.recipe.cell import Cell
+from suite.recipe.choices import FILE
 from suite.recipe.grid_file import load_grid
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir, read_plan, write_plan
-from suite.run.tuning import place_of, write_chosen
+from suite.run.tuning import place_of, write_choices
 
 LR = "training.learning_rate"
 TUNE: dict[str, Any] = {LR: [0.001, 0.003, 0.01], "trials": 3, "seeds": [1000, 1001]}
@@ -44,7 +45,7 @@ def launched(
     grid_dir.mkdir(parents=True, exist_ok=True)
     grid = load_grid(str(grid_file(folder, **changes)))
     ahead = look_ahead(grid_dir, grid, choices, only, only_tune=only_tune)
-    write_chosen(grid_dir, ahead.choices)
+    write_choices(grid_dir / FILE, ahead.choices)
     tuning = replace(ahead.tuning, shapes={place_of(cell): "" for cell in ahead.whole.cells})
     tuning.write(grid_dir)
     write_plan(grid_dir, [planned(cell, ahead.resolved, tuning) for cell in ahead.resolved.cells])

@@ -107,9 +107,9 @@ class Ranks:
 class Table:
     """Headings, what their quantizers are compared with, and what a reader must know before them.
 
-    `margin` is the declared one, a fraction; None if none is declared or grids differ. `tuning` has the trials and
-    choices, where they are known. `ranks` describes the methods
-    over all models, if there are enough; `publication` is the source of the entries' published numbers.
+    `margin` is the declared one, a fraction; None if none is declared or grids differ. `ranks` describes the methods
+    over all models, if there are enough; `publication` is the source of the entries' published numbers; `tuning` has
+    the trials and choices, if they are known.
     """
 
     blocks: tuple[Block, ...]

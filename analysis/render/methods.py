@@ -7,8 +7,7 @@ import pandas as pd
 from analysis.compare.comparison import MIN_ARCHITECTURES
 from analysis.compare.family import ROW_ORDER
 from analysis.compare.table import Table
-from analysis.render import words
-from analysis.render.words import count
+from analysis.render.words import count, tuning_notes
 from analysis.runs.frame import natural_key, shortened
 from analysis.runs.provenance import Backgrounds, counted, keys_of
 from analysis.stats.power import POWER
@@ -61,7 +60,7 @@ def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
     if any(answer.n for answer in answers):
         yield from _tests(table)
     if table.is_tuned:
-        yield from words.tuning_notes(table)
+        yield from tuning_notes(table)
     if table.ranks:
         yield (
             "Ranks over models describe and decide nothing: each method has one mean per model, and from "

@@ -175,7 +175,6 @@ def _knobs(heading: Heading, model: str, methods: Sequence[Tuned]) -> Picture:
 
 
 def _draw_knob(axes: Axes, method: Tuned, key: str, knob: Knob, bottom: float) -> None:
-    choice = method.choice.values.get(key) if method.choice is not None else None
     for outcome in method.outcomes:
         x = _place(knob, outcome.values[key])
         scores = [100 * score for score in outcome.scores if isinstance(score, float)]
@@ -199,8 +198,6 @@ def _draw_knob(axes: Axes, method: Tuned, key: str, knob: Knob, bottom: float) -
         for first, second in ((0.0, 0.1), (0.9, 1.0)):
             axes.axvspan(float(knob.at(first)), float(knob.at(second)), color="#f0f0f0", zorder=0, linewidth=0)
         axes.set_xlim(low, high)
-    if choice is not None and method.choice is not None and method.choice.is_given:
-        axes.axvline(_place(knob, choice), color=BLUE, linewidth=1)
     axes.set_xlabel(_short(key), fontsize=SMALL, labelpad=1)
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from suite.recipe.choices import Choice, Setting, Tried, best
+from suite.recipe.choices import FILE, Choice, Setting, Tried, best
 from suite.recipe.tune import Knob, Scalar, Values, location
 from suite.run.directory import RunDir, planned_rows
-from suite.run.tuning import read_chosen, read_tuning, score
+from suite.run.tuning import read_choices, read_tuning, score
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load(grid_dir: Path) -> list[Tuned]:
     tuning = read_tuning(grid_dir)
     if tuning is None:
         return []
-    choices, trials = read_chosen(grid_dir).by_setting(), tuning.by_setting()
+    choices, trials = read_choices(grid_dir / FILE).by_setting(), tuning.by_setting()
     found = []
     for setting, tuned in tuning.grid.tuned().items():
         own = trials.get(setting, [])

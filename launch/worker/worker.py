@@ -138,7 +138,8 @@ class Worker:
         """Starts what is ready; says how the worker ends, if there is nothing left for it."""
         start = time.monotonic()
         rows = self._rows()
-        if choosable(rows) and start >= self._next_choice and self._choose():
+        if choosable(rows) and start >= self._next_choice:
+            self._next_choice = 0.0 if choose(self.spec.grid_dir) else start + CHOICE_SECONDS
             rows = self._rows()
         self._shown(rows)
         seconds = time.monotonic() - start
@@ -163,17 +164,6 @@ class Worker:
             self.reason = "little time is left"
             return "again"
         return None if mine or self._has_to_wait(rows) else "over"
-
-    def _choose(self) -> bool:
-        """Makes the choices that can be made; returns whether cells follow."""
-        from launch.tuning import advance  # late: it imports torch, which a grid that tunes nothing can do without
-
-        try:
-            return advance(self.spec.grid_dir) > 0
-        except (OSError, UserError) as error:
-            print(f"no choice could be made: {error}", file=sys.stderr, flush=True)
-            self._next_choice = time.monotonic() + CHOICE_SECONDS
-            return False
 
     def _has_to_wait(self, rows: list[Standing]) -> bool:
         """Whether a cell may become ready here, by what others are training."""
@@ -324,13 +314,21 @@ def finish(grid_dir: Path) -> None:
     from launch.launches import on_finish
 
     rows = status.standings(grid_dir, read_plan(grid_dir))
-    if choosable(rows):  # a worker tried, and could not
-        from launch.tuning import advance
-
-        advance(grid_dir)
+    if choosable(rows) and choose(grid_dir):  # the worker could not before
         rows = status.standings(grid_dir, read_plan(grid_dir))
     if is_over(rows):
         on_finish(grid_dir, rows)
+
+
+def choose(grid_dir: Path) -> bool:
+    """Makes the choices that can be made; whether cells follow. If it fails, prints why: a later look tries again."""
+    from launch.tuning import advance  # late: it imports torch, which a grid that tunes nothing does not need
+
+    try:
+        return advance(grid_dir) > 0
+    except (OSError, UserError) as error:
+        print(f"no choice could be made: {error}", file=sys.stderr, flush=True)
+        return False
 
 
 _plans: dict[Path, tuple[tuple[int, int], dict[str, Planned]]] = {}

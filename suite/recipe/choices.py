@@ -6,29 +6,20 @@
 is all that a hand-written file needs. One made from trials also has each trial's values, cells and scores.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 
 from suite.errors import UserError
 from suite.recipe.cell import Cell, Frozen, Init, Task
-from suite.recipe.faults import Faults
 from suite.recipe.tune import Knob, Scalar
-from suite.recipe.yaml_lines import read
-from suite.run.atomic import write_bytes
 
 FILE = "choices.yaml"
 _TIE = 1e-12
 """Mean accuracies closer than this count as equal: they differ by rounding only."""
-_HEAD = """\
-# What tuning chose for each method on each model, and the validation accuracy of every trial by seed.
-# The grid's own cells are trained with these values. A choice with `given` was not made from trials here.
-"""
 
 
 class ChoicesError(UserError):
@@ -132,39 +123,3 @@ def best(trials: Sequence[Tried], space: Mapping[str, Knob]) -> int | None:
 
 def _distance(values: Mapping[str, Scalar], space: Mapping[str, Knob]) -> float:
     return sum((knob.position(values[key]) - 0.5) ** 2 for key, knob in space.items())
-
-
-def read_choices(path: Path) -> Choices:
-    """The file's content; no choices if there is no such file.
-
-    Raises:
-        ChoicesError: it is not one; one line per fault.
-    """
-    if not path.exists():
-        return Choices()
-    raw, lines = read(path, "a file of choices", Choices.model_fields, ChoicesError)
-    faults = Faults(path, lines)
-    try:
-        found = Choices.model_validate(raw)
-    except ValidationError as error:
-        faults.add_all(error, Choices, ())
-        raise ChoicesError("\n".join(faults)) from error
-    seen: set[Setting] = set()
-    for choice in found.choices:
-        if choice.setting in seen:
-            raise ChoicesError(f"{path}: {choice.setting.name} has two choices")
-        seen.add(choice.setting)
-    return found
-
-
-def write_choices(path: Path, choices: Choices) -> None:
-    """Replaces the file, atomically."""
-    from ruamel.yaml import YAML  # of YAML 1.2, as it is read: there the id 12e345678901 is a number without quotes
-
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = None  # innermost collections in one line
-    writer.width = 1000
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    text = io.StringIO()
-    writer.dump(choices.model_dump(mode="json", exclude_defaults=True), text)
-    write_bytes(path, f"{_HEAD}{text.getvalue()}".encode())

@@ -39,8 +39,8 @@ _SCALES = {"log", "linear"}
 _NESTED = {*_SECTIONS, "quantization.sharpness", "quantization.inputs", "data.progressive_resizing"}
 _EDGE = 0.1
 """Share of a range, at either end, that counts as its edge."""
-
-
+_MAX_DRAWN = 1024
+"""Points drawn for each trial, at most, to find different values."""
 _ENDS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 _KNOB = {
     "description": "values to try: a range or a list; null: not tuned here",
@@ -105,7 +105,7 @@ class Knob(Frozen):
             return index / (len(self.values) - 1) if len(self.values) > 1 else 0.5
         low, high = self._ends()
         if self.scale == "log":
-            return math.log(float(value) / low) / math.log(high / low)
+            return math.log(float(value) / low) / math.log(high / low) if float(value) > 0 else -math.inf
         return (float(value) - low) / (high - low)
 
     def is_edge(self, value: Scalar) -> bool:
@@ -113,7 +113,7 @@ class Knob(Frozen):
         if self.scale == "list":
             numbers = [float(each) for each in self.values if _is_number(each)]
             return len(numbers) == len(self.values) > 2 and value in {min(self.values), max(self.values)}  # noqa: PLR2004
-        return not _EDGE <= self.position(value) <= 1 - _EDGE
+        return _is_number(value) and not _EDGE <= self.position(value) <= 1 - _EDGE
 
     def written(self) -> str:
         """As a grid file has it."""
@@ -176,8 +176,13 @@ class Tune(Frozen):
             )
         found: dict[str, dict[str, Scalar]] = {}
         num_points = self.trials
-        while len(found) < self.trials:  # points that lists map to values already tried are drawn again
+        while len(found) < self.trials:  # points that map to values already tried are drawn again
             num_points *= 2
+            if num_points > _MAX_DRAWN * self.trials:
+                told = (
+                    f"{self.trials} are more than the {len(found)} combinations of {quantizer}'s knobs to four digits"
+                )
+                raise SettingError("trials", told)
             for point in self._points(num_points, max(num_dimensions, 1)):
                 values = {key: knob.at(u) for (key, knob), u in zip(space.items(), point, strict=False)}
                 found.setdefault(json.dumps(values), values)

@@ -3,18 +3,28 @@
 Nothing here decides anew what was decided: a choice stands once it is written, whatever becomes of its trials later.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from suite.recipe.cell import RECORDED, Cell
-from suite.recipe.choices import FILE, Choice, Choices, Setting, Trial, Tried, best, read_choices, write_choices
+from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Trial, Tried, best
+from suite.recipe.faults import Faults
 from suite.recipe.grid import Grid
 from suite.recipe.tune import Knob, Values
-from suite.run.atomic import read_json, write_json
+from suite.recipe.yaml_lines import read
+from suite.run.atomic import read_json, write_bytes, write_json
 from suite.run.directory import RunDir
+
+_HEAD_OF_CHOICES = """\
+# What tuning chose for each method on each model, and the validation accuracy of every trial by seed.
+# The grid's own cells are trained with these values. A choice with `given` was not made from trials here.
+"""
 
 
 @dataclass(frozen=True)
@@ -139,11 +149,37 @@ def choose_all(grid_dir: Path, tuning: Tuning, known: Choices) -> Choices:
     return known.under(Choices(choices=tuple(found))) if found else known
 
 
-def read_chosen(grid_dir: Path) -> Choices:
-    """GRID/choices.yaml; no choices if it is not there. Raises ChoicesError if it is damaged."""
-    return read_choices(grid_dir / FILE)
+def read_choices(path: Path) -> Choices:
+    """The file's content; no choices if there is no such file.
+
+    Raises:
+        ChoicesError: it is not one; one line per fault.
+    """
+    if not path.exists():
+        return Choices()
+    raw, lines = read(path, "a file of choices", Choices.model_fields, ChoicesError)
+    faults = Faults(path, lines)
+    try:
+        found = Choices.model_validate(raw)
+    except ValidationError as error:
+        faults.add_all(error, Choices, ())
+        raise ChoicesError("\n".join(faults)) from error
+    seen: set[Setting] = set()
+    for choice in found.choices:
+        if choice.setting in seen:
+            raise ChoicesError(f"{path}: {choice.setting.name} has two choices")
+        seen.add(choice.setting)
+    return found
 
 
-def write_chosen(grid_dir: Path, choices: Choices) -> None:
-    """Replaces GRID/choices.yaml."""
-    write_choices(grid_dir / FILE, choices)
+def write_choices(path: Path, choices: Choices) -> None:
+    """Replaces the file, atomically."""
+    from ruamel.yaml import YAML  # of YAML 1.2, as it is read: there the id 12e345678901 is a number without quotes
+
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None  # innermost collections in one line
+    writer.width = 1000
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    text = io.StringIO()
+    writer.dump(choices.model_dump(mode="json", exclude_defaults=True), text)
+    write_bytes(path, f"{_HEAD_OF_CHOICES}{text.getvalue()}".encode())

@@ -21,11 +21,12 @@ from analysis.runs.frame import Budget
 from analysis.stats.tuning import expected_best
 from launch.tuning import advance
 from suite.errors import UserError
-from suite.recipe.choices import Tried, best, read_choices, write_choices
+from suite.recipe.choices import Tried, best
 from suite.recipe.tune import Knob, Tune
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
 from suite.run.mlflow_replica import default_uri, sync
+from suite.run.tuning import read_choices, write_choices
 
 NOISE = 0.012
 """Standard deviation over seeds of digits' validation accuracy, a fraction: see docs/results/digits-tuned.md."""

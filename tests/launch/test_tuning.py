@@ -18,11 +18,13 @@ from launch.preflight import LaunchError
 from launch.tuning import advance, start_choices
 from launch.view import problems
 from launch.worker.slots import Slot
+from launch.worker.worker import finish as end_of_worker
 from suite.recipe.cell import Cell
-from suite.recipe.choices import ChoicesError, read_choices
+from suite.recipe.choices import ChoicesError
 from suite.recipe.grid_file import load_grid
 from suite.run.atomic import read_json, write_json
 from suite.run.directory import Planned, RunDir, State, StateName
+from suite.run.tuning import read_choices
 
 
 def own_cells(grid_dir: Path) -> list[Standing]:
@@ -65,6 +67,17 @@ def test_two_at_once_and_a_killed_one_write_the_same(tmp_path: Path, monkeypatch
     (grid_dir / "choices.yaml").unlink()
     assert advance(grid_dir) == 0
     assert ((grid_dir / "choices.yaml").read_bytes(), (grid_dir / "plan.json").read_bytes()) == (first, plan)
+
+
+def test_a_choice_that_cannot_be_made_ends_no_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid_dir = launched(tmp_path)
+    finish(grid_dir, GOOD)
+    (grid_dir / "choices.yaml").write_text("choices: 7\n", encoding="utf-8")
+    end_of_worker(grid_dir)
+    assert f"no choice could be made: {grid_dir / 'choices.yaml'}:1: choices: " in capsys.readouterr().err
+    (grid_dir / "choices.yaml").unlink()
+    end_of_worker(grid_dir)
+    assert len(own_cells(grid_dir)) == 2
 
 
 def test_a_choice_stands_whatever_its_trials_become(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from suite.data import datasets
 from suite.engines.process_group import Layout
 from suite.errors import DataError, SettingError
 from suite.recipe.cell import Cell
-from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Tried, best, read_choices, write_choices
+from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Tried, best
 from suite.recipe.grid import Grid, Resolved
 from suite.recipe.grid_file import GridError, load_grid
 from suite.recipe.tune import Knob, Scalar, Tune, location
 from suite.run.atomic import read_json
 from suite.run.directory import RunDir
+from suite.run.tuning import read_choices, write_choices
 from suite.train import train
 from suite.training.trainer import Trainer
 
@@ -99,6 +100,12 @@ def test_a_point_that_comes_twice_in_lists_is_drawn_again() -> None:
         tune.model_copy(update={"trials": 4}).draw("bc", ["bc"])
 
 
+def test_a_range_too_narrow_for_its_trials_is_refused() -> None:
+    tune = tune_of(knobs={LR: Knob.of(LR, {"linear": [0.1, 0.1002]})}, trials=4)
+    with pytest.raises(SettingError, match="trials: 4 are more than the 3 combinations of bc's knobs to four digits"):
+        tune.draw("bc", ["bc"])
+
+
 def test_ids_do_not_depend_on_the_last_bits_of_exp() -> None:
     knob = Knob.of(LR, {"log": [0.0003, 0.03]})
     for position in np.random.default_rng(0).random(1000):
@@ -119,6 +126,8 @@ def test_ids_do_not_depend_on_the_last_bits_of_exp() -> None:
         ([0.5, 0.75, 1.0], 0.75, False),
         ([0.5, 1.0], 1.0, False),  # with two values every choice would be at an edge
         (["sgd", "adamw", "lamb"], "sgd", False),
+        ({"log": [1, 100]}, 0.0, True),  # written by hand into choices.yaml
+        ({"log": [1, 100]}, "much", False),
     ],
 )
 def test_a_choice_at_the_edge_of_its_range(written: object, value: Scalar, is_edge: bool) -> None:
