@@ -194,7 +194,8 @@ class Start:
         known = {**(before.resources if before else {}), **self.launch.resources}
         left = former.values() if kept == "keep" else ()
         shapes = {each.shape for each in (*self.planned.values(), *left)}
-        shapes |= set(self.tuning.shapes.values()) if self.tuning is not None else set()
+        tuning = self._tuning()
+        shapes |= set(tuning.shapes.values()) if tuning is not None else set()
         resources = {shape: each for shape, each in known.items() if shape in shapes}
         self.launch = replace(self.launch, code=str(code), resources=resources)
         launches.remember(self.grid_dir, self.launch)
@@ -219,9 +220,13 @@ class Start:
         elif self.launch.command == "grid":
             forget_tuning(self.grid_dir)
 
+    def _tuning(self) -> Tuning | None:
+        """What the grid tunes after this launch; a retry leaves it as it is."""
+        return self.tuning or (read_tuning(self.grid_dir) if self.launch.command == "retry" else None)
+
     def _meantime(self) -> dict[str, Planned]:
         """Cells that a worker's choice has planned since this command looked."""
-        tuning = self.tuning or (read_tuning(self.grid_dir) if self.launch.command == "retry" else None)
+        tuning = self._tuning()
         if tuning is None:
             return {}
         known = {cell.id for cell in tuning.grid.resolve(read_choices(self.grid_dir / FILE).under(self.choices)).cells}

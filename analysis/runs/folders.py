@@ -1,7 +1,7 @@
 """Run directories ROOT/<grid>/ -> tidy frame: the frame that MLflow gives for the same runs, and no store needed."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,13 +63,9 @@ def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
             done_in[str(row["grid"])].add(str(row["cell_id"]))
     launches = {name: declared_at(path for path in found if path.name == name) for name in done_in}
     try:
-        tuned = {path: _tuned(path) for path in found}
-        remarks = [remark(path, done_in[path.name]) for path in found]
-        remarks += [line for own in tuned.values() for line in tuning.remarks(own)]
-        doubts = [line for path, own in tuned.items() for line in tuning.doubts(path, own)]
-        return cells.results(
-            rows, left_out, launches, filter(None, remarks), doubts, tuning.merged(list(tuned.values()))
-        )
+        tuned, of_tuning = _tuned(found)
+        remarks = [*filter(None, (remark(path, done_in[path.name]) for path in found)), *of_tuning.remarks]
+        return cells.results(rows, left_out, launches, remarks, of_tuning.doubts, tuned)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -92,17 +88,21 @@ def load_tuning(roots: Sequence[Path], grid: str | None = None) -> tuple[tuple[t
     if grid is not None:
         cells.require_known("grid", grid, {path.name for path in found}, where)
         found = [path for path in found if path.name == grid]
-    tuned = {path: own for path in found if (own := _tuned(path))}
+    tuned, findings = _tuned(found)
     if not tuned:
         raise UserError(f"{grid or where}: nothing is tuned; that takes a tune block in the grid (docs/tuning.md)")
-    doubts = [line for path, own in tuned.items() for line in tuning.doubts(path, own)]
-    remarks = [line for own in tuned.values() for line in tuning.remarks(own)]
-    return tuning.merged(list(tuned.values())), TuningFindings(tuple(doubts), tuple(remarks))
+    return tuned, findings
 
 
-def _tuned(grid_dir: Path) -> list[tuning.Tuned]:
-    with _reading(grid_dir / "tuning.json"):
-        return tuning.load(grid_dir)
+def _tuned(found: Iterable[Path]) -> tuple[tuple[tuning.Tuned, ...], TuningFindings]:
+    """How the grids in these folders were tuned."""
+    by_folder: dict[Path, list[tuning.Tuned]] = {}
+    for path in found:
+        with _reading(path / "tuning.json"):
+            by_folder[path] = tuning.load(path)
+    doubts = [line for path, own in by_folder.items() for line in tuning.doubts(path, own)]
+    remarks = [line for own in by_folder.values() for line in tuning.remarks(own)]
+    return tuning.merged(list(by_folder.values())), TuningFindings(tuple(doubts), tuple(remarks))
 
 
 def grid_dirs(root: Path) -> list[Path]:
