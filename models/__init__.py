@@ -4,13 +4,22 @@
     split = models.binarize(model)          # or models.full_precision(model), for the baseline
 
     model = models.create("bireal_resnet20", num_classes=10, image_size=32)
-    split = models.binarize(model, "ends", models.InputQuantization("bnn"))     # binary activations, too
+    split = models.binarize(model, inputs=models.InputQuantization("bnn"))      # binary activations, too
 
 timm costs three seconds to import: the catalogue's functions import it when they are first called.
 """
 
-from models.binarize import POLICIES, Split, binarize, full_precision, kept_by
-from models.catalog import create, full_precision_layers, input_size, is_known, names, suggest, takes_any_size
+from models.binarize import POLICIES, Split, binarize, fold_scales, full_precision, kept_layers
+from models.catalog import (
+    create,
+    full_precision_layers,
+    input_size,
+    is_known,
+    names,
+    skeleton,
+    suggest,
+    takes_any_size,
+)
 from models.inputs import InputQuantization, harden_inputs, set_input_mu, soften_inputs
 
 __all__ = [
@@ -19,14 +28,16 @@ __all__ = [
     "Split",
     "binarize",
     "create",
+    "fold_scales",
     "full_precision",
     "full_precision_layers",
     "harden_inputs",
     "input_size",
     "is_known",
-    "kept_by",
+    "kept_layers",
     "names",
     "set_input_mu",
+    "skeleton",
     "soften_inputs",
     "suggest",
     "takes_any_size",

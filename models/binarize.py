@@ -1,12 +1,13 @@
 """Which weights of a model are binary, and every parameter's place.
 
-The first layer, the classifier head, norms, biases and embeddings stay full precision, and what a named policy adds;
-every other convolution and linear weight is binary, and so are that layer's inputs where asked.
+Norms, biases and embeddings stay full precision, and so do the layers that are named: the first and the classifier, by
+default. Every other convolution and linear weight is binary, and so are that layer's inputs where asked.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import InitVar, dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -16,40 +17,67 @@ from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
 from models.wiring import layers_before_batch_norm, layers_that_see_no_sign
 from quantizers.catalog import unknown
+from quantizers.scales import Scale
 
 Matrix = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def _nothing_more(_name: str, _layer: Matrix) -> bool:
-    """Keep the first layer and the classifier only."""
-    return False
+def _ends(model: nn.Module) -> Callable[[str, Matrix], bool]:
+    """The first layer and the classifier."""
+    ends = full_precision_layers(model)
+    return lambda name, _layer: any(f"{name}.".startswith(f"{root}.") for root in ends)
 
 
 def _shortcuts(name: str, layer: Matrix) -> bool:
-    """Keep 1x1 convolutions on shortcuts, as Bi-Real Net does: there is one for each change of width or resolution."""
+    """1x1 convolutions on shortcuts, as in Bi-Real Net: there is one for each change of width or resolution."""
     on_shortcut = not {"downsample", "shortcut"}.isdisjoint(name.split("."))
     return on_shortcut and isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1}
 
 
 def _attention(name: str, layer: Matrix) -> bool:
-    """Keep a transformer's attention projections; what is binary is the MLP."""
+    """A transformer's attention projections; what is binary then is the MLP."""
     return "attn" in name.split(".") and isinstance(layer, nn.Linear)
 
 
-POLICIES: dict[str, Callable[[str, Matrix], bool]] = {
-    "ends": _nothing_more,
-    "ends+shortcuts": _shortcuts,
-    "ends+attention": _attention,
+_Keeps = Callable[[str, Matrix], bool]
+
+POLICIES: dict[str, Callable[[nn.Module], _Keeps]] = {
+    "ends": _ends,
+    "shortcuts": lambda _model: _shortcuts,
+    "attention": lambda _model: _attention,
 }
-"""What stays full precision: policy -> whether it keeps the layer (by its name and the layer), besides the first layer
-and the classifier, which all of them keep."""
+"""Names of layers that stay full precision: name -> of a model, whether it keeps the layer (by its name and the layer).
+"""
 
 
-def kept_by(policy: str) -> Callable[[str, Matrix], bool]:
-    """What the policy of that name keeps. ValueError, with the nearest name and all the choices, if there is none."""
-    if policy in POLICIES:
-        return POLICIES[policy]
-    raise ValueError(unknown("full-precision policy", policy, POLICIES))
+def kept_layers(model: nn.Module, keep: Sequence[str] = ("ends",)) -> dict[str, tuple[str, ...]]:
+    """The names of the layers that each item of `keep` keeps full precision.
+
+    An item is a name in POLICIES or a pattern of layer names, as `blocks.*.attn.qkv` (fnmatch), which also matches what
+    is inside the modules that it matches.
+
+    Raises:
+        ValueError: a pattern matches no convolution or linear layer.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Matrix)}
+    found = {}
+    for item in keep:
+        keeps = POLICIES[item](model) if item in POLICIES else _matching(item)
+        found[item] = tuple(name for name, layer in layers.items() if keeps(name, layer))
+        if not found[item] and item not in POLICIES:
+            raise ValueError(
+                f"{unknown('layers to keep in full precision', item, POLICIES)}, and no layer of "
+                f"{type(model).__name__} has a name like it; it has {_some(list(layers))}"
+            )
+    return found
+
+
+def _matching(pattern: str) -> _Keeps:
+    return lambda name, _layer: fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ..., {names[-1]}"  # noqa: PLR2004
 
 
 @dataclass(frozen=True)
@@ -83,39 +111,69 @@ class Split:
             raise ValueError(f"the groups are not a partition of the model's parameters; {'; '.join(found)}")
 
 
-def binarize(model: nn.Module, policy: str = "ends", inputs: InputQuantization | None = None) -> Split:
+def binarize(
+    model: nn.Module,
+    keep: Sequence[str] = ("ends",),
+    inputs: InputQuantization | None = None,
+    scale: Scale = "none",
+) -> Split:
     """Make every eligible layer of `model` (one that `create` built) binary, in place; return the parameters' groups.
 
-    Eligible are all convolutions and linear layers except those that the policy keeps: the first layer and the
-    classifier, and more by its name (`POLICIES`). Where the layer's output goes straight into a batch norm and nowhere
-    else, the scale of its weight is immaterial and it gets no gain; `layers_before_batch_norm` finds these by running
-    the model once on one zero image. Any other layer becomes a BinaryLinear or BinaryConv2d with a gain: right whether
-    or not something normalises later. Then each weight holds its latents, clip(w / (2 mean|w|), -1, 1).
+    Eligible are all convolutions and linear layers except those that `keep` names (see `kept_layers`).
+
+    Without a `scale`, a layer whose output goes straight into a batch norm and nowhere else gets no gain, since the
+    scale of its weight is immaterial; `layers_before_batch_norm` finds these by running the model once on one zero
+    image. Any other layer becomes a BinaryLinear or BinaryConv2d with a trainable gain: right whether or not something
+    normalises later. Then each weight holds its latents, clip(w / (2 mean|w|), -1, 1).
+
+    With a `scale`, which the optimizer's group has to name as well, the latents are the weights as they are, and no
+    layer has a gain: the weights in {-s, +s} bring their own. `fold_scales` makes it one, for deployment.
 
     With `inputs`, every such layer also quantizes what it reads. A transformer's products of queries with keys and of
     attention with values have no weights and stay real.
 
-    Draws no random numbers. Raises ValueError, with the model unchanged, where the policy is unknown, no layer is
+    Draws no random numbers. Raises ValueError, with the model unchanged, where `keep` matches nothing, no layer is
     eligible, one can't be binarized without changing what the model computes, or, with `inputs`, one reads numbers that
     are never negative: found by running the model once on one image of fixed noise.
     """
-    layers = _eligible_layers(model, kept_by(policy))
+    layers = _eligible_layers(model, keep)
     if not layers:
-        raise ValueError(f"{type(model).__name__}: nothing to binarize between its first layer and its classifier")
+        raise ValueError(f"{type(model).__name__}: nothing to binarize besides {' and '.join(keep)}")
     scale_free = layers_before_batch_norm(model, layers, _zero_image(model))
     if inputs is not None:
         _require_signs(model, layers)
     twins = {
-        name: _twin(name, layer, with_gain=name not in scale_free, inputs=inputs)
+        name: _twin(name, layer, with_gain=scale == "none" and name not in scale_free, inputs=inputs)
         for name, layer in layers.items()
-        if name not in scale_free or inputs is not None
+        if name not in scale_free or inputs is not None or scale != "none"
     }
     for name, twin in twins.items():
         model.set_submodule(name, twin)
-    with torch.no_grad():
-        for layer in layers.values():  # a twin shares its layer's weight
-            layer.weight.copy_(latents(layer.weight))
+    if scale == "none":
+        with torch.no_grad():
+            for layer in layers.values():  # a twin shares its layer's weight
+                layer.weight.copy_(latents(layer.weight))
     return _split(model, binary={f"{name}.weight" for name in layers})
+
+
+@torch.no_grad()
+def fold_scales(model: nn.Module, split: Split) -> None:
+    """Deployed weights in {-s, +s} become +-1, and s the layer's gain: the same network, to the bit of each logit.
+
+    A layer computes with gain . weight, and s . (+-1) is exact. Of a model that `binarize` gave no gains to.
+
+    Raises:
+        ValueError: an output channel's weights are not of one modulus.
+    """
+    for name in split.binary:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(layer, BinaryLinear | BinaryConv2d)  # noqa: S101  (what `binarize` has made of it)
+        modulus = layer.weight.abs().flatten(1)
+        scale = modulus[:, 0].clone()
+        if not bool((modulus == scale[:, None]).all()):
+            raise ValueError(f"{name}: its weights are not -s and +s, so they have no scale to fold")
+        layer.gain = nn.Parameter(scale, requires_grad=layer.weight.requires_grad)
+        layer.weight.copy_(torch.where(layer.weight < 0, -1.0, 1.0))
 
 
 def full_precision(model: nn.Module) -> Split:
@@ -153,16 +211,10 @@ def _require_signs(model: nn.Module, layers: dict[str, Matrix]) -> None:
         )
 
 
-def _eligible_layers(model: nn.Module, keeps: Callable[[str, Matrix], bool]) -> dict[str, Matrix]:
-    """Every convolution and linear layer, by name, that is in no first layer or classifier and that no policy keeps."""
-    ends = full_precision_layers(model)
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, Matrix)
-        and not any(f"{name}.".startswith(f"{root}.") for root in ends)
-        and not keeps(name, layer)
-    }
+def _eligible_layers(model: nn.Module, keep: Sequence[str]) -> dict[str, Matrix]:
+    """Every convolution and linear layer that is not kept, by name."""
+    kept = {name for names in kept_layers(model, keep).values() for name in names}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Matrix) and name not in kept}
 
 
 def _zero_image(model: nn.Module) -> Tensor:

@@ -180,7 +180,7 @@ def bireal_resnet20(pretrained: bool = False, **kwargs: object) -> CifarBiRealNe
 
 
 def bireal_resnet18(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Bi-Real Net 18, for ImageNet: 16 3x3 convolutions, three 1x1 ones on shortcuts. Ask for ends+shortcuts."""
+    """Bi-Real Net 18, for ImageNet: 16 3x3 convolutions, three 1x1 ones on shortcuts. Keep ends and shortcuts exact."""
     return _imagenet("bireal_resnet18", BiRealBlock, pretrained=pretrained, **kwargs)
 
 
@@ -195,7 +195,7 @@ def reactnet_resnet20(pretrained: bool = False, **kwargs: object) -> CifarBiReal
 
 
 def reactnet_resnet18(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """ReActNet's blocks on ResNet-18, for ImageNet. Ask for ends+shortcuts."""
+    """ReActNet's blocks on ResNet-18, for ImageNet. Keep ends and shortcuts exact."""
     return _imagenet("reactnet_resnet18", ReActBlock, pretrained=pretrained, **kwargs)
 
 

@@ -21,10 +21,14 @@ OURS = frozenset(
 """The architectures that this package adds to timm's."""
 
 
-def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> nn.Module:
+def create(
+    name: str, num_classes: int, image_size: int, in_chans: int = 3, *, dropout: float = 0.0, drop_path: float = 0.0
+) -> nn.Module:
     """The network `name` with fresh weights: (B, in_chans, image_size, image_size) -> logits (B, num_classes).
 
-    Raises ValueError where the name is unknown, naming the closest ones.
+    `dropout` and `drop_path` are timm's drop_rate and drop_path_rate.
+
+    Raises ValueError where the name is unknown, naming the closest ones, or the network has no such rate.
     """
     if not is_known(name):
         close = suggest(name)
@@ -32,7 +36,14 @@ def create(name: str, num_classes: int, image_size: int, in_chans: int = 3) -> n
         raise ValueError(f"model: unknown {name!r}; {hint}(models.names() lists all {len(names())})")
     # With this timm sets in_chans, sets img_size on the models that fix it, and the metadata stays true of the model.
     shape = {"input_size": (in_chans, image_size, image_size)}
-    model: nn.Module = _timm().create_model(name, num_classes=num_classes, pretrained_cfg_overlay=shape)
+    rates = {key: rate for key, rate in (("drop_rate", dropout), ("drop_path_rate", drop_path)) if rate}
+    try:
+        model: nn.Module = _timm().create_model(name, num_classes=num_classes, pretrained_cfg_overlay=shape, **rates)
+    except TypeError as error:
+        for key, ours in (("drop_rate", "dropout"), ("drop_path_rate", "drop_path")):
+            if f"'{key}'" in str(error):
+                raise ValueError(f"{ours}: {name} has no {key}") from error
+        raise
     return model
 
 
@@ -80,6 +91,15 @@ def metadata(model: nn.Module) -> dict[str, Any]:
     """What timm recorded on the model: `first_conv`, `classifier`, `input_size` as created; empty if nothing."""
     recorded: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     return recorded
+
+
+@cache
+def skeleton(name: str, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+    """The network of that name, for ten classes, with shapes and names but without numbers (on torch's meta device)."""
+    import torch
+
+    with torch.device("meta"):
+        return create(name, 10, input_size(name), dropout=dropout, drop_path=drop_path)
 
 
 @cache

@@ -36,12 +36,20 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
     returned_ids = {id(y) for y in returned}
     for name in layers:
         if name in watch.misused or not all(id(y) in returned_ids for y in watch.products[name]):
-            raise ValueError(f"{name}: its weight is transformed, or used outside the layer; it can't be binarized")
+            raise ValueError(
+                f"{name}: its weight is transformed, or used outside the layer, so it can't be binarized; keep it in "
+                f"full precision: [ends, {_pattern(name)!r}]"
+            )
         if not watch.products[name]:
             raise ValueError(f"{name}: the model's forward pass does not use it; it can't be binarized")
     return frozenset(
         name for name in layers if all(watch.consumers[id(y)] == [F.batch_norm] for y in watch.products[name])
     )
+
+
+def _pattern(name: str) -> str:
+    """The name with its numbers left open: blocks.0.attn.qkv is blocks.*.attn.qkv."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def layers_that_see_no_sign(model: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
 from quantizers import maps
+from quantizers.scales import SCALES, Scale, scaled_backward, scaled_forward
 from quantizers.sharpness import Constant, Cosine, Exponential, Linear, Shape
 
 Map = Callable[[Tensor, float], Tensor]
@@ -38,6 +39,7 @@ class Quantizer:
             None where F and B ignore mu.
         completes: the name of the row whose B this one keeps, with the integral of B for its F.
         formula: "F = ...; B = ..." for the gallery, or "".
+        scale: of what `scaled` returns; "none" for a row of the catalogue.
     """
 
     name: str
@@ -50,6 +52,36 @@ class Quantizer:
     usual_mu: Shape | None = None
     completes: str | None = None
     formula: str = ""
+    scale: Scale = "none"
+
+    def scaled(self, scale: Scale) -> "Quantizer":
+        """The row with weights in {-s, +s}, s = mean |w*| of the "tensor" or of each output "channel": see `scales`.
+
+        Its maps are no longer elementwise: they take the latents of one parameter. ValueError if there is no such
+        scale, this row has one already, or it is not binary.
+        """
+        if scale not in SCALES:
+            raise ValueError(unknown("scale", scale, SCALES))
+        if scale == "none":
+            return self
+        if self.scale != "none" or not self.binary:
+            has = f"has the scale {self.scale} already" if self.binary else "is not binary"
+            raise ValueError(f"scale {scale!r}: {self.name} {has}")
+        return replace(
+            self,
+            forward=scaled_forward(self.forward, scale),
+            backward=scaled_backward(self.backward, scale),
+            prox=None,  # P_s and T_s share the scale of w*, which T cannot tell from P(w*)
+            transform=None,
+            scale=scale,
+        )
+
+    @property
+    def deployed(self) -> Map:
+        """What is deployed, as a map of w* and mu: sign(w*), times the scale if there is one, or F(w*)."""
+        if not self.binary:
+            return self.forward
+        return maps.hard_sign if self.scale == "none" else scaled_forward(maps.hard_sign, self.scale)
 
     @property
     def uses_mu(self) -> bool:

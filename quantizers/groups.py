@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from quantizers.catalog import get
+from quantizers.catalog import Quantizer, get
 from quantizers.latents import Entry, States
+from quantizers.scales import require_channels
 from quantizers.sharpness import require_sharpness
 
 Entries = Mapping[Tensor, Entry]
@@ -22,22 +23,35 @@ def is_quantized(group: Mapping[str, Any]) -> bool:
     return group.get("quantizer") is not None
 
 
-def require_trainable(group: Mapping[str, Any]) -> None:
+def row_of(group: Mapping[str, Any]) -> Quantizer:
+    """The row that the quantized group names, with its scale."""
+    return get(group["quantizer"]).scaled(group.get("scale", "none"))
+
+
+def require_trainable(group: Mapping[str, Any], *, clip_latents: bool = False) -> None:
     """Refuse a group that ProxConnect cannot train.
 
     Raises:
-        ValueError: an unknown quantizer, a mu that is negative or not finite, differentiable=True.
+        ValueError: an unknown quantizer or scale, a mu that is negative or not finite, differentiable=True; a scale of
+            channels where a parameter has none, or of a DTensor, whose shards would each have their own.
         TypeError: a parameter is not of a real floating dtype.
     """
     if not is_quantized(group):
         return
-    get(group["quantizer"])
+    row = row_of(group)
     require_sharpness(group.get("mu", 1.0))
     if group.get("differentiable"):
         raise ValueError("differentiable=True: B . grad is not differentiated, so gradients through a step would stop")
     for p in group["params"]:
         if not p.is_floating_point():
             raise TypeError(f"a quantized parameter has a real floating dtype, not {p.dtype}")
+        if row.scale != "none" and clip_latents:
+            raise ValueError(
+                f"clip_latents: latents with scale {row.scale!r} are in units of the weights; leave it out"
+            )
+        if row.scale != "none" and hasattr(p, "to_local"):
+            raise ValueError(f"scale {row.scale!r}: not of DTensors (FSDP); take scale none")
+        require_channels(p, row.scale)
 
 
 def named(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, Tensor]]:
@@ -107,7 +121,11 @@ def saved(groups: Iterable[dict[str, Any]], state: StateByParameter, entries: En
             states[index] = {**own, **state[p]}
     packed = [
         {**group, "params": [index_of[p] for p in group["params"]]}
-        | ({"quantizer": _written(group), "update": update} if is_quantized(group) else {})
+        | (
+            {"quantizer": _written(group), "scale": row_of(group).scale, "update": update}
+            if is_quantized(group)
+            else {}
+        )
         for group in groups
     ]
     return {"state": states, "param_groups": packed}
@@ -124,10 +142,12 @@ def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], 
     ]
     shapes = [[tuple(entries[p].latent.shape) for p in group["params"] if p in entries] for group in groups]
     updates = [group.get("update", update) for group in theirs if is_quantized(group)]
+    scales = [[_scale(group) for group in each] for each in (theirs, groups)]
     if any(latent is None for each in latents for latent in each):
         raise ValueError("the state is a plain torch optimizer's: it has no latents, w_star")
     for what, there, here in (
         ("quantizers of the groups", [_written(group) for group in theirs], [_written(group) for group in groups]),
+        ("scales of the groups", *scales),
         ("updates", updates, [update] * len(updates)),
         ("parameters in the groups", [len(g["params"]) for g in theirs], [len(g["params"]) for g in groups]),
         ("latent shapes", [[tuple(latent.shape) for latent in each] for each in latents], shapes),
@@ -162,6 +182,10 @@ def cast(state: dict[str, Any], p: Tensor, dtype: torch.dtype) -> dict[str, Any]
         key: value.to(dtype) if isinstance(value, Tensor) and value.shape == p.shape else value
         for key, value in state.items()
     }
+
+
+def _scale(group: Mapping[str, Any]) -> str | None:
+    return group.get("scale", "none") if is_quantized(group) else None
 
 
 def _written(group: Mapping[str, Any]) -> str | None:

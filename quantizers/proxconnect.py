@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from quantizers import fused, maps
-from quantizers.catalog import QUANTIZERS, Map, Quantizer, get, unknown
+from quantizers.catalog import QUANTIZERS, Map, Quantizer, unknown
 from quantizers.groups import (
     StateByParameter,
     cast,
@@ -28,6 +28,7 @@ from quantizers.groups import (
     named,
     require_same,
     require_trainable,
+    row_of,
     saved,
     split,
 )
@@ -67,6 +68,9 @@ class ProxConnect(Optimizer):
     As in torch, a parameter without a gradient keeps its w*. A closure is evaluated at w. If the base evaluates it
     several times per step (LBFGS), each point that it tries is treated as w* and the loss is evaluated at F of it.
 
+    "scale": "tensor" or "channel" in a group makes its weights -s or +s, with s = mean |w*| of each parameter or of
+    each output channel: w = s F(w* / s; mu), B(w* / s; mu). See `quantizers.scales`.
+
     Args:
         base: any torch optimizer, made for the same groups.
         update: "pc++", "pq" or "rpc".
@@ -75,8 +79,8 @@ class ProxConnect(Optimizer):
             operations. None: fused on the CPU from 65,536 latents on, where it can be had. Equal up to rounding.
 
     Raises:
-        ValueError: unknown update or quantizer, mu negative or not finite, a base with `differentiable=True`, or
-            `fused=True` where the fused step cannot be had (the message says why).
+        ValueError: unknown update, quantizer or scale, mu negative or not finite, a base with `differentiable=True`,
+            `clip_latents` with a scale, or `fused=True` where the fused step cannot be had (the message says why).
         TypeError: a quantized parameter is not of a real floating dtype.
 
     Example:
@@ -96,7 +100,7 @@ class ProxConnect(Optimizer):
         if update not in UPDATES:
             raise ValueError(unknown("update", update, UPDATES))
         for group in base.param_groups:
-            require_trainable(group)
+            require_trainable(group, clip_latents=clip_latents)
         self.base, self.update, self.clip_latents, self.fused = base, update, clip_latents, fused
         super().__setstate__({})  # makes Optimizer's hooks without making groups
         self._entries: dict[Tensor, Entry] = {}
@@ -106,7 +110,7 @@ class ProxConnect(Optimizer):
             if reason is not None:
                 raise ValueError(f"fused=True: {reason}")
         for group in self._quantized():
-            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
+            self._write(row_of(group), self._entries_of(group), group["mu"])
 
     # Groups and state are the base's own, looked up each time: DeepSpeed's ZeRO replaces the list while it steps.
 
@@ -185,7 +189,7 @@ class ProxConnect(Optimizer):
         """How a step treats the group."""
         if not is_quantized(group):
             return _Part(group, list(group["params"]))
-        quantizer, entries = get(group["quantizer"]), self._entries_of(group)
+        quantizer, entries = row_of(group), self._entries_of(group)
         if self.fused or self._is_fused():
             reason = "a base that evaluates its closure several times" if closure else self._obstacle(group)
             if reason is None:
@@ -253,7 +257,7 @@ class ProxConnect(Optimizer):
         return self.update == "pc++" and fused.is_wanted(self.fused, self.base, latents)
 
     def _obstacle(self, group: Mapping[str, Any]) -> str | None:
-        return fused.obstacle(self.base, self.update, group, get(group["quantizer"]), self._entries_of(group))
+        return fused.obstacle(self.base, self.update, group, row_of(group), self._entries_of(group))
 
     @property
     def is_fused(self) -> bool:
@@ -261,7 +265,7 @@ class ProxConnect(Optimizer):
 
         False where nothing is quantized.
         """
-        entries = [(get(group["quantizer"]), entry) for group in self._quantized() for entry in self._entries_of(group)]
+        entries = [(row_of(group), entry) for group in self._quantized() for entry in self._entries_of(group)]
         return bool(entries) and self._is_fused() and all(fused.pair_of(*each) is not None for each in entries)
 
     @torch.no_grad()
@@ -275,7 +279,7 @@ class ProxConnect(Optimizer):
         """
         products: list[tuple[Block, Tensor]] = []
         for group in self._quantized():
-            quantizer, entries = get(group["quantizer"]), self._entries_of(group)
+            quantizer, entries = row_of(group), self._entries_of(group)
             is_fused = self._is_fused() and not self._obstacle(group)
             for block in with_gradients(entries):
                 block.drop_product()
@@ -293,6 +297,18 @@ class ProxConnect(Optimizer):
             block.keep_product(product, scale)
         return norm
 
+    @torch.no_grad()
+    def latent_gradient(self, parameter: Tensor) -> Tensor:
+        """B(w*; mu) . grad of a quantized parameter, mu that of its present w: what the base optimizer will see.
+
+        ValueError if the parameter is not quantized or has no gradient.
+        """
+        entry = self._entry(parameter)
+        if parameter.grad is None:
+            raise ValueError(f"a parameter of shape {tuple(parameter.shape)} has no gradient")
+        row = next(row_of(group) for group in self._quantized() if any(p is parameter for p in group["params"]))
+        return row.backward(entry.latent, entry.mu) * parameter.grad
+
     # What the model holds
 
     @torch.no_grad()
@@ -305,7 +321,7 @@ class ProxConnect(Optimizer):
         """
         self._require_own_writes()
         for group in self._quantized():
-            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
+            self._write(row_of(group), self._entries_of(group), group["mu"])
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -319,17 +335,19 @@ class ProxConnect(Optimizer):
         for group in self._quantized():
             for entry in self._entries_of(group):
                 entry.latent.copy_(entry.parameter)
-            self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
+            self._write(row_of(group), self._entries_of(group), group["mu"])
 
     @torch.no_grad()
     def harden(self) -> None:
         """Write the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
 
+        In a group with a scale they are -s and +s.
+
         NaN stays NaN. RuntimeError if something else wrote a parameter.
         """
         self._require_own_writes()
         for group in self._quantized():
-            f = self._map_of(get(group["quantizer"]), is_hard=True)
+            f = self._map_of(row_of(group), is_hard=True)
             for block, entries in by_block(self._entries_of(group)):
                 block.write(entries, f, None, is_hard=True)
 
@@ -343,12 +361,12 @@ class ProxConnect(Optimizer):
     def soften(self) -> None:
         """Write back the w that training goes on from, to the bit. Undoes harden(), and writes by others."""
         for group in self._quantized():
-            self._write(get(group["quantizer"]), self._entries_of(group), None)
+            self._write(row_of(group), self._entries_of(group), None)
 
     def _map_of(self, quantizer: Quantizer, *, is_hard: bool) -> Map:
         """What parameters hold, as a map of w* and mu."""
-        if is_hard and quantizer.binary:
-            return maps.hard_sign
+        if is_hard:
+            return quantizer.deployed
         return maps.identity if self.update == "rpc" and not is_hard else quantizer.forward
 
     def _write(self, quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
@@ -370,7 +388,7 @@ class ProxConnect(Optimizer):
             for name, p in named(group, number):
                 entry = self._entry(p)
                 if entry.was_written_by_others:
-                    f = self._map_of(get(group["quantizer"]), is_hard=entry.is_hard)
+                    f = self._map_of(row_of(group), is_hard=entry.is_hard)
                     foreign += [] if entry.still_holds(f, name) else [name]
         if foreign:
             others = f" and {len(foreign) - 1} more" if foreign[1:] else ""
@@ -387,7 +405,7 @@ class ProxConnect(Optimizer):
         self.base.add_param_group(param_group)
         group = self.base.param_groups[-1]
         try:
-            require_trainable(group)
+            require_trainable(group, clip_latents=self.clip_latents)
         except (TypeError, ValueError):
             self.base.param_groups.pop()
             raise
@@ -395,7 +413,7 @@ class ProxConnect(Optimizer):
         self._attach()
         if is_quantized(group):
             with torch.no_grad():
-                self._write(get(group["quantizer"]), self._entries_of(group), group["mu"])
+                self._write(row_of(group), self._entries_of(group), group["mu"])
         if was_hard:
             self.harden()
 
@@ -447,10 +465,10 @@ class ProxConnect(Optimizer):
         held: parameter -> (w*, the mu its w was written with, whether it is hard, whether something else wrote it).
         """
         for group in self._quantized():
-            mu = group.setdefault("mu", 1.0)
+            mu, scale = group.setdefault("mu", 1.0), group.setdefault("scale", "none")
             new = [p for p in dict.fromkeys(group["params"]) if p not in self._entries]
             values = [held[p][0] if p in held else p.detach() for p in new]
-            for entry in entries_of(new, values, joined=is_elementwise(self.base)):
+            for entry in entries_of(new, values, joined=scale == "none" and is_elementwise(self.base)):
                 p = entry.parameter
                 _, entry.mu, entry.is_hard, is_foreign = held.get(p, (None, mu, False, False))
                 if not is_foreign:

@@ -243,12 +243,31 @@ def reverse_prox_connect(
     return w_star
 
 
+def _pair(name: str) -> tuple[Map, Map]:
+    """(F, B) of the row `name`, or of "bc x tensor" and "bc x channel" with a scale."""
+    row, _, scale = name.partition(" x ")
+    return scaled(PAIRS[row], scale) if scale else PAIRS[row]
+
+
+def scaled(pair: tuple[Map, Map], scale: str) -> tuple[Map, Map]:
+    """F_s(w) = s F(w / s), B_s(w) = B(w / s); s = mean |w| of the tensor, or of each of its first indices."""
+    f, b = pair
+
+    def mean(w: Tensor) -> Tensor:
+        if scale == "tensor":
+            return w.abs().sum() / w.numel()
+        rows = [row.abs().sum() / row.numel() for row in w]
+        return torch.stack(rows).reshape(len(w), *[1] * (w.ndim - 1))
+
+    return lambda w, mu: mean(w) * f(w / mean(w), mu), lambda w, mu: b(w / mean(w), mu)
+
+
 def _forward(w_star: list[Tensor], quantizers: Sequence[str], mu: float) -> list[Tensor]:
-    return [PAIRS[name][0](u, mu) for u, name in zip(w_star, quantizers, strict=True)]
+    return [_pair(name)[0](u, mu) for u, name in zip(w_star, quantizers, strict=True)]
 
 
 def _backward(w_star: list[Tensor], quantizers: Sequence[str], mu: float) -> list[Tensor]:
-    return [PAIRS[name][1](u, mu) for u, name in zip(w_star, quantizers, strict=True)]
+    return [_pair(name)[1](u, mu) for u, name in zip(w_star, quantizers, strict=True)]
 
 
 ITERATIONS = {"pc++": pc_plus_plus, "pq": prox_quant, "rpc": reverse_prox_connect}

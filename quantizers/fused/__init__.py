@@ -96,6 +96,8 @@ def _obstacle_of(quantizer: Quantizer, entry: Entry) -> str | None:
 def _misfit(quantizer: Quantizer, entry: Entry) -> str | None:
     """Why no pass can write the parameter, in words; None if one can, once it is compiled."""
     parameter, latent = entry.parameter, entry.latent
+    if quantizer.scale != "none":
+        return f"scale {quantizer.scale!r} takes the mean of a parameter's latents before the first of them is written"
     if not {_name(quantizer.forward), _name(quantizer.backward)} <= passes.MAP_NAMES:
         return f"the maps of {quantizer.name} are not in maps.h"
     if type(latent) is not Tensor or not latent.is_cpu or parameter.device != latent.device:

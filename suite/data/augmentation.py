@@ -1,8 +1,11 @@
 """Augmentation of a sample's pixels: windows, shifts, flips, normalisation; drawn only from (seed, epoch, sample).
 
+`policy` has what changes colours and shapes.
+
 So a sample's augmentation does not depend on the batch, process or loader that delivers it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from suite.recipe.cell import Data, ProgressiveResizing
+from suite.data.policy import Policy
+from suite.recipe.cell import Data, Interpolation, ProgressiveResizing
 from suite.training.seeds import stream
 
 ASPECT, NUM_TRIES = (3 / 4, 4 / 3), 10
@@ -92,16 +96,34 @@ class RandomResized:
 
 @dataclass(frozen=True)
 class Draws:
-    """An epoch's changes to N samples: `shifts` int64 [N, 2] of zero-padded images, `flips` bool [N], and windows."""
+    """An epoch's changes to N samples: `shifts` int64 [N, 2] of zero-padded images, `flips` bool [N], and windows.
+
+    `policy` changes their pixels, if there is one; a rectangle of some is erased with probability `erasing`, drawn
+    from `seed`.
+    """
 
     shifts: Tensor
     flips: Tensor
     crops: Crops
+    policy: Policy | None = None
+    erasing: float = 0.0
+    seed: int = 0
 
 
-def draw(settings: Data, num_samples: int, seed: int, epoch: int) -> Draws:
-    """The epoch's draws, on the CPU whatever the device: the same on every machine."""
-    generator = torch.Generator().manual_seed(stream(seed, "augmentation", epoch))
+def draw(
+    settings: Data,
+    num_samples: int,
+    seed: int,
+    epoch: int,
+    mean: Sequence[float] = (),
+    interpolation: Interpolation = "bilinear",
+) -> Draws:
+    """The epoch's draws, on the CPU whatever the device: the same on every machine.
+
+    `mean` and `interpolation` are the recipe's, for a policy.
+    """
+    epoch_seed = stream(seed, "augmentation", epoch)
+    generator = torch.Generator().manual_seed(epoch_seed)
     shifts = torch.randint(0, 2 * padding(settings) + 1, (num_samples, 2), generator=generator)
     flips = (torch.rand(num_samples, generator=generator) < 0.5) & settings.horizontal_flip  # noqa: PLR2004  (a coin)
     crops: Crops = Centre(1.0)
@@ -110,7 +132,11 @@ def draw(settings: Data, num_samples: int, seed: int, epoch: int) -> Draws:
         crops = RandomResized(uniforms, settings.area_shares)
     elif settings.evaluation_ratio is not None:
         crops = Centre(settings.evaluation_ratio)
-    return Draws(shifts, flips, crops)
+    policy = None
+    if settings.auto_augment or settings.color_jitter:
+        red, green, blue = (round(255 * level) for level in mean)
+        policy = Policy(settings.auto_augment, settings.color_jitter, (red, green, blue), interpolation, epoch_seed)
+    return Draws(shifts, flips, crops, policy, settings.random_erasing, epoch_seed)
 
 
 def unchanged(num_samples: int, centre_ratio: float) -> Draws:

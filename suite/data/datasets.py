@@ -26,6 +26,10 @@ USUAL_SIZE = 224
 """Image side where the data set has none of its own, in pixels."""
 
 
+GREY = frozenset({"digits", "fashion-mnist"})
+"""Data sets of images with one channel."""
+
+
 def names() -> list[str]:
     """Names a grid may use; `folder/NAME` means any image folder."""
     return [*LOADERS, "imagenet", "folder/NAME"]

@@ -3,17 +3,22 @@
 Readers (memory, torch, ffcv) only turn sample numbers into pixels.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from suite.data.augmentation import Crops, Draws, Normalization, draw, finish, padding, shift, side, unchanged
+from suite.data.policy import Policy, erase
 from suite.data.readers.memory import MemoryReader
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Data
+from suite.recipe.cell import Data, Interpolation
 from suite.training.seeds import stream
+
+if TYPE_CHECKING:
+    from suite.data.readers.image_folder import Workers
 
 RUN_BYTES = 4_000_000
 """Bytes of images finished together: enough to make Python's overhead small, few enough to stay in a cache."""
@@ -42,12 +47,46 @@ class FinishingReader(Reader, Protocol):
         """`read`, then `augmentation.finish`, to the bit; `mirrored` is bool [N], of all samples of the part."""
 
 
+@runtime_checkable
+class ChangingReader(Protocol):
+    """One whose own processes apply a policy."""
+
+    changes_pixels: Literal[True]
+
+    def read_finished(
+        self,
+        batches: Sequence[Tensor],
+        crops: Crops,
+        size: int,
+        mirrored: Tensor,
+        normalization: Normalization,
+        policy: Policy | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As FinishingReader's, of images changed by the policy."""
+
+
 class Loader:
     """Batches of (float32 images [B, C, H, W], int64 labels [B]) on the layout's device.
 
     Training order is a fresh permutation per epoch; each global batch is split evenly over the processes, and the
     last, smaller one is left out. What augmentation does to a sample depends on (seed, epoch, sample) and not on the
     batch, the process or their number. `evaluation` walks the samples in order.
+
+    With repeated augmentation the reader's part is `repeats` copies of a data set, one after the other: an epoch has
+    as many steps as without, of a part of the samples, each of which comes `repeats` times in a row, each time changed
+    otherwise (Hoffer et al. 2020, Augment your batch; Touvron et al. 2021, DeiT).
+
+    Args:
+        reader: of the part, or of its copies.
+        settings: the recipe's.
+        size: side of the images in training, in pixels.
+        normalization: the recipe's.
+        batch_size: over all processes.
+        seed: the cell's.
+        layout: this process's.
+        interpolation: of a policy's rotations.
+        workers: makes the processes that apply a policy, for readers that do not.
+        repeats: copies in the reader's part.
     """
 
     def __init__(
@@ -59,20 +98,31 @@ class Loader:
         batch_size: int,
         seed: int,
         layout: Layout,
+        interpolation: Interpolation = "bilinear",
+        workers: "Callable[[], Workers] | None" = None,
+        repeats: int = 1,
     ) -> None:
         self.reader, self.settings, self.size, self.normalization = reader, settings, size, normalization
         self.batch_size, self.seed, self.layout = batch_size, seed, layout
+        self.interpolation, self.workers, self.repeats = interpolation, workers, repeats
 
     def __len__(self) -> int:
         """Optimizer steps of one training epoch."""
-        return len(self.reader.labels) // self.batch_size
+        return self._num_samples // self.batch_size
+
+    @property
+    def _num_samples(self) -> int:
+        """Of one copy."""
+        return len(self.reader.labels) // self.repeats
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
-        num_samples = len(self.reader.labels)
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
-        order = torch.randperm(num_samples, generator=generator)
-        draws = draw(self.settings, num_samples, self.seed, epoch)
+        order = torch.randperm(self._num_samples, generator=generator)
+        if self.repeats > 1:
+            order = (order[:, None] + self._num_samples * torch.arange(self.repeats)).flatten()
+        mean = self.normalization.mean.tolist()
+        draws = draw(self.settings, len(self.reader.labels), self.seed, epoch, mean, self.interpolation)
         batches = torch.split(order[: len(self) * self.batch_size], self.batch_size)[start:]
         shares = [batch.chunk(self.layout.world_size)[self.layout.rank] for batch in batches]
         size = side(self.settings.progressive_resizing, self.size, epoch)
@@ -96,18 +146,57 @@ class Loader:
         self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches as they leave the loader; `num_pixels` of zeros are put around the images before they are shifted."""
-        if isinstance(self.reader, FinishingReader) and not num_pixels:
-            yield from self.reader.read_finished(batches, draws.crops, size, draws.flips, self.normalization)
+        finished = self._read_finished(batches, draws, size, num_pixels)
+        if not draws.erasing:
+            yield from finished
+            return
+        for batch, (images, labels) in zip(batches, finished, strict=True):
+            erase(images, batch.tolist(), draws.erasing, draws.seed)
+            yield images, labels
+
+    def _read_finished(
+        self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        last = (draws.flips, self.normalization)
+        if isinstance(self.reader, ChangingReader) and not num_pixels:
+            yield from self.reader.read_finished(batches, draws.crops, size, *last, draws.policy)
+            return
+        if isinstance(self.reader, FinishingReader) and not num_pixels and draws.policy is None:
+            yield from self.reader.read_finished(batches, draws.crops, size, *last)
             return
         runs = self._runs(batches, size)
         together = [torch.cat(list(run)) for run in runs]
-        for run, samples, (pixels, labels) in zip(
-            runs, together, self.reader.read(together, draws.crops, size), strict=True
-        ):
-            shifted = shift(pixels, num_pixels, draws.shifts[samples]) if num_pixels else pixels
-            images = finish(shifted, draws.flips[samples], self.normalization)
+        read = self._shifted(together, draws, size, num_pixels)
+        if draws.policy is not None:
+            read = self._changed(together, read, draws.policy)
+        for run, samples, (pixels, labels) in zip(runs, together, read, strict=True):
+            images = finish(pixels, draws.flips[samples], self.normalization)
             lengths = [len(batch) for batch in run]
             yield from zip(torch.split(images, lengths), torch.split(labels, lengths), strict=True)
+
+    def _shifted(
+        self, together: Sequence[Tensor], draws: Draws, size: int, num_pixels: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for samples, (pixels, labels) in zip(together, self.reader.read(together, draws.crops, size), strict=True):
+            yield (shift(pixels, num_pixels, draws.shifts[samples]) if num_pixels else pixels), labels
+
+    def _changed(
+        self, together: Sequence[Tensor], read: Iterator[tuple[Tensor, Tensor]], policy: Policy
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images changed by the policy, in the workers' processes."""
+        from suite.data.readers.image_folder import Change, Workers
+
+        labels_of: deque[Tensor] = deque()
+
+        def changes() -> Iterator[Change]:
+            for samples, (pixels, labels) in zip(together, read, strict=True):
+                labels_of.append(labels)
+                yield Change(pixels.cpu(), policy, tuple(samples.tolist()))
+
+        device = self.layout.device
+        workers = Workers(0, device) if self.workers is None else self.workers()
+        for images in workers.results(changes()):
+            yield images.to(device, non_blocking=True), labels_of.popleft()
 
     def _runs(self, batches: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
         """Groups of batches that are read and finished together: RUN_BYTES of small images in memory, else single."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quantizers import ProxConnect
+from quantizers.groups import row_of
+from suite.engines.clipping import clip_adaptively
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Latent, copied, require_agreement, require_same_recipe
 from suite.recipe.cell import Execution, Training
@@ -34,7 +36,7 @@ class PlainEngine:
     ) -> None:
         self.model, self.optimizer, self.criterion, self.layout = model, optimizer, criterion, layout
         require_agreement(self.optimizer, layout)
-        self.clip_grad_norm, self.micro_batch_size = training.clip_grad_norm, execution.micro_batch_size
+        self.training, self.micro_batch_size = training, execution.micro_batch_size
         self.dtype = AUTOCAST[training.precision]
         self.scaler = torch.amp.GradScaler(layout.device.type, enabled=self.dtype == torch.float16)
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -66,12 +68,23 @@ class PlainEngine:
                 torch.autograd.backward(self.scaler.scale(part_loss))
             loss += part_loss.detach()
             logits.append(part_logits.detach())
-        if self.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            self.optimizer.clip_grad_norm_(self.clip_grad_norm)
+        self._clip()
         self.scaler.step(self.optimizer)  # where fp16 overflowed, no step: w, w* and mu stay as they are
         self.scaler.update()
         return loss, torch.cat(logits)
+
+    def _clip(self) -> None:
+        """Bounds the gradients as the recipe says."""
+        norm, value, factor = (getattr(self.training, f"clip_grad_{by}") for by in ("norm", "value", "adaptive"))
+        if norm is value is factor is None:
+            return
+        self.scaler.unscale_(self.optimizer)
+        if norm is not None:
+            self.optimizer.clip_grad_norm_(norm)
+        if value is not None:
+            torch.nn.utils.clip_grad_value_(self.model.parameters(), value)
+        if factor is not None:
+            clip_adaptively(self.optimizer, factor)
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
@@ -107,15 +120,19 @@ class PlainEngine:
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name, p in zip(names, group["params"], strict=True):
-                    yield Latent(name, self.optimizer.latent(p), group["quantizer"], group["mu"])
+                    yield Latent(name, self.optimizer.latent(p), row_of(group), group["mu"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The current network; live tensors."""
+        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """The state described in `Engine.state_dict`; live tensors."""
-        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         state = self.optimizer.state_dict()
         order = [name for names in self._names for name in names]
         return {
-            "model": self.model.state_dict(),
+            "model": self.weights(),
             "optimizer": {
                 "update": self.optimizer.update,
                 "state": {order[index]: dict(values) for index, values in state["state"].items()},

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from quantizers import ProxConnect
+from quantizers import ProxConnect, Quantizer
 from suite.engines.process_group import EngineError, Layout
 
 
 class Latent(NamedTuple):
-    """A quantized parameter's w*, unsharded (the parameter's shape), with its quantizer's name and current mu."""
+    """A quantized parameter's w*, unsharded (the parameter's shape), with its row and current mu."""
 
     name: str
     w_star: Tensor
-    quantizer: str
+    row: Quantizer
     mu: float
 
 
@@ -36,10 +36,17 @@ class Engine(Protocol):
     def logits(self, images: Tensor) -> Tensor:
         """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """The current network, parameters (w) and buffers, as full tensors by name on every process.
+
+        They may be the live ones, not copies. Here, in `state_dict` and in `harden`, all processes take the first one's
+        norm statistics, as under DDP.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """The complete training state, independent of sharding: full tensors by parameter name, on every process.
 
-        {"model": the current network (w, buffers),
+        {"model": weights(),
          "optimizer": {"update", "state": {name: {"w_star", "mu", the base's entries}},
                        "param_groups": [{..., "params": names}]},
          "scaler": of fp16, else None}
@@ -54,9 +61,9 @@ class Engine(Protocol):
         """
 
     def harden(self) -> None:
-        """Puts the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
+        """Puts the deployed weights into the model: sign(w*), times its scale if the recipe has one.
 
-        Here and in `state_dict`, all processes take the first one's norm statistics, as under DDP.
+        F(w*) for a row that is not binary.
         """
 
     def soften(self) -> None:

@@ -217,6 +217,10 @@ def _blank(path: Path, header: Header) -> "tuple[nn.Module, Split]":
     except ValueError as error:
         raise ExportError(f"{path}: its network cannot be built: {reason(error)}") from error
     models.harden_inputs(model)
+    if header.cell.quantization.scale != "none":
+        for parameter in (dict(model.named_parameters())[name] for name in split.binary):
+            parameter.data.fill_(1)
+        models.fold_scales(model, split)
     return model, split
 
 

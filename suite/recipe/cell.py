@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from suite.errors import SettingError
+from suite.recipe.optimizers import traits
 
 if TYPE_CHECKING:
     from quantizers.sharpness import Shape
@@ -73,18 +74,25 @@ def _known_dataset(name: str, info: ValidationInfo) -> str:
     return name
 
 
-def _known_policy(name: str, info: ValidationInfo) -> str:
+def _known_optimizer(name: str, info: ValidationInfo) -> str:
     if info.context != RECORDED:
-        import models
-
-        models.kept_by(name)
+        traits(name)
     return name
 
 
+def _known_notation(notation: str, info: ValidationInfo) -> str:
+    if info.context != RECORDED:
+        from suite.data.policy import require_notation
+
+        require_notation(notation)
+    return notation
+
+
+Notation = Annotated[str, AfterValidator(_known_notation)]
+OptimizerName = Annotated[str, AfterValidator(_known_optimizer)]
 QuantizerName = Annotated[str, AfterValidator(_known_quantizer)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
-PolicyName = Annotated[str, AfterValidator(_known_policy)]
 
 
 _NO = ("false", "no", "off")
@@ -129,6 +137,14 @@ def _only_with(key: str, value: Any, default: Any, info: ValidationInfo, needed:
     return default if found == needed and value is None else value
 
 
+def _refuse(value: Any, info: ValidationInfo, lack: str) -> None:  # noqa: ANN401  (any key's)
+    """ValueError if the optimizer is given a setting that it has not."""
+    if value is not None:
+        raise ValueError(
+            f"changes nothing: {info.data['optimizer']} {lack}; leave it out, or unset it with {info.field_name}: null"
+        )
+
+
 class ProgressiveResizing(Frozen):
     """Small images first: side `start` to epoch `from_epoch`, then a linear rise to data.image_size at `to_epoch`."""
 
@@ -170,6 +186,21 @@ class Data(Frozen):
     )
     std: tuple[PositiveFloat, ...] | None = Field(None, description="standard deviation of each channel; with mean")
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
+    auto_augment: Notation | None = Field(
+        None,
+        description="policy on training images, in timm's notation: rand-m9-mstd0.5-inc1 (RandAugment as in DeiT), "
+        "original, v0 (AutoAugment), 3a, augmix-m5-w4-d2",
+    )
+    color_jitter: NonNegativeFloat = Field(
+        0.0, description="brightness, contrast and saturation each change by a factor of 1 minus it to 1 plus it"
+    )
+    random_erasing: Fraction = Field(
+        0.0,
+        description="probability that a rectangle of a training image is noise (Zhong et al. 2020; timm's mode pixel)",
+    )
+    repeated_augmentation: PositiveInt = Field(
+        1, description="copies of each sample in a batch, differently augmented; an epoch then sees fewer samples"
+    )
     validation_fraction: Fraction = Field(
         0.1,
         description="share of the training set held out; the same for all seeds. 0: the data set's own, if it has one",
@@ -242,10 +273,25 @@ class Training(Frozen):
 
     epochs: PositiveInt
     batch_size: PositiveInt = Field(description="images per optimizer step, over all processes")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: OptimizerName = Field(
+        "sgd", description="timm's name of it: sgd, adamw, adam, lamb, lion, ...; sgd and adamw are torch's"
+    )
     learning_rate: PositiveFloat = Field(description="peak, after warm-up")
-    momentum: Fraction | None = Field(None, validate_default=True, description="for sgd only; default: 0.9")
+    momentum: Fraction | None = Field(
+        None, validate_default=True, description="for optimizers that have one, as sgd and lars; default: 0.9"
+    )
     nesterov: bool | None = Field(None, validate_default=True, description="for sgd only; default: false")
+    betas: tuple[Fraction, ...] | None = Field(
+        None, description="for optimizers that have them, as adamw and lion; default: the optimizer's own"
+    )
+    eps: PositiveFloat | None = Field(
+        None, description="for optimizers that have one, as adamw and lamb; default: the optimizer's own"
+    )
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="each layer's learning rate is that of the next one times this (ELECTRA, Clark et al. 2020; BEiT); "
+        "layers as timm counts them",
+    )
     weight_decay: NonNegativeFloat = Field(0.0, description="on weights and latents; norms, biases and gains have none")
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     warmup_epochs: NonNegativeFloat = Field(0.0, description="linear rise of the learning rate from 0")
@@ -254,6 +300,11 @@ class Training(Frozen):
     )
     decay_rate: PositiveFloat | None = Field(
         None, validate_default=True, description="for schedule: step only; default: 0.1"
+    )
+    loss: Literal["cross_entropy", "bce"] = Field(
+        "cross_entropy",
+        description="bce: binary cross-entropy of each class by itself, mean over images and classes (ResNet strikes "
+        "back, Wightman et al. 2021)",
     )
     label_smoothing: Fraction = 0.0
     mixup: NonNegativeFloat = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by")
@@ -264,9 +315,24 @@ class Training(Frozen):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
     )
+    dropout: Fraction = Field(
+        0.0, description="rate of timm's drop_rate: before the classifier, and where a model says"
+    )
+    drop_path: Fraction = Field(
+        0.0, description="stochastic depth (Huang et al. 2016): rate at which the last block is skipped, linear from 0"
+    )
     clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of the base optimizer's gradient")
+    clip_grad_value: PositiveFloat | None = Field(None, description="bound on each element of the loss's gradient")
+    clip_grad_adaptive: PositiveFloat | None = Field(
+        None,
+        description="bound on each output's gradient norm over its weight norm, w* for quantized weights "
+        "(Brock et al. 2021)",
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="average of the latents that is evaluated instead of the last"
+    )
+    ema_warmup: bool = Field(
+        default=False, description="the decay of step t is at most (1 + t) / (10 + t), so that the start is forgotten"
     )
     reestimate_norm: bool = Field(
         default=False,
@@ -275,9 +341,13 @@ class Training(Frozen):
 
     @field_validator("momentum")
     @classmethod
-    def _momentum_of_sgd(cls, value: float | None, info: ValidationInfo) -> float | None:
-        momentum: float | None = _only_with("optimizer", value, 0.9, info, "sgd")
-        return momentum
+    def _momentum_where_there_is_one(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if info.context == RECORDED or "optimizer" not in info.data:
+            return value
+        if not traits(info.data["optimizer"]).has_momentum:
+            _refuse(value, info, "has no momentum")
+            return None
+        return 0.9 if value is None else value
 
     @field_validator("nesterov")
     @classmethod
@@ -286,6 +356,43 @@ class Training(Frozen):
         if nesterov and info.data.get("momentum") == 0:
             raise ValueError("true needs a momentum above 0")
         return nesterov
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_where_there_are_some(
+        cls, value: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        if value is None or info.context == RECORDED or "optimizer" not in info.data:
+            return value
+        num_betas = traits(info.data["optimizer"]).num_betas
+        if not num_betas:
+            _refuse(value, info, "has no betas")
+        if len(value) != num_betas:
+            raise ValueError(f"{list(value)}: {info.data['optimizer']} has {num_betas}")
+        return value
+
+    @field_validator("eps")
+    @classmethod
+    def _eps_where_there_is_one(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if info.context == RECORDED or "optimizer" not in info.data or traits(info.data["optimizer"]).has_eps:
+            return value
+        _refuse(value, info, "has no eps")
+        return None
+
+    @field_validator("clip_grad_value", "clip_grad_adaptive")
+    @classmethod
+    def _clipped_in_one_way(cls, value: float | None, info: ValidationInfo) -> float | None:
+        others = [key for key in ("clip_grad_norm", "clip_grad_value") if info.data.get(key) is not None]
+        if value is not None and others:
+            raise ValueError(f"one way to clip is enough, and {others[0]} is given: leave one out")
+        return value
+
+    @field_validator("ema_warmup")
+    @classmethod
+    def _warmup_of_an_average(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("ema_decay") is None:
+            raise ValueError("true needs an ema_decay")
+        return value
 
     @field_validator("warmup_epochs")
     @classmethod
@@ -332,6 +439,11 @@ class Execution(Frozen):
     micro_batch_size: PositiveInt | None = Field(
         None,
         description="maximum number of images per forward pass and process; gradients accumulate to the recipe's batch",
+    )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="recompute activations in the backward pass: less memory, a third slower; not with batch norm, "
+        "whose statistics would count each batch twice",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU where torch sees one; no GPU where the job was given one is an error"
@@ -422,12 +534,29 @@ class Quantization(Frozen):
     clip_latents: bool = Field(
         default=False, description="clip w* to [-1, 1] after each step, as BinaryConnect and BinaryNet do"
     )
-    full_precision: PolicyName = Field(
-        "ends",
-        description="layers that stay exact: ends = the first and the classifier; ends+shortcuts = 1x1 convolutions on "
-        "shortcuts, too; ends+attention = attention's projections, too",
+    full_precision: tuple[str, ...] = Field(
+        ("ends",),
+        description="layers that stay exact: ends = the first and the classifier; shortcuts = 1x1 convolutions on "
+        "shortcuts; attention = attention's projections; or patterns of layer names, as blocks.*.attn.qkv. []: none",
+    )
+    scale: Literal["none", "tensor", "channel"] = Field(
+        "none",
+        description="none: weights are -1 and +1, and a layer without a batch norm behind it has a trainable gain; "
+        "tensor, channel: they are -s and +s, s the mean |w*| of the layer or of each output channel "
+        "(XNOR-Net, Rastegari et al. 2016; PARQ, Jin et al. 2025), and mu is in units of w* / s",
     )
     inputs: Inputs | None = Field(None, description="for task: bwa only; default: bnn, sign with B = 1 on [-1, 1]")
+
+    @field_validator("full_precision", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:  # noqa: ANN401  (not yet checked)
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _latents_in_units_of_one(self) -> "Quantization":
+        if self.scale != "none" and self.clip_latents:
+            raise SettingError("clip_latents", f"clips to [-1, 1], which is for scale: none, here it is {self.scale}")
+        return self
 
 
 def reads_mu(quantizer: str) -> bool:
@@ -451,7 +580,7 @@ def require_mu(quantizer: str, quantization: Quantization) -> None:
 def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
     """SettingError where a key of `data` is impossible, or changes nothing, with the data set or one of the models."""
     import models
-    from suite.data.datasets import is_small
+    from suite.data.datasets import GREY, is_small
 
     if is_small(dataset):
         own = f"{dataset} is held in memory and stays at its own size"
@@ -460,10 +589,39 @@ def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
                 raise SettingError(key, f"is for image files; {own}")
         if data.crop == "random_resized":
             raise SettingError("crop", f"random_resized is for image files; {own}")
+    if dataset in GREY and (data.auto_augment or data.color_jitter):
+        key = "auto_augment" if data.auto_augment else "color_jitter"
+        raise SettingError(key, f"is for images in colour; {dataset}'s are grey")
     for key in ("test_size", "progressive_resizing"):
         has_other_sizes = getattr(data, key) not in {None, data.image_size}
         if has_other_sizes and (fixed := [name for name in names if not models.takes_any_size(name)]):
             raise SettingError(key, f"{fixed[0]} takes images of one size only")
+
+
+def require_rates(training: Training, names: tuple[str, ...]) -> None:
+    """SettingError where one of the models has no dropout or stochastic depth, and the recipe asks for it."""
+    if not (training.dropout or training.drop_path):
+        return
+    import models
+
+    for name in names:
+        try:
+            models.skeleton(name, dropout=training.dropout, drop_path=training.drop_path)
+        except ValueError as error:
+            key, _, reason = str(error).partition(": ")
+            raise SettingError(key, reason) from error
+
+
+def require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
+    """SettingError where a pattern of full_precision matches no layer of one of the models."""
+    import models
+
+    patterns = [item for item in quantization.full_precision if item not in models.POLICIES]
+    for name in names if patterns else ():
+        try:
+            models.kept_layers(models.skeleton(name), patterns)
+        except ValueError as error:
+            raise SettingError("full_precision", f"{error}") from error
 
 
 def _written(shape: "Shape") -> str:
@@ -503,6 +661,20 @@ class Cell(Frozen):
         if info.context != RECORDED and {"dataset", "model"} <= info.data.keys():
             require_fitting(data, info.data["dataset"], (info.data["model"],))
         return data
+
+    @field_validator("training")
+    @classmethod
+    def _rates_that_the_model_has(cls, training: Training, info: ValidationInfo) -> Training:
+        if info.context != RECORDED and "model" in info.data:
+            require_rates(training, (info.data["model"],))
+        return training
+
+    @field_validator("quantization")
+    @classmethod
+    def _layers_that_are_there(cls, quantization: Quantization, info: ValidationInfo) -> Quantization:
+        if info.context != RECORDED and "model" in info.data:
+            require_layers(quantization, (info.data["model"],))
+        return quantization
 
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Cell":

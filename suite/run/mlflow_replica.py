@@ -350,5 +350,7 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for key, inner in value.items():
         if isinstance(inner, dict):
             yield from _flatten(inner, f"{prefix}{key}.")
+        elif isinstance(inner, list) and all(isinstance(each, str) for each in inner):
+            yield f"{prefix}{key}", ", ".join(inner)
         else:
             yield f"{prefix}{key}", inner

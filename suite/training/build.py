@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import models
 from quantizers import Constant, Cosine, Exponential, Linear, ProxConnect, SharpnessSchedule
+from quantizers.latents import is_elementwise
 from quantizers.sharpness import Shape
 from suite.data import datasets
 from suite.data.augmentation import IMAGENET, Normalization
@@ -82,13 +83,17 @@ def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Executi
         )
     size = cell.data.image_size or source.image_size
     normalization = _normalization(cell, train, source.description.in_chans)
-    make_reader = _readers(cell, layout, execution)
+    make_reader, changers = _readers(cell, layout, execution)
 
-    def make(part: Part) -> Loader:
-        return Loader(make_reader(part), cell.data, size, normalization, batch_size, cell.seed, layout)
+    def make(part: Part, repeats: int = 1) -> Loader:
+        if repeats > 1:
+            part = part.subset(torch.arange(len(part.labels)).repeat(repeats))
+        settings = (cell.data, size, normalization, batch_size, cell.seed, layout, _interpolation(cell))
+        return Loader(make_reader(part), *settings, changers, repeats)
 
     made = None if validation is None else make(validation)
-    return Loaders(make(train), made, made if made is not None and cell.trial else make(final), len(kept))
+    training = make(train, cell.data.repeated_augmentation)
+    return Loaders(training, made, made if made is not None and cell.trial else make(final), len(kept))
 
 
 def split_training_set(cell: Cell, source: Source) -> tuple[Tensor, Tensor]:
@@ -136,8 +141,13 @@ def _interpolation(cell: Cell) -> Interpolation:
     return cell.data.interpolation or "bilinear"
 
 
-def _readers(cell: Cell, layout: Layout, execution: Execution) -> Callable[[Part], Reader]:
-    """A function that makes the reader of a part; readers of image files share their workers."""
+def _readers(
+    cell: Cell, layout: Layout, execution: Execution
+) -> "tuple[Callable[[Part], Reader], Callable[[], Workers]]":
+    """A function that makes the reader of a part, and one that makes the processes that apply policies for it.
+
+    Readers of image files share their workers.
+    """
     num_workers = execution.num_workers or max(len(os.sched_getaffinity(0)) // layout.local_world_size, 1)
     interpolation, device = _interpolation(cell), layout.device
 
@@ -159,7 +169,13 @@ def _readers(cell: Cell, layout: Layout, execution: Execution) -> Callable[[Part
         share = cell.training.batch_size // layout.world_size
         return FFCVReader(part, share, num_workers, device, interpolation)
 
-    return make
+    @cache
+    def changers() -> "Workers":
+        from suite.data.readers.image_folder import Workers
+
+        return Workers(num_workers if num_workers > 1 else 0, device)
+
+    return make, changers
 
 
 def pretrained_weights(
@@ -196,14 +212,15 @@ def build_model(
     """
     torch.manual_seed(stream(cell.seed, "init"))
     size = cell.data.image_size or description.image_size
-    model = models.create(cell.model, len(description.classes), size, description.in_chans)
+    rates = {"dropout": cell.training.dropout, "drop_path": cell.training.drop_path}
+    model = models.create(cell.model, len(description.classes), size, description.in_chans, **rates)
     if parent_weights is not None:
         model.load_state_dict(parent_weights)
     if cell.quantizer == "fp":
         return model, models.full_precision(model)
     inputs = cell.quantization.inputs
     quantized = None if inputs is None else models.InputQuantization(inputs.quantizer)
-    return model, models.binarize(model, cell.quantization.full_precision, quantized)
+    return model, models.binarize(model, cell.quantization.full_precision, quantized, cell.quantization.scale)
 
 
 def build_engine(
@@ -223,22 +240,50 @@ def build_engine(
             f"execution.micro_batch_size {size} does not divide the {share} images of a step and process: "
             f"take {max(part for part in range(1, size) if share % part == 0)}"
         )
+    if execution.checkpoint_activations:
+        _checkpoint_activations(cell.model, model)
     model.to(layout.device)
     parts = (build_criterion(cell.training), layout, cell.training, execution)
     if execution.engine == "plain":
         model.to(memory_format=torch.channels_last)
         return PlainEngine(model, wrap(cell, build_base(cell, model, split), execution), *parts)
-    _require_for_deepspeed(cell.training, execution.zero_stage)
+    _require_for_deepspeed(cell, execution.zero_stage)
     try:
         from suite.engines.deepspeed.engine import DeepSpeedEngine
     except ModuleNotFoundError as error:
         if error.name != "deepspeed":
             raise
         raise EngineError("execution.engine: deepspeed is not installed: pip install proxbench[deepspeed]") from error
-    return DeepSpeedEngine(model, build_base(cell, model, split), partial(wrap, cell, execution=execution), *parts)
+    base = build_base(cell, model, split)
+    if not is_elementwise(base):
+        raise EngineError(
+            f"training.optimizer: {cell.training.optimizer} looks at whole parameters, which deepspeed has in shards; "
+            "take execution.engine: plain, or sgd or adamw"
+        )
+    return DeepSpeedEngine(model, base, partial(wrap, cell, execution=execution), *parts)
 
 
-def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
+def _checkpoint_activations(name: str, model: nn.Module) -> None:
+    """EngineError where the model cannot, or where its batch norms would see each batch twice."""
+    key = "execution.checkpoint_activations"
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):  # noqa: SLF001  (the norms' base)
+        raise EngineError(f"{key}: {name} has batch norms, whose statistics would count each batch twice; leave it out")
+    try:
+        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]  # timm's, of most of its models
+    except (AttributeError, AssertionError) as error:
+        raise EngineError(f"{key}: {name} has no such mode in timm; leave it out") from error
+
+
+def _require_for_deepspeed(cell: Cell, zero_stage: int) -> None:
+    training = cell.training
+    if cell.quantization.scale != "none":
+        raise EngineError(
+            f"quantization.scale: {cell.quantization.scale} is the mean of a layer's latents, which deepspeed has in "
+            "shards; take execution.engine: plain"
+        )
+    for key in ("clip_grad_value", "clip_grad_adaptive"):
+        if getattr(training, key) is not None:
+            raise EngineError(f"training.{key}: deepspeed has the gradients in shards; take execution.engine: plain")
     if training.precision == "fp16":
         raise EngineError("training.precision: fp16 is for execution.engine: plain; deepspeed runs float32 and bf16")
     if training.ema_decay is not None:
@@ -249,22 +294,48 @@ def _require_for_deepspeed(training: Training, zero_stage: int) -> None:
 
 def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim.Optimizer:
     """The recipe's base optimizer, around parameters that hold w*; the quantized group names its quantizer and mu."""
-    parameters = dict(model.named_parameters())
+    from timm.optim import create_optimizer_v2
+
     training = cell.training
-    groups: list[dict[str, Any]] = [
-        {"params": [parameters[name] for name in split.decay], "weight_decay": training.weight_decay},
-        {"params": [parameters[name] for name in split.no_decay], "weight_decay": 0.0},
+    kinds: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+        (split.decay, {"weight_decay": training.weight_decay}),
+        (split.no_decay, {"weight_decay": 0.0}),
     ]
     if split.binary:
-        binary = [parameters[name] for name in split.binary]
         sharpness = cell.quantization.sharpness.get(cell.quantizer)
         # The schedule's first value: w is written once, before an engine spreads it over processes.
         mu = {} if sharpness is None else {"mu": sharpness.start}
-        groups.append({"params": binary, "weight_decay": training.weight_decay, "quantizer": cell.quantizer, **mu})
+        row = {"quantizer": cell.quantizer, "scale": cell.quantization.scale}
+        kinds.append((split.binary, {"weight_decay": training.weight_decay, **row, **mu}))
+    groups = [group for names, settings in kinds for group in _by_layer(model, names, settings, training.layer_decay)]
+    given = {"momentum": training.momentum, "betas": training.betas, "eps": training.eps}
     if training.optimizer == "sgd":
-        momentum, nesterov = training.momentum or 0.0, bool(training.nesterov)
-        return torch.optim.SGD(groups, training.learning_rate, momentum, nesterov=nesterov)
-    return torch.optim.AdamW(groups, training.learning_rate)
+        given["nesterov"] = bool(training.nesterov)  # timm's default is true
+    settings = {key: value for key, value in given.items() if value is not None}
+    base: torch.optim.Optimizer = create_optimizer_v2(
+        groups, training.optimizer, lr=training.learning_rate, weight_decay=training.weight_decay, **settings
+    )
+    return base
+
+
+def _by_layer(
+    model: nn.Module, names: tuple[str, ...], settings: dict[str, Any], layer_decay: float | None
+) -> list[dict[str, Any]]:
+    """One group of the parameters of those names; with layer decay one for each layer, with its `lr_scale`."""
+    parameters = dict(model.named_parameters())
+    if layer_decay is None:
+        return [{"params": [parameters[name] for name in names], **settings}]
+    from timm.optim import param_groups_layer_decay
+
+    scales = {
+        parameter: group["lr_scale"]
+        for group in param_groups_layer_decay(model, 0.0, layer_decay=layer_decay)
+        for parameter in group["params"]
+    }
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name in names:
+        by_scale.setdefault(scales[parameters[name]], []).append(parameters[name])
+    return [{"params": own, **settings, "lr_scale": scale} for scale, own in by_scale.items()]
 
 
 def wrap(cell: Cell, base: torch.optim.Optimizer, execution: Execution = AS_IS) -> ProxConnect:
@@ -316,9 +387,12 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
 
 
 def build_criterion(training: Training) -> nn.Module:
-    """Mean cross-entropy over the batch, with label smoothing where asked; the labels of mixed images come smoothed."""
-    from timm.loss import LabelSmoothingCrossEntropy
+    """The recipe's mean loss over the batch, smoothing labels where asked; those of mixed images come smoothed."""
+    from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
+    if training.loss == "bce":
+        of_each_class: nn.Module = BinaryCrossEntropy(0.0 if mixes(training) else training.label_smoothing)
+        return of_each_class
     if training.label_smoothing and not mixes(training):
         criterion: nn.Module = LabelSmoothingCrossEntropy(training.label_smoothing)
         return criterion

@@ -13,18 +13,24 @@ from quantizers import ProxConnect
 
 
 class MovingAverage:
-    """a <- decay a + (1 - decay) x after each step, in x's dtype; integers (step counters of norms) are copied."""
+    """a <- decay a + (1 - decay) x after each step, in x's dtype; integers (step counters of norms) are copied.
 
-    def __init__(self, model: nn.Module, optimizer: ProxConnect, binary: frozenset[str], decay: float) -> None:
-        self.model, self.optimizer, self.binary, self.decay = model, optimizer, binary, decay
+    With warm-up the decay of step t, counted from 0, is at most (1 + t) / (10 + t).
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: ProxConnect, binary: frozenset[str], decay: float, *, warmup: bool = False
+    ) -> None:
+        self.model, self.optimizer, self.binary, self.decay, self.warmup = model, optimizer, binary, decay, warmup
         self.averages = {name: value.clone() for name, value in self._live()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Updates the averages after a step."""
+    def update(self, step: int) -> None:
+        """Updates the averages after step number `step`, counted from 0 over all epochs."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         pairs = [(self.averages[name], value) for name, value in self._live()]
         moving = [pair for pair in pairs if pair[1].is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [x for _, x in moving], 1 - self.decay)
+        torch._foreach_lerp_([a for a, _ in moving], [x for _, x in moving], 1 - decay)
         for average, value in pairs:
             if not value.is_floating_point():
                 average.copy_(value)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quantizers import get
 from quantizers.packing import pack, unpack
 from suite.data.loader import Loader
 from suite.engines.process_group import Layout
@@ -78,7 +77,7 @@ class Health:
     """Signs of a stuck or noisy binarization, over all quantized weights, once an epoch.
 
     flip_rate: share of weights whose sign differs from the last call's.
-    latent_gap: mean |w* - sign(w*)|.
+    latent_gap: mean |w* - sign(w*)|; with a scale s, |w* - s sign(w*)|.
     masked_share: share of weights with |B(w*; mu)| < 1e-3 |B(0; mu)|.
 
     `latents` goes through them one at a time, as `Engine.latents` does: they need not fit in memory together.
@@ -98,14 +97,14 @@ class Health:
         if not self._signs:
             return {}
         flipped = gap = masked = 0.0
-        for name, w_star, quantizer, mu in self.latents():
+        for name, w_star, row, mu in self.latents():
             if num_bad := int((~w_star.isfinite()).sum()):
                 raise DivergedError(f"{num_bad} of the {w_star.numel()} latents of {name} are NaN or infinite")
             positive = w_star >= 0
             flipped += float((positive != self._signs[name]).sum())
-            gap += float((w_star - torch.where(positive, 1.0, -1.0)).abs().sum())
-            scale = get(quantizer).backward(torch.zeros(1), mu).abs().item()
-            masked += float((get(quantizer).backward(w_star, mu).abs() < MASKED * scale).sum())
+            gap += float((w_star - row.deployed(w_star, mu)).abs().sum())
+            at_zero = row.backward(torch.zeros(1, 1), mu).abs().item()
+            masked += float((row.backward(w_star, mu).abs() < MASKED * at_zero).sum())
             self._signs[name] = positive
         num = sum(signs.numel() for signs in self._signs.values())
         return {

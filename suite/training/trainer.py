@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ class Network:
         self.engine = build_engine(cell, model, self.split, layout, execution)
         self.optimizer = self.engine.optimizer
         decay, binary = cell.training.ema_decay, frozenset(self.split.binary)
-        self.average = None if decay is None else MovingAverage(self.engine.model, self.optimizer, binary, decay)
+        average = partial(MovingAverage, self.engine.model, self.optimizer, binary, warmup=cell.training.ema_warmup)
+        self.average = None if decay is None else average(decay)
         self.epoch = 0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,7 +138,7 @@ class Network:
             self.average.averages = {name: value.to(self.layout.device) for name, value in state["average"].items()}
 
     def deploy(self) -> None:
-        """Turns the trained network into the tested one: averages if kept, sign(w*).
+        """Turns the trained network into the tested one: averages if kept, sign(w*), a scale made a layer's gain.
 
         Depends only on the state in a checkpoint. Training cannot continue afterwards.
         """
@@ -144,10 +146,12 @@ class Network:
             self.average.swap()
         self.engine.harden()
         models.harden_inputs(self.engine.model)
+        if self.cell.quantization.scale != "none":
+            models.fold_scales(self.engine.model, self.split)
 
     def weights_digest(self) -> str:
         """SHA-256 of the current network; result.json holds the tested network's."""
-        return weights_digest(self.engine.state_dict()["model"])
+        return weights_digest(self.engine.weights())
 
 
 class Trainer(Network):
@@ -243,7 +247,7 @@ class Trainer(Network):
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.step, self.layout.rank))
         loss, logits = self.engine.train_step(*self._mixed(images, labels))
         if self.average is not None:
-            self.average.update()
+            self.average.update(self._num_steps_done)
         self.totals[0] += loss * len(labels)
         self.totals[1] += (logits.argmax(1) == labels).sum()
         self.totals[2] += len(labels)

@@ -6,8 +6,11 @@ from torch import Tensor, nn
 
 import models
 from models.binarize import latents
+from models.catalog import metadata
 from models.inputs import BinaryInput
 from models.layers import BinaryConv2d, BinaryLinear
+from quantizers import ProxConnect
+from quantizers.scales import Scale
 
 SMALL = {"resnet20": (32, 3), "vit_mini_patch4_32": (32, 3), "vit_mini_patch2_8": (8, 1), "efficientnet_b0": (32, 3)}
 small_model = pytest.mark.parametrize("name", SMALL)
@@ -213,15 +216,15 @@ def test_a_split_that_is_no_partition_is_refused(binary: tuple[str, ...], decay:
 
 
 @pytest.mark.parametrize("policy", models.POLICIES)
-def test_every_policy_partitions_and_keeps_the_ends(policy: str) -> None:
+def test_every_policy_partitions_and_adds_to_the_ends(policy: str) -> None:
     for name in ("resnet18", "vit_mini_patch2_8"):
         model = on_meta(name)
-        split = models.binarize(model, policy)
+        split = models.binarize(model, ("ends", policy))
         assert {f"{layer}.weight" for layer in models.full_precision_layers(model)} <= set(split.decay)
 
 
 def test_shortcuts_of_a_resnet_can_stay_exact() -> None:
-    split = models.binarize(on_meta("resnet18"), "ends+shortcuts")
+    split = models.binarize(on_meta("resnet18"), ("ends", "shortcuts"))
     downsampling = [f"layer{stage}.0.downsample.0.weight" for stage in (2, 3, 4)]
     assert list(split.decay) == ["conv1.weight", *downsampling, "fc.weight"]
     assert len(split.binary) == 16
@@ -229,14 +232,52 @@ def test_shortcuts_of_a_resnet_can_stay_exact() -> None:
 
 def test_attention_of_a_transformer_can_stay_exact() -> None:
     model = on_meta("vit_mini_patch2_8")
-    split = models.binarize(model, "ends+attention")
+    split = models.binarize(model, ("ends", "attention"))
     assert split.binary == tuple(f"blocks.{i}.mlp.{layer}.weight" for i in range(2) for layer in ("fc1", "fc2"))
     assert type(model.get_submodule("blocks.0.attn.qkv")) is nn.Linear
 
 
-def test_an_unknown_policy_is_corrected() -> None:
-    with pytest.raises(ValueError, match=r"unknown full-precision policy 'end'; did you mean 'ends'\? \(ends, ends\+s"):
-        models.binarize(on_meta("resnet20"), "end")
+def test_what_stays_exact_may_be_named_by_patterns_or_be_nothing() -> None:
+    split = models.binarize(on_meta("vit_mini_patch2_8"), ("ends", "blocks.*.attn.qkv", "blocks.1"))
+    assert split.binary == tuple(f"blocks.0.{layer}.weight" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"))
+    everything = models.binarize(on_meta("resnet20"), ())
+    assert not everything.decay
+    assert {"conv1.weight", "fc.weight"} <= set(everything.binary)
+
+
+def test_a_pattern_that_matches_no_layer_is_corrected() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown layers .* 'end'; did you mean 'ends'\? \(ends, shortcuts, attention\)"
+    ):
+        models.binarize(on_meta("resnet20"), ("end",))
+    with pytest.raises(ValueError, match=r"no layer of CifarResNet has a name like it; it has conv1, .*, fc$"):
+        models.binarize(on_meta("resnet20"), ("ends", "blocks.*"))
+
+
+@pytest.mark.parametrize("scale", ["tensor", "channel"])
+@pytest.mark.parametrize("name", ["resnet20", "vit_mini_patch2_8"])
+def test_a_folded_scale_gives_the_same_logits_to_the_bit(name: str, scale: Scale) -> None:
+    model = create(name)
+    raw = {key: value.clone() for key, value in model.state_dict().items()}
+    split = models.binarize(model, ("ends",), None, scale)
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[key], raw[key]) for key in split.binary), "latents are the weights as they are"
+    assert not any(key.endswith("gain") for key in parameters)
+    group = {"params": [parameters[key] for key in split.binary], "quantizer": "bc", "scale": scale}
+    ProxConnect(torch.optim.SGD([group], lr=0.1)).harden()
+    images = torch.randn(3, *metadata(model)["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model.eval()(images)
+        models.fold_scales(model, split)
+        assert torch.equal(model(images), before)
+    assert all(bool((parameters[key].abs() == 1).all()) for key in split.binary)
+
+
+def test_weights_without_a_scale_are_not_folded() -> None:
+    model = create("vit_mini_patch2_8")
+    split = models.binarize(model, ("ends",), None, "channel")
+    with pytest.raises(ValueError, match=r"blocks.0.attn.qkv.weight: its weights are not -s and \+s"):
+        models.fold_scales(model, split)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18"])

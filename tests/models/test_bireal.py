@@ -62,7 +62,7 @@ def test_the_imagenet_form_has_resnet18s_convolutions_and_norms(name: str) -> No
 def test_each_3x3_convolution_between_the_ends_has_its_own_shortcut_and_is_binary(name: str) -> None:
     model = create(name)
     blocks = [module for module in model.modules() if isinstance(module, BiRealBlock | ReActBlock)]
-    split = models.binarize(model, "ends+shortcuts", models.InputQuantization())
+    split = models.binarize(model, ("ends", "shortcuts"), models.InputQuantization())
     assert len(split.binary) == len(blocks) == {"8": 6, "20": 18, "18": 16}[name.partition("resnet")[2]]
     assert all(type(block.conv) is BinaryConv2d and block.conv.kernel_size == (3, 3) for block in blocks)
     assert all(block.conv.gain is None for block in blocks)  # a batch norm follows
@@ -71,7 +71,7 @@ def test_each_3x3_convolution_between_the_ends_has_its_own_shortcut_and_is_binar
 @pytest.mark.parametrize("name", FAMILY)
 def test_shifts_and_slopes_do_not_decay(name: str) -> None:
     model = create(name)
-    split = models.binarize(model, "ends", models.InputQuantization())
+    split = models.binarize(model, ("ends",), models.InputQuantization())
     assert set(split.decay) == {"conv1.weight", "fc.weight"}
     learnt = [name for name, _ in model.named_parameters() if name.endswith((".shift", ".prelu.weight"))]
     assert set(learnt) <= set(split.no_decay)

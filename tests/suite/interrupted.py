@@ -43,6 +43,19 @@ CELLS: dict[str, dict[str, Any]] = {
     },
     "average and norms measured anew": {"training__ema_decay": 0.9, "training__reestimate_norm": True},
     "dropout": {"model": "vit_mini_patch2_8_dropout"},
+    "rates, another optimizer and loss": {
+        "model": "vit_mini_patch2_8",
+        "training__optimizer": "lamb",
+        "training__betas": [0.9, 0.99],
+        "training__layer_decay": 0.8,
+        "training__dropout": 0.1,
+        "training__drop_path": 0.2,
+        "training__loss": "bce",
+        "training__clip_grad_adaptive": 0.02,
+        "training__ema_decay": 0.9,
+        "training__ema_warmup": True,
+        "quantization__scale": "channel",
+    },
     "binary activations": {"model": "bireal_resnet8", "task": "bwa", "quantization__inputs": _SOFT_INPUTS},
 }
 

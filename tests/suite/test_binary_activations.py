@@ -157,7 +157,7 @@ def test_a_cosine_moves_mu_slowly_first(make_bwa: MakeCell) -> None:
 
 
 def test_a_cells_policy_is_what_its_model_is_made_with(make_cell: MakeCell) -> None:
-    cell = make_cell(model="vit_mini_patch2_8", quantization__full_precision="ends+attention")
+    cell = make_cell(model="vit_mini_patch2_8", quantization__full_precision=["ends", "attention"])
     _, split = build_model(cell, load("digits", NOWHERE).description, None)
     assert {name.split(".")[2] for name in split.binary} == {"mlp"}
 

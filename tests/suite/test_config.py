@@ -18,7 +18,7 @@ from suite.training.seeds import stream
 
 
 def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell]) -> None:
-    assert make_cell().id == "49a5d3a84091"
+    assert make_cell().id == "f964a0e25d9e"
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,9 @@ def test_id_is_the_same_on_every_machine_and_day(make_cell: Callable[..., Cell])
         {"training__epochs": 3},
         {"training__learning_rate": 0.0031},
         {"quantization__clip_latents": True},
+        {"quantization__scale": "channel"},
         {"quantization__update": "pq"},
-        {"quantization__full_precision": "ends+shortcuts"},
+        {"quantization__full_precision": ["ends", "shortcuts"]},
         {"task": "bwa", "quantization__inputs": {"quantizer": "bnn"}},
     ],
 )
@@ -231,7 +232,7 @@ def test_streams_of_one_seed_are_unrelated_and_fixed() -> None:
 
 def test_full_precision_shares_its_cells_between_tasks_and_policies(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell()
-    kept = cell.quantization.model_copy(update={"full_precision": "ends+shortcuts"})
+    kept = cell.quantization.model_copy(update={"full_precision": ("ends", "shortcuts")})
     blocks = tuple(_block(cell, task=task, quantization=q) for task in ("bw", "bwa") for q in (cell.quantization, kept))
     cells = Grid(name="g", blocks=blocks).cells()
     assert len([cell for cell in cells if cell.quantizer == "fp"]) == 2  # seeds
@@ -273,9 +274,16 @@ def test_inputs_that_stay_real_are_refused() -> None:
         Inputs(quantizer="fp")
 
 
-def test_an_unknown_policy_is_corrected(make_cell: Callable[..., Cell]) -> None:
-    with pytest.raises(ValidationError, match=r"unknown full-precision policy 'ends\+shortcut'; did you mean"):
-        make_cell(quantization__full_precision="ends+shortcut")
+def test_layers_that_no_name_matches_are_refused(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match=r"unknown layers to keep in full precision 'shortcut'; did you mean"):
+        make_cell(quantization__full_precision=["ends", "shortcut"])
+    assert make_cell(quantization__full_precision="ends").id == make_cell().id
+    assert make_cell(quantization__full_precision=["layer?.0.conv1"]).id != make_cell().id
+
+
+def test_latents_with_a_scale_are_not_clipped_to_one(make_cell: Callable[..., Cell]) -> None:
+    with pytest.raises(ValidationError, match="which is for scale: none, here it is tensor"):
+        make_cell(quantization__scale="tensor", quantization__clip_latents=True)
 
 
 VIT = {"dataset": "folder/photos", "model": "deit_tiny_patch16_224"}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quantizers import get
 from suite.data.augmentation import IMAGENET
 from suite.data.loader import Loader
 from suite.engines.ddp import PlainEngine
@@ -93,7 +94,7 @@ def test_latents_that_a_sign_would_hide_are_told(bad: float) -> None:
 
 
 def _latents(values: Tensor, quantizer: str, mu: float = 1.0) -> Callable[[], Iterator[Latent]]:
-    return lambda: iter([Latent("weight", values, quantizer, mu)])
+    return lambda: iter([Latent("weight", values, get(quantizer), mu)])
 
 
 def test_health_is_measured_on_the_latents() -> None:

@@ -31,11 +31,19 @@ from suite.training.trainer import Trainer, weights_digest
 
 NOWHERE = Path("no-data-needed")
 RECIPES: dict[str, dict[str, Any]] = {
-    "resnet8": {"training__ema_decay": 0.9, "training__reestimate_norm": True},
-    "vit_mini_patch2_8": {"training__precision": "bf16"},
-    "bireal_resnet8": {
+    "without gains": {"training__ema_decay": 0.9, "training__reestimate_norm": True},
+    "with gains": {"model": "vit_mini_patch2_8", "training__precision": "bf16"},
+    "a scale of layers": {"quantization__scale": "tensor", "training__ema_decay": 0.9},
+    "scales of channels": {
+        "model": "vit_mini_patch2_8",
+        "quantization__scale": "channel",
+        "training__precision": "bf16",
+        "training__epochs": 1,
+    },
+    "binary inputs": {
+        "model": "bireal_resnet8",
         "task": "bwa",
-        "quantization__full_precision": "ends+shortcuts",
+        "quantization__full_precision": ["ends", "shortcuts"],
         "quantization__inputs": {"quantizer": "tanh++", "sharpness": {"start": 2.0}},
         "training__epochs": 1,
     },
@@ -44,8 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=RECIPES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A done run: a network without gains, one with gains, one with binary inputs that were soft in training."""
-    return _trained(tmp_path_factory.mktemp("runs"), model=request.param, **RECIPES[request.param])
+    """A done run of each kind of network; binary inputs were soft in training."""
+    return _trained(tmp_path_factory.mktemp("runs"), **RECIPES[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,8 @@ def test_what_is_binary_is_plus_or_minus_one_and_gains_are_kept(run: RunDir, tmp
     for name in trainer.split.binary:
         assert bool((loaded.get_parameter(name).abs() == 1).all())
     gains = [name for name, _ in loaded.named_parameters() if name.endswith(".gain")]
-    assert bool(gains) == (run.cell().model == "vit_mini_patch2_8")
+    has_gains = run.cell().model == "vit_mini_patch2_8" or run.cell().quantization.scale != "none"
+    assert bool(gains) == has_gains
     for name in gains:
         assert torch.equal(loaded.get_parameter(name), trainer.engine.model.get_parameter(name))
 

@@ -1,11 +1,14 @@
-"""Images decoded from files by worker processes: for data sets that do not fit in memory, without FFCV."""
+"""Images decoded from files by worker processes: for data sets that do not fit in memory, without FFCV.
 
-from collections.abc import Iterator, Sequence
+The same processes apply augmentation policies to the images of other readers.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from multiprocessing import popen_forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from suite.data.augmentation import Crops, Normalization, finish, finish_each
 from suite.data.decoding import opened, to_rgb
+from suite.data.policy import Policy
 from suite.data.readers.buffers import Buffers
 from suite.data.resize import area_resize
 from suite.data.source import Files
@@ -36,6 +40,7 @@ class FolderReader:
     """
 
     name = "torch"
+    changes_pixels: Literal[True] = True
 
     def __init__(
         self, part: Files, workers: "Workers", device: torch.device, interpolation: Interpolation = "bilinear"
@@ -43,21 +48,29 @@ class FolderReader:
         self.labels, self.interpolation, self._device = part.labels, interpolation, device
         self._paths, self._workers = part.paths, workers
 
-    def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows of the images, decoded ahead. Without workers, as they are asked for.
+    def read(
+        self, batches: Sequence[Tensor], crops: Crops, size: int, policy: Policy | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows of the images, changed by the policy, made ahead. Without workers, as they are asked for.
 
         Raises:
             DataError: an image cannot be decoded; the message names the file.
         """
-        decoded = self._workers.decode([self._request(batch, crops, size) for batch in batches])
+        decoded = self._workers.results([self._request(batch, crops, size, policy) for batch in batches])
         for batch, images in zip(batches, decoded, strict=True):
             yield images.to(self._device, non_blocking=True), self.labels[batch].to(self._device, non_blocking=True)
 
     def read_finished(
-        self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
+        self,
+        batches: Sequence[Tensor],
+        crops: Crops,
+        size: int,
+        mirrored: Tensor,
+        normalization: Normalization,
+        policy: Policy | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`read`, then `augmentation.finish`, to the bit. `mirrored`: bool [N], of all samples of the part."""
-        read = zip(batches, self.read(batches, crops, size), strict=True)
+        read = zip(batches, self.read(batches, crops, size, policy), strict=True)
         if self._device.type != "cpu":
             yield from ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
             return
@@ -67,37 +80,63 @@ class FolderReader:
             finish_each(images, mirrored[batch], normalization, finished)
             yield finished, labels
 
-    def _request(self, batch: Tensor, crops: Crops, size: int) -> "_Request":
+    def _request(self, batch: Tensor, crops: Crops, size: int, policy: Policy | None) -> "_Request":
         paths = tuple(self._paths[sample] for sample in batch.tolist())
-        return _Request(paths, crops.subset(batch), size, self.interpolation)
+        return _Request(paths, crops.subset(batch), size, self.interpolation, policy, tuple(batch.tolist()))
+
+
+class Request(Protocol):
+    """A batch to make: everything that it depends on, so that workers have no state."""
+
+    def result(self) -> Tensor:
+        """uint8 images [B, 3, H, W], channels last. DataError where they cannot be made."""
 
 
 class _Request(NamedTuple):
-    """A batch to decode: everything that it depends on, so that workers have no state. Windows are counted from 0."""
+    """A batch to decode. Windows are counted from 0, `samples` as the policy counts them."""
 
     paths: tuple[str, ...]
     crops: Crops
     size: int
     interpolation: Interpolation
+    policy: Policy | None
+    samples: tuple[int, ...]
+
+    def result(self) -> Tensor:
+        """The images decoded, and changed by the policy."""
+        images = _decoded(self)
+        return images if self.policy is None else self.policy.apply(images, self.samples)
+
+
+class Change(NamedTuple):
+    """A batch of images to be changed by a policy."""
+
+    images: Tensor
+    policy: Policy
+    samples: tuple[int, ...]
+
+    def result(self) -> Tensor:
+        """The images changed."""
+        return self.policy.apply(self.images, self.samples)
 
 
 class Workers:
-    """Processes that decode batches. They start with the first pass, serve all passes of all readers, and end with this
-    object or this process, however that ends. 0: batches are decoded here.
+    """Processes that make batches. They start with the first pass, serve all passes of all readers, and end with this
+    object or this process, however that ends. 0: batches are made here.
     """
 
     def __init__(self, num_workers: int, device: torch.device) -> None:
         self.num_workers, self._pin_memory = num_workers, device.type == "cuda"
         self._idle: list[tuple[_Requests, DataLoader[Any]]] = []
 
-    def decode(self, requests: Sequence[_Request]) -> Iterator[Tensor]:
-        """uint8 images [B, 3, size, size] of each request, channels last, in order.
+    def results(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """The result of each request, in order; some are looked at ahead.
 
         Raises:
             DataError: an image cannot be decoded; the message names the file.
         """
         if not self.num_workers:
-            yield from map(_decoded, requests)
+            yield from (request.result() for request in requests)
             return
         # A second pass while the first is under way gets processes of its own: a DataLoader has one pass at a time.
         sampler, loader = self._idle.pop() if self._idle else self._started()
@@ -130,17 +169,14 @@ class Workers:
         return sampler, loader
 
 
-class _Requests(Sampler[_Request]):
+class _Requests(Sampler[Request]):
     """Those of the pass under way."""
 
     def __init__(self) -> None:
-        self.requests: Sequence[_Request] = ()
+        self.requests: Iterable[Request] = ()
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
 
 
 class _Decoded(Dataset[Tensor | DataError]):
@@ -150,9 +186,9 @@ class _Decoded(Dataset[Tensor | DataError]):
     in DataLoader worker process 0", and the file's name somewhere in a traceback below.
     """
 
-    def __getitem__(self, request: _Request) -> Tensor | DataError:
+    def __getitem__(self, request: Request) -> Tensor | DataError:
         try:
-            return _decoded(request)
+            return request.result()
         except DataError as error:
             return DataError(str(error))  # without what it came from, which need not survive being sent
 

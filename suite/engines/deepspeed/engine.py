@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from quantizers import ProxConnect
+from quantizers.groups import row_of
 from suite.engines.deepspeed.settings import configuration
 from suite.engines.deepspeed.shards import layout_of, spread
 from suite.engines.process_group import Layout
@@ -134,23 +135,27 @@ class DeepSpeedEngine:
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name in names:
-                    yield Latent(name, self._whole(name, self.optimizer.latent), group["quantizer"], group["mu"])
+                    yield Latent(name, self._whole(name, self.optimizer.latent), row_of(group), group["mu"])
 
     # State
 
+    def weights(self) -> dict[str, Tensor]:
+        """The current network, gathered parameter by parameter into the CPU's memory."""
+        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        return {
+            name: self._whole(name, lambda shard: shard).cpu() if name in self._shapes else value.detach()
+            for name, value in self.model.state_dict().items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The state described in `Engine.state_dict`, gathered parameter by parameter into the CPU's memory."""
-        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
         with self._in_groups():
             own = self.optimizer.state_dict()
         groups = [
             group | {"params": list(names)} for group, names in zip(own["param_groups"], self._names, strict=True)
         ]
         return {
-            "model": {
-                name: self._whole(name, lambda shard: shard).cpu() if name in self._shapes else value.detach()
-                for name, value in self.model.state_dict().items()
-            },
+            "model": self.weights(),
             "optimizer": {
                 "update": self.optimizer.update,
                 "state": self._gathered({s: own["state"].get(i, {}) for i, s in enumerate(self._order)}),

@@ -1,0 +1,66 @@
+"""A row with a real scale: weights in {-s, +s} in place of {-1, +1}, s = mean |w*| of a tensor or of each channel.
+
+    w = s F(w* / s; mu),    the gradient of w is multiplied by B(w* / s; mu)
+
+This is the row carried over to the interval [-s, s]: with P_s(w*) = s P(w* / s) and T_s(w) = s T(w / s) it is
+F_s = T_s o P_s and B_s = T_s' o P_s, s held fixed in the derivative. So a principled row stays one, and for bc, whose
+B is 1, it is the straight-through estimator of PARQ's comparison (Jin et al., 2025, arXiv 2503.15748): w = s sign(w*).
+s is the least-squares scale: it minimises |w* - s sign(w*)|^2 (Rastegari et al., XNOR-Net, 2016).
+
+mu is in units of w* / s, whose mean modulus is 1.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Scale = Literal["none", "tensor", "channel"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+Map = Callable[[Tensor, float], Tensor]
+
+
+def mean_abs(w_star: Tensor, scale: Scale) -> Tensor:
+    """S = mean |w*|, in the dtype of w*: of shape () for "tensor", (C_out, 1, ...) for "channel".
+
+    NaN where one of its latents is. ValueError for "channel" where w* has fewer than two dimensions.
+    """
+    if scale == "tensor":
+        return w_star.abs().mean()
+    require_channels(w_star, scale)
+    return w_star.abs().mean(dim=tuple(range(1, w_star.ndim)), keepdim=True)
+
+
+def require_channels(w_star: Tensor, scale: Scale) -> None:
+    """ValueError where the scale is one for each channel, and w* has fewer than two dimensions."""
+    if scale == "channel" and w_star.ndim < 2:  # noqa: PLR2004  (output channels, and what each reads)
+        raise ValueError(f"scale 'channel' needs output channels, and a parameter has the shape {tuple(w_star.shape)}")
+
+
+@cache  # so that a scaled row is equal to itself
+def scaled_forward(f: Map, scale: Scale) -> Map:
+    """The map w* -> s f(w* / s; mu)."""
+
+    def forward(w_star: Tensor, mu: float) -> Tensor:
+        s = mean_abs(w_star, scale)
+        return f(w_star / _divisor(s), mu) * s
+
+    return forward
+
+
+@cache
+def scaled_backward(b: Map, scale: Scale) -> Map:
+    """The map w* -> b(w* / s; mu)."""
+
+    def backward(w_star: Tensor, mu: float) -> Tensor:
+        return b(w_star / _divisor(mean_abs(w_star, scale)), mu)
+
+    return backward
+
+
+def _divisor(s: Tensor) -> Tensor:
+    """Where all latents are 0, so is s, and 0 / s has to stay 0."""
+    return torch.where(s == 0, 1, s)
