@@ -216,7 +216,7 @@ def retry(
     [dim]python -m launch retry --oom --set execution.micro_batch_size=64[/]
     """
     from launch import launches
-    from launch.plan import chosen_already
+    from launch.plan import chosen_already, needed
     from launch.status import standings
     from suite.recipe.grid_file import laid_over_execution
     from suite.run.directory import read_plan
@@ -238,8 +238,10 @@ def retry(
     where = where.after(last)
     _require_a_place(where)
     profile = where.profile()
-    ids = {row.cell.id for row in again} | {row.cell.parent for row in again}
-    ids |= {row.cell.id for row in rows if row.cell.parent in ids}
+    ids = {row.cell.id for row in again}
+    ids |= needed(ids, {row.cell.id: row.cell for row in rows})
+    while more := {row.cell.id for row in rows if not ids.isdisjoint(row.cell.needs)} - ids:
+        ids |= more
     planned = {row.cell.id: row.planned for row in rows}
     for row in again:
         execution = laid_over_execution(row.planned.execution, set_ or [])

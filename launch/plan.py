@@ -64,9 +64,9 @@ def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[S
     """
     done = {row.cell.id for row in rows if row.state.state == "done"}
     first = {row.cell.id for row in rows if row.planned.is_first}
-    first |= {row.cell.parent or "" for row in rows if row.planned.is_first}
-    parents = {row.cell.parent for row in rows}
-    found = [row for row in rows if row.state.state in WAITING and (row.cell.parent is None or row.cell.parent in done)]
+    first |= needed(first, {row.cell.id: row.cell for row in rows})
+    parents = {each for row in rows for each in row.cell.needs}
+    found = [row for row in rows if row.state.state in WAITING and done.issuperset(row.cell.needs)]
 
     def rank(row: Standing) -> tuple[bool, bool, bool, int, bool]:
         cell = row.cell
@@ -76,14 +76,34 @@ def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[S
 
 
 def blocked(rows: Iterable[Standing]) -> dict[str, str]:
-    """Cell id -> why it will not start: its parent failed, was cancelled, or was not asked for."""
+    """Cell id -> why it will not start: one that it needs failed, was cancelled, was not asked for, or is blocked."""
     rows = list(rows)
-    lost = {row.cell.id: row for row in rows if row.state.state in {"failed", "cancelled", "planned"}}
-    return {
-        row.cell.id: f"starts from {lost[row.cell.parent].cell.name}, which {_end(lost[row.cell.parent].state)}"
-        for row in rows
-        if row.cell.parent in lost and row.state.state in WAITING
-    }
+    lost = {row.cell.id: _end(row.state) for row in rows if row.state.state in {"failed", "cancelled", "planned"}}
+    by_id = {row.cell.id: row for row in rows}
+    found: dict[str, str] = {}
+    while True:
+        new = {
+            row.cell.id: f"needs {by_id[each].cell.name}, which {lost.get(each, 'will not start')}"
+            for row in rows
+            if row.state.state in WAITING and row.cell.id not in found
+            for each in row.cell.needs
+            if each in lost or each in found
+        }
+        if not new:
+            return found
+        found |= new
+
+
+def needed(ids: Iterable[str], cells: Mapping[str, Cell]) -> set[str]:
+    """Ids of the cells that those need, and of what these need; `cells` by id."""
+    found: set[str] = set()
+    waiting = list(ids)
+    while waiting:
+        cell = cells.get(waiting.pop())
+        new = set() if cell is None else set(cell.needs) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def is_over(rows: Sequence[Standing]) -> bool:
@@ -133,14 +153,14 @@ def _end(state: State) -> str:
 
 
 def select(cells: Iterable[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """The cells that match any pattern, and the parents they start from; all cells if there is no pattern.
+    """The cells that match any pattern, and those that they need; all cells if there is no pattern.
 
     A pattern is a cell id, or a glob over whole parts of the display name: `resnet20`, `resnet20/bnn++`, `*/s0`.
     """
     cells = list(cells)
-    wanted = [cell for cell in cells if not patterns or any(matches(cell, pattern) for pattern in patterns)]
-    needed = {cell.id for cell in wanted} | {cell.parent for cell in wanted}
-    return [cell for cell in cells if cell.id in needed]
+    asked = {cell.id for cell in cells if not patterns or any(matches(cell, pattern) for pattern in patterns)}
+    wanted = asked | needed(asked, {cell.id: cell for cell in cells})
+    return [cell for cell in cells if cell.id in wanted]
 
 
 def matches(cell: Cell, pattern: str) -> bool:

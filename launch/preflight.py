@@ -32,11 +32,13 @@ def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_d
         from suite.training.build import split_training_set
 
         split_training_set(cell, sources[cell.dataset])
-    for model in {cell.model for cell in cells if cell.init == "pretrained"}:
+    published = {cell.model for cell in cells if cell.init == "pretrained"}
+    published |= {cell.distillation.weights for cell in cells if cell.distillation and cell.distillation.weights}
+    for model in published:
         from suite.training.pretrained import require_named
 
         require_named(model, data_dir)
-    for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task == "bwa"}.values():
+    for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task != "bw"}.values():
         with console.status(f"looking at {cell.model}"):
             from suite.training.build import build_model
 

@@ -9,7 +9,7 @@
 timm costs three seconds to import: the catalogue's functions import it when they are first called.
 """
 
-from models.binarize import POLICIES, Split, binarize, fold_scales, full_precision, kept_layers
+from models.binarize import POLICIES, Split, binarize, binarize_inputs, fold_scales, full_precision, kept_layers
 from models.catalog import (
     create,
     full_precision_layers,
@@ -27,6 +27,7 @@ __all__ = [
     "InputQuantization",
     "Split",
     "binarize",
+    "binarize_inputs",
     "create",
     "fold_scales",
     "full_precision",

@@ -156,6 +156,20 @@ def binarize(
     return _split(model, binary={f"{name}.weight" for name in layers})
 
 
+def binarize_inputs(model: nn.Module, keep: Sequence[str], inputs: InputQuantization) -> None:
+    """Make what every eligible layer of `model` reads binary, in place, and leave its weights real: the first stage.
+
+    The layers are those that `binarize` would make binary. ValueError as there, with the model unchanged.
+    """
+    layers = _eligible_layers(model, keep)
+    if not layers:
+        raise ValueError(f"{type(model).__name__}: nothing to binarize besides {' and '.join(keep)}")
+    _require_signs(model, layers)
+    twins = {name: _twin(name, layer, with_gain=False, inputs=inputs) for name, layer in layers.items()}
+    for name, twin in twins.items():
+        model.set_submodule(name, twin)
+
+
 @torch.no_grad()
 def fold_scales(model: nn.Module, split: Split) -> None:
     """Deployed weights in {-s, +s} become +-1, and s the layer's gain: the same network, to the bit of each logit.

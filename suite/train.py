@@ -40,9 +40,12 @@ from suite.run.failures import Heartbeat, PreemptedError
 from suite.run.saving import Checkpoints, Record
 
 if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
+    import torch
     from torch import Tensor
 
     from suite.engines.process_group import Layout
+    from suite.training.build import Weights
+    from suite.training.teacher import Teacher
     from suite.training.trainer import Wishes
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
@@ -115,7 +118,8 @@ def first_steps(run: RunDir, data_dir: Path, max_steps: int, execution: Executio
 
     cell = run.cell()
     with joined(execution=execution) as layout:
-        trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), execution)
+        teacher = _teacher(run, cell, layout)
+        trainer = Trainer(cell, layout, data_dir, _parent_weights(run, cell), execution, teacher=teacher)
         _collect_from_here()
 
         def on_step(step: int, loss: "Tensor") -> None:
@@ -137,7 +141,8 @@ def _train(
     cell = run.cell()
     name, state = _newest_state(run, cell, layout, options.execution)
     weights = _parent_weights(run, cell) if state is None else None
-    trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None)
+    teacher = _teacher(run, cell, layout)
+    trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None, teacher=teacher)
     if state is not None:
         trainer.load_state_dict(state)
         del state  # otherwise latents, moments and weights would be in memory twice
@@ -229,28 +234,58 @@ def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Executio
     return name, found[1] if found is not None else checkpoint.load(run.checkpoints / name, cell.id, device)
 
 
-def _parent_weights(run: RunDir, cell: Cell) -> dict[str, Any] | None:
+def _parent_weights(run: RunDir, cell: Cell) -> "Weights | None":
     import torch
 
-    from suite.run import checkpoint
+    from suite.training.build import Weights
 
     if cell.parent is None:
         return None
-    parent = RunDir(run.path.parent / cell.parent)
-    found = checkpoint.load_newest(parent.checkpoints, cell.parent, torch.device("cpu")) if parent.result() else None
+    parent, state = _done(run, cell.parent, torch.device("cpu"))
+    # The network that was tested: the averages, if the parent keeps them, which are those of latents.
+    values: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
+    if parent.quantizer == "fp":
+        return Weights(values)
+    latents = {name: own["w_star"] for name, own in state["engine"]["optimizer"]["state"].items() if "w_star" in own}
+    return Weights(values if state["average"] is not None else {**values, **latents}, are_latents=True)
+
+
+def _teacher(run: RunDir, cell: Cell, layout: "Layout") -> "Teacher | None":
+    """The tested network of the cell that this one learns from."""
+    from suite.data.source import Description
+    from suite.engines.process_group import Layout
+    from suite.training.teacher import Teacher
+    from suite.training.trainer import Network
+
+    if cell.teacher is None:
+        return None
+    theirs, state = _done(run, cell.teacher, layout.device)
+    network = Network(theirs, Description.of(state["description"]), Layout(device=layout.device))
+    network.load_state_dict(state)
+    network.deploy()
+    return Teacher(network.engine.model, cell.training.precision)
+
+
+def _done(run: RunDir, cell_id: str, device: "torch.device") -> tuple[Cell, dict[str, Any]]:
+    """A cell of the same grid that this one needs, and the state in which it was tested.
+
+    Raises:
+        CheckpointError: it is not done, or its last checkpoint is gone.
+    """
+    from suite.run import checkpoint
+
+    needed = RunDir(run.path.parent / cell_id)
+    found = checkpoint.load_newest(needed.checkpoints, cell_id, device) if needed.result() else None
     if found is None:
-        raise checkpoint.CheckpointError(
-            f"{parent.path}: the full-precision cell that this one starts from is not done"
-        )
+        raise checkpoint.CheckpointError(f"{needed.path}: the cell that this one needs is not done")
     path, state = found
-    if state["epoch"] != (epochs := parent.cell().training.epochs):
+    cell = needed.cell()
+    if state["epoch"] != (epochs := cell.training.epochs):
         raise checkpoint.CheckpointError(
-            f"{path}: of epoch {state['epoch']}, and the result that this cell starts from is of epoch {epochs}, whose "
-            "checkpoint is damaged or gone: delete the parent's directory and train it again"
+            f"{path}: of epoch {state['epoch']}, and the result that this cell needs is of epoch {epochs}, whose "
+            "checkpoint is damaged or gone: delete that cell's directory and train it again"
         )
-    # The network that was tested: the averages, if the parent keeps them.
-    weights: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
-    return weights
+    return cell, state
 
 
 def open_run(cell_path: Path, adhoc: Path = Path("runs") / "adhoc") -> RunDir:

@@ -55,16 +55,18 @@ class PlainEngine:
             gradient_as_bucket_view=determinism == "fast",
         )
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+    def train_step(self, images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Engine.train_step` says."""
         self.optimizer.zero_grad()
         num_images = len(labels)
         size = self.micro_batch_size or num_images
         loss, logits = torch.zeros((), device=labels.device), []
-        for part, (x, y) in enumerate(zip(torch.split(images, size), torch.split(labels, size), strict=True), 1):
+        targets = (labels,) if soft is None else (labels, soft)
+        parts = zip(*(torch.split(each, size) for each in (images, *targets)), strict=True)
+        for part, (x, *y) in enumerate(parts, 1):
             with self._quiet() if part * size < num_images else nullcontext():
-                part_loss, part_logits = self._forward(x, y)
-                part_loss = part_loss * (len(y) / num_images)
+                part_loss, part_logits = self._forward(x, *y)
+                part_loss = part_loss * (len(x) / num_images)
                 torch.autograd.backward(self.scaler.scale(part_loss))
             loss += part_loss.detach()
             logits.append(part_logits.detach())
@@ -86,10 +88,10 @@ class PlainEngine:
         if factor is not None:
             clip_adaptively(self.optimizer, factor)
 
-    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: Tensor, *targets: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
             logits = self._replica(images.contiguous(memory_format=torch.channels_last))
-            return self.criterion(logits, labels), logits
+            return self.criterion(logits, *targets), logits
 
     def _quiet(self) -> AbstractContextManager[None]:
         """While gradients are accumulated the processes do not exchange them."""

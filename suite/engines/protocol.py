@@ -30,8 +30,11 @@ class Engine(Protocol):
     model: nn.Module
     optimizer: ProxConnect
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+    def train_step(self, images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached.
+
+        `soft`: a teacher's logits [B, classes], which the criterion is given as well.
+        """
 
     def logits(self, images: Tensor) -> Tensor:
         """Forward pass [B, C, H, W] -> [B, classes] in the recipe's precision, without gradients."""

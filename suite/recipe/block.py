@@ -19,6 +19,7 @@ from suite.recipe.cell import (
     Cell,
     Data,
     DatasetName,
+    Distillation,
     Execution,
     Frozen,
     Init,
@@ -39,6 +40,27 @@ from suite.recipe.faults import first_fault
 from suite.recipe.tune import SCHEMA, Scalar, Tune, location, normalised
 
 
+class CellOf(Frozen):
+    """Which cell of the grid is another's parent or teacher: one of the same data set and seed."""
+
+    model: ModelName | None = Field(None, description="default: the same")
+    quantizer: QuantizerName = "fp"
+    task: Task = "bw"
+    init: Init | None = Field(None, description="default: any, but finetune only if there is no other")
+
+
+class DistillationFrom(Distillation):
+    """Soft targets, and whose: a cell of this grid, or published weights."""
+
+    teacher: CellOf | None = Field(None, description="default, without weights: the full-precision cell of the model")
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "DistillationFrom":
+        if self.teacher is not None and self.weights is not None:
+            raise SettingError("weights", "one teacher is enough, and a cell is given; leave one out")
+        return self
+
+
 class Block(Frozen):
     """Models x quantizers x seeds under one recipe. A grid file is one block, plus blocks that override it."""
 
@@ -48,12 +70,20 @@ class Block(Frozen):
         min_length=1, description="rows of the catalogue, or module:attribute of a Quantizer of yours"
     )
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    task: Task = Field("bw", description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp")
+    task: Task = Field(
+        "bw",
+        description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp. ba: only these inputs, "
+        "weights are real, for fp only: the first of two stages",
+    )
     init: Init = Field(
         "scratch",
-        description="finetune: from the full-precision cell of the same model and seed, which runs first; pretrained: "
-        "from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
+        description="finetune: from the weights of another cell of the same seed, which runs first (see parent); "
+        "pretrained: from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
     )
+    parent: CellOf | None = Field(
+        None, description="for init: finetune only, the cell to start from; default: the full-precision one"
+    )
+    distillation: DistillationFrom | None = Field(None, description="learn from a teacher's outputs, too")
     data: Data = Data()
     training: Training
     quantization: Quantization = Quantization()
@@ -111,6 +141,28 @@ class Block(Frozen):
                     f"quantization.sharpness.{name}", f"changes nothing: {name} reads no mu; leave it out"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _parent_of_finetune_cells(self) -> "Block":
+        if self.parent is not None and self.init != "finetune":
+            raise SettingError("parent", f"changes nothing: only with init: finetune, here it is {self.init}")
+        if self.parent is not None and self.parent.model not in {None, *self.models}:
+            raise SettingError("parent.model", "weights are those of one architecture: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _real_weights_of_ba(self) -> "Block":
+        if self.task == "ba" and (others := [name for name in self.quantizers if name != "fp"]):
+            raise SettingError("task", f"ba leaves weights real, for quantizers: [fp]; {others[0]} makes them binary")
+        return self
+
+    @property
+    def origins(self) -> "tuple[CellOf | None, CellOf | None]":
+        """Which cells its own start from and learn from, if any."""
+        parent = (self.parent or CellOf()) if self.init == "finetune" else None
+        distillation = self.distillation
+        teacher = None if distillation is None or distillation.weights else distillation.teacher or CellOf()
+        return parent, teacher
 
     @model_validator(mode="after")
     def _tunable(self, info: ValidationInfo) -> "Block":
@@ -172,10 +224,13 @@ class Block(Frozen):
         """The settings of the block's cells, models outermost."""
         for model in self.models:
             for quantizer in self.quantizers:
-                yield Setting(self.dataset, model, quantizer, "bw" if quantizer == "fp" else self.task, self.init)
+                yield Setting(self.dataset, model, quantizer, self._task_of(quantizer), self.init)
+
+    def _task_of(self, quantizer: str) -> Task:
+        return "bw" if quantizer == "fp" and self.task == "bwa" else self.task
 
     def trials_of(self, setting: Setting, tune: Tune) -> list[Trial]:
-        """The setting's trials, without parents."""
+        """The setting's trials, without parents and teachers."""
         found = []
         for values in tune.draw(setting.quantizer, self.quantizers):
             own = self.narrowed([setting.model], setting.quantizer, tune.seeds, values, tune.epochs)
@@ -183,18 +238,19 @@ class Block(Frozen):
         return found
 
     def cells(self, *, trial: bool = False) -> list[Cell]:
-        """The block's runs, without parents, models outermost."""
+        """The block's runs, without parents and teachers, models outermost."""
         return [
             Cell(
                 dataset=self.dataset,
                 model=model,
                 quantizer=quantizer,
                 seed=seed,
-                task="bw" if quantizer == "fp" else self.task,
+                task=self._task_of(quantizer),
                 init=self.init,
                 data=self.data,
                 training=self.training,
                 quantization=self._quantization_of(quantizer),
+                distillation=None if self.distillation is None else Distillation(**_without_teacher(self.distillation)),
                 trial=trial,
             )
             for model in self.models
@@ -204,11 +260,19 @@ class Block(Frozen):
 
     def _quantization_of(self, quantizer: str) -> Quantization:
         # Another method's mu, or any of it under fp, cannot change this cell's result: not part of its id.
+        if self.task == "ba":
+            kept = self.quantization.full_precision
+            return Quantization(inputs=self.quantization.inputs or Inputs(), full_precision=kept)
         if quantizer == "fp":
             return Quantization()
         own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
         inputs = None if self.task == "bw" else self.quantization.inputs or Inputs()
         return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
+
+
+def _without_teacher(distillation: DistillationFrom) -> dict[str, Any]:
+    """What a cell keeps of it; its teacher is named by its id."""
+    return {key: value for key, value in dict(distillation).items() if key != "teacher"}
 
 
 def _shorten(raw: dict[str, Any], epochs: int) -> None:

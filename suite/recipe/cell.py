@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Task = Literal["bw", "bwa"]
+Task = Literal["bw", "bwa", "ba"]
 Init = Literal["scratch", "finetune", "pretrained"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
 
@@ -525,7 +525,7 @@ class Inputs(Frozen):
 
 
 class Quantization(Frozen):
-    """How weights become binary, and which; for task: bwa also how inputs do."""
+    """How weights become binary, and which; for task: bwa and ba also how inputs do."""
 
     update: Literal["pc++", "pq", "rpc"] = "pc++"
     sharpness: dict[QuantizerName, Sharpness] = Field(
@@ -545,7 +545,9 @@ class Quantization(Frozen):
         "tensor, channel: they are -s and +s, s the mean |w*| of the layer or of each output channel "
         "(XNOR-Net, Rastegari et al. 2016; PARQ, Jin et al. 2025), and mu is in units of w* / s",
     )
-    inputs: Inputs | None = Field(None, description="for task: bwa only; default: bnn, sign with B = 1 on [-1, 1]")
+    inputs: Inputs | None = Field(
+        None, description="for task: bwa and ba only; default: bnn, sign with B = 1 on [-1, 1]"
+    )
 
     @field_validator("full_precision", mode="before")
     @classmethod
@@ -636,6 +638,21 @@ def _written(shape: "Shape") -> str:
     return f"{{shape: {type(shape).__name__.lower()}{values}}}"
 
 
+class Distillation(Frozen):
+    """Soft targets: loss = (1 - share) l(z, y) + share T^2 KL(softmax(t / T) | softmax(z / T)), z ours, t a teacher's.
+
+    Hinton et al. 2015 (arXiv 1503.02531). With share 1 and temperature 1 its gradient is that of ReActNet's
+    distributional loss, -sum softmax(t) log softmax(z) (Liu et al. 2020, arXiv 2003.03488).
+    """
+
+    weights: ModelName | None = Field(
+        None,
+        description="the teacher as a timm model with published weights, or DATA/weights/NAME.safetensors (or .pth)",
+    )
+    share: Share = Field(0.5, description="the teacher's share of the loss; 1: labels are not used")
+    temperature: PositiveFloat = Field(1.0, description="T, which softens both networks' probabilities")
+
+
 class Cell(Frozen):
     """One resolved run. `id` identifies everything that changes its result and nothing else."""
 
@@ -645,10 +662,12 @@ class Cell(Frozen):
     seed: NonNegativeInt
     task: Task = "bw"
     init: Init = "scratch"
-    parent: str | None = Field(None, description="id of the full-precision cell that a finetune cell starts from")
+    parent: str | None = Field(None, description="id of the cell whose weights a finetune cell starts from")
+    teacher: str | None = Field(None, description="id of the cell that a distilled one learns from")
     data: Data
     training: Training
     quantization: Quantization
+    distillation: Distillation | None = None
     trial: bool = Field(
         default=False,
         exclude_if=lambda is_trial: not is_trial,
@@ -685,10 +704,17 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _inputs_where_the_task_has_them(self) -> "Cell":
         if self.quantizer == "fp" and self.task == "bwa":
-            raise SettingError("task", "a full-precision cell has no binary inputs; its task is bw")
-        if (self.task == "bwa") != (self.quantization.inputs is not None):
-            raise SettingError("quantization.inputs", "a cell has them if its task is bwa, and only then")
+            raise SettingError("task", "a full-precision cell has no binary weights; its task is bw, or ba")
+        if self.quantizer != "fp" and self.task == "ba":
+            raise SettingError("task", f"ba leaves weights real: its quantizer is fp, here it is {self.quantizer}")
+        if (self.task != "bw") != (self.quantization.inputs is not None):
+            raise SettingError("quantization.inputs", "a cell has them if its task is bwa or ba, and only then")
         return self
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the cells that have to be done first: its parent and its teacher."""
+        return tuple(each for each in (self.parent, self.teacher) if each is not None)
 
     @cached_property
     def id(self) -> str:
@@ -704,7 +730,7 @@ class Cell(Frozen):
     @property
     def recipe_id(self) -> str:
         """The same digest without the seed: equal for the cells whose spread is the spread over seeds."""
-        return _digest(self.model_dump(mode="json", exclude={"seed", "parent"}))
+        return _digest(self.model_dump(mode="json", exclude={"seed", "parent", "teacher"}))
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from suite.errors import SettingError
-from suite.recipe.block import Block
+from suite.recipe.block import Block, CellOf
 from suite.recipe.cell import RECORDED, Cell, Execution, Frozen, QuantizerName
 from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Trial, Tried
 from suite.recipe.faults import first_fault
@@ -123,12 +123,12 @@ class Grid(Frozen):
         return self.resolve().executions
 
     def resolve(self, choices: Choices = NO_CHOICES) -> "Resolved":
-        """All cells that can be known so far, each once, parents linked, and parents before their children.
+        """All cells that can be known so far, each once, with parents and teachers, these before those that need them.
 
         A block that tunes nothing has its cells; one that does has its trials, and its own cells once a choice is made.
 
         Raises:
-            ValueError: a finetune cell has no full-precision cell to start from, or several.
+            ValueError: a cell has no cell to start or learn from, or several, or one that does not fit.
             ChoicesError: a choice has values that no cell can have.
         """
         key = json.dumps([[*each.setting, each.is_given, each.values] for each in choices.choices])
@@ -179,44 +179,28 @@ class Resolved:
 
 def _resolve(grid: Grid, choices: Choices) -> Resolved:
     chosen = choices.by_setting()
-    unlinked: dict[str, Cell] = {}
-    executions: dict[str, Execution] = {}
+    links = _Links(grid, chosen)
     trials: list[Trial] = []
-
-    def add(block: Block, cells: Sequence[Cell]) -> None:
-        unlinked.update({cell.id: cell for cell in cells})
-        executions.update({cell.id: block.execution for cell in cells})
-
     for block in grid.blocks:
         if block.tune is None:
-            add(block, block.cells())
+            links.add(block, block.cells())
             continue
         for setting in block.settings():
             choice = chosen.get(setting)
             if choice is None or not choice.is_given:
                 own = block.trials_of(setting, block.tune)
                 trials += own
-                add(block, [cell for trial in own for cell in trial.cells])
+                links.add(block, [cell for trial in own for cell in trial.cells])
             if choice is not None:
-                add(block, _chosen(block, choice).cells())
-    parents = _Parents(grid, chosen, unlinked.values())
-    linked = {cell_id: parents.linked(cell) for cell_id, cell in unlinked.items()}
-    executions = {cell.id: executions[old] for old, cell in linked.items() if cell is not None}
-    for parent, execution in parents.of_trials:
-        executions[parent.id] = execution
-    known = [cell for cell in linked.values() if cell is not None]
-    cells = {cell.id: cell for cell in (*(parent for parent, _ in parents.of_trials), *known)}
-    return Resolved(
-        tuple(sorted(cells.values(), key=lambda cell: cell.init == "finetune")),
-        tuple(found for trial in trials if (found := _linked(trial, linked)) is not None),
-        executions,
-    )
-
-
-def _linked(trial: Trial, linked: Mapping[str, Cell | None]) -> Trial | None:
-    cells = [linked[cell.id] for cell in trial.cells]
-    known = tuple(cell for cell in cells if cell is not None)
-    return Trial(trial.setting, trial.values, known) if len(known) == len(cells) else None
+                links.add(block, _chosen(block, choice).cells())
+    linked = links.all()
+    known_trials = []
+    for trial in trials:
+        block = next(block for block in grid.blocks if block.tune and trial.setting in block.settings())
+        cells = tuple(cell for each in trial.cells if (cell := links.linked(block, each)) is not None)
+        if len(cells) == len(trial.cells):
+            known_trials.append(Trial(trial.setting, trial.values, cells))
+    return Resolved(tuple(linked), tuple(known_trials), links.executions)
 
 
 def _chosen(block: Block, choice: Choice) -> Block:
@@ -227,63 +211,160 @@ def _chosen(block: Block, choice: Choice) -> Block:
         raise ChoicesError(f"the choice for {choice.setting.name}: {first_fault(error)}") from error
 
 
-class _Parents:
-    """The full-precision cells that finetune cells start from: of the same data set, model and seed.
+class _Links:
+    """Which cells others start from and learn from: of the same data set and seed, as their blocks say.
 
-    A trial's parent is one of the tuning seeds, which the grid has for its trials' sake only (`of_trials`).
+    A trial's parent and teacher have one of the tuning seeds: the grid has them for its trials' sake only.
     """
 
-    def __init__(self, grid: Grid, chosen: Mapping[Setting, Choice], unlinked: Iterable[Cell]) -> None:
-        self.chosen = chosen
-        self.of_trials: list[tuple[Cell, Execution]] = []
-        self._of_trials: dict[tuple[str, str, int], Cell] = {}
-        self._blocks: dict[tuple[str, str], list[Block]] = defaultdict(list)
-        for block in grid.blocks:
-            for model in block.models if "fp" in block.quantizers and block.init != "finetune" else ():
-                self._blocks[block.dataset, model].append(block)
-        self._found: dict[tuple[str, str, int], list[Cell]] = defaultdict(list)
-        for cell in unlinked:
-            if cell.quantizer == "fp" and cell.init != "finetune" and not cell.trial:
-                self._found[cell.dataset, cell.model, cell.seed].append(cell)
+    def __init__(self, grid: Grid, chosen: Mapping[Setting, Choice]) -> None:
+        self.executions: dict[str, Execution] = {}
+        self._grid, self._chosen = grid, chosen
+        self._unlinked: list[tuple[Block, Cell]] = []
+        self._by_setting: dict[tuple[str, str, str, str, int], list[tuple[Block, Cell]]] = defaultdict(list)
+        self._linked: dict[tuple[str, object], Cell | None] = {}
+        self._under_way: list[str] = []
+        self._blocks: dict[tuple[str, str, CellOf], list[Block]] = {}
 
-    def linked(self, cell: Cell) -> Cell | None:
-        """The cell with its parent; None if that waits for a choice."""
-        if cell.init != "finetune":
-            return cell
-        blocks = self._blocks[cell.dataset, cell.model]
-        waits = any(block.tune and self._setting(block, cell) not in self.chosen for block in blocks)
+    def add(self, block: Block, cells: Sequence[Cell]) -> None:
+        """Cells of the block, without parents and teachers."""
+        for cell in cells:
+            self._unlinked.append((block, cell))
+            if not cell.trial:
+                key = (cell.dataset, cell.model, cell.quantizer, cell.task, cell.seed)
+                self._by_setting[key].append((block, cell))
+
+    def all(self) -> list[Cell]:
+        """Each cell once, linked, those that others need before these; without those that wait for a choice."""
+        found: dict[str, Cell] = {}
+        for block, cell in self._unlinked:
+            linked = self.linked(block, cell)
+            if linked is not None:
+                found[linked.id] = linked
+        cells = {cell.id: cell for cell in (*self._of_trials(found), *found.values())}
+        depths: dict[str, int] = {}
+
+        def depth(cell: Cell) -> int:
+            if cell.id not in depths:
+                depths[cell.id] = 1 + max((depth(cells[each]) for each in cell.needs), default=-1)
+            return depths[cell.id]
+
+        return sorted(cells.values(), key=depth)
+
+    def _of_trials(self, found: Mapping[str, Cell]) -> list[Cell]:
+        """Cells that are there only because trials need them."""
+        return [cell for cell in self._linked.values() if cell is not None and cell.id not in found]
+
+    def linked(self, block: Block, cell: Cell) -> Cell | None:
+        """The cell with its parent and teacher; None if one of them waits for a choice."""
+        key = (cell.id, block.origins)
+        if key not in self._linked:
+            if cell.name in self._under_way:
+                raise ValueError(f"{cell.name} would wait for itself: {' <- '.join([*self._under_way, cell.name])}")
+            self._under_way.append(cell.name)
+            self._linked[key] = self._with_links(block, cell)
+            self._under_way.pop()
+        linked = self._linked[key]
+        if linked is not None:
+            self.executions[linked.id] = block.execution
+        return linked
+
+    def _with_links(self, block: Block, cell: Cell) -> Cell | None:
+        links: dict[str, str] = {}
+        for role, origin in zip(("parent", "teacher"), block.origins, strict=True):
+            if origin is None:
+                continue
+            other = self._found(cell, origin, role)
+            if other is None:
+                return None
+            _require_fitting(cell, other, role)
+            links[role] = other.id
+        return cell.model_copy(update=links) if links else cell
+
+    def _found(self, cell: Cell, origin: CellOf, role: str) -> Cell | None:
+        """The one cell that `origin` means for the cell, linked itself; None if it waits for a choice."""
+        model = origin.model or cell.model
+        blocks = self._blocks_of(cell.dataset, model, origin)
+        waits = any(block.tune and self._setting(block, model, origin) not in self._chosen for block in blocks)
         if cell.trial and len(blocks) == 1:
-            parent = None if waits else self._for_trial(blocks[0], cell)
-            return parent and _with_parent(cell, [parent])
-        found = self._found[cell.dataset, cell.model, cell.seed]
-        if waits and not found and any(cell.seed in block.seeds for block in blocks):
+            return None if waits else self._for_trial(blocks[0], cell, model, origin)
+        known = self._by_setting[cell.dataset, model, origin.quantizer, origin.task, cell.seed]
+        fitting = [(block, other) for block, other in known if any(block is each for each in blocks)]
+        if not fitting and waits and any(cell.seed in block.seeds for block in blocks):
             return None
-        return _with_parent(cell, found)
+        others = {linked.id: linked for block, other in fitting if (linked := self.linked(block, other)) is not None}
+        if not others and fitting:
+            return None
+        if len(others) != 1:
+            found = ", ".join(f"{other.name} ({other.id})" for other in others.values()) or "none"
+            doing = {"parent": "starts from", "teacher": "learns from"}[role]
+            raise ValueError(
+                f"{cell.name} {doing} the one {_described(origin, model)} of its seed; the grid has {found}"
+            )
+        return next(iter(others.values()))
 
-    def _setting(self, block: Block, cell: Cell) -> Setting:
-        return Setting(cell.dataset, cell.model, "fp", "bw", block.init)
+    def _blocks_of(self, dataset: str, model: str, origin: CellOf) -> list[Block]:
+        """Blocks with such cells; those of finetune cells only if the origin says so, or there are no others."""
+        key = (dataset, model, origin)
+        if key not in self._blocks:
+            found = [
+                block
+                for block in self._grid.blocks
+                if block.dataset == dataset
+                and any(
+                    (setting.model, setting.quantizer, setting.task) == (model, origin.quantizer, origin.task)
+                    for setting in block.settings()
+                )
+                and origin.init in {None, block.init}
+            ]
+            first = [block for block in found if block.init != "finetune"]
+            self._blocks[key] = found if origin.init else first or found
+        return self._blocks[key]
 
-    def _for_trial(self, block: Block, cell: Cell) -> Cell:
-        key = (cell.dataset, cell.model, cell.seed)
-        if key not in self._of_trials:
-            choice = self.chosen.get(self._setting(block, cell))
-            values = choice.values if choice is not None and block.tune else {}
-            [made] = block.narrowed([cell.model], "fp", [cell.seed], values).cells(trial=True)
-            self._of_trials[key] = made
-            self.of_trials.append((made, block.execution))
-        return self._of_trials[key]
+    def _setting(self, block: Block, model: str, origin: CellOf) -> Setting:
+        return Setting(block.dataset, model, origin.quantizer, origin.task, block.init)
+
+    def _for_trial(self, block: Block, cell: Cell, model: str, origin: CellOf) -> Cell | None:
+        choice = self._chosen.get(self._setting(block, model, origin))
+        values = choice.values if choice is not None and block.tune else {}
+        own = block.narrowed([model], origin.quantizer, [cell.seed], values)
+        [made] = own.cells(trial=True)
+        return self.linked(block, made)
 
 
-def _with_parent(cell: Cell, parents: list[Cell]) -> Cell:
-    if len(parents) != 1:
-        found = "none" if not parents else ", ".join(f"{parent.name} ({parent.id})" for parent in parents)
-        raise ValueError(
-            f"{cell.name} starts from the one full-precision cell of its data set, model and seed; the grid has {found}"
-        )
-    parent = parents[0]
-    if parent.init == "pretrained":
-        _require_own_preprocessing(cell, parent)
-    return cell.model_copy(update={"parent": parent.id})
+def _described(origin: CellOf, model: str) -> str:
+    """`full-precision cell of resnet20`, `bnn++ cell of resnet20 (task bwa)`."""
+    what = "full-precision" if origin.quantizer == "fp" else origin.quantizer
+    more = [*([f"task {origin.task}"] * (origin.task != "bw")), *([f"init {origin.init}"] if origin.init else [])]
+    return f"{what} cell of {model}" + (f" ({', '.join(more)})" if more else "")
+
+
+_SEEN = ("image_size", "mean", "std", "interpolation")
+"""Keys of `data` that decide what an image looks like to a network."""
+
+
+def _require_fitting(cell: Cell, other: Cell, role: str) -> None:
+    """ValueError where the cell cannot start from the other's weights, or cannot learn from its outputs."""
+    if other.init == "pretrained":
+        _require_own_preprocessing(cell, other)
+    if role == "teacher":
+        for key in _SEEN:
+            mine, theirs = getattr(cell.data, key), getattr(other.data, key)
+            if mine != theirs:
+                raise ValueError(
+                    f"{cell.name} learns from {other.name}, which sees other images: data.{key} is {mine} here and "
+                    f"{theirs} there"
+                )
+        if other.training.reestimate_norm:
+            raise ValueError(f"{other.name} re-estimates its norms, so it is no teacher; set reestimate_norm: false")
+    elif other.quantizer != "fp":
+        for key in ("scale", "full_precision"):
+            mine, theirs = getattr(cell.quantization, key), getattr(other.quantization, key)
+            if cell.quantizer == "fp" or mine != theirs:
+                raise ValueError(
+                    f"{cell.name} starts from {other.name}, whose layers are others: quantization.{key} has to be the "
+                    "same in both, and both have to be binary"
+                )
 
 
 def _require_own_preprocessing(cell: Cell, parent: Cell) -> None:
@@ -295,6 +376,6 @@ def _require_own_preprocessing(cell: Cell, parent: Cell) -> None:
         del keys["data.interpolation"]
     if unstated := [key for key, value in keys.items() if value is None]:
         raise ValueError(
-            f"{cell.name} starts from {parent.name}, whose images are by default what its published weights saw: "
+            f"{cell.name} needs {parent.name}, whose images are by default what its published weights saw: "
             f"give both blocks {' and '.join(unstated)}"
         )

@@ -49,6 +49,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "num_cores": len(os.sched_getaffinity(0)),
         "data_checksum": trainer.data_checksum,
         "weights_checksum": trainer.weights_checksum,
+        "teacher_checksum": trainer.teacher_checksum,
     }
 
 

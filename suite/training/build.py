@@ -24,7 +24,7 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import EngineError, Layout
 from suite.engines.protocol import Engine
 from suite.errors import DataError
-from suite.recipe.cell import AS_IS, Cell, Execution, Interpolation, Sharpness, Training
+from suite.recipe.cell import AS_IS, Cell, Distillation, Execution, Interpolation, Sharpness, Training
 from suite.training.mixup import mixes, require_even
 from suite.training.seeds import stream
 
@@ -202,25 +202,36 @@ def pretrained_weights(
     return model.state_dict(), checksum
 
 
-def build_model(
-    cell: Cell, description: Description, parent_weights: dict[str, Tensor] | None
-) -> tuple[nn.Module, models.Split]:
+@dataclass(frozen=True)
+class Weights:
+    """To start from, by parameter name; `are_latents`: of a binary network, whose quantized ones are latents."""
+
+    values: dict[str, Tensor]
+    are_latents: bool = False
+
+
+def build_model(cell: Cell, description: Description, weights: Weights | None) -> tuple[nn.Module, models.Split]:
     """The network, its quantized weights holding latents, and its parameters' groups.
 
     The full-precision network is drawn first (or is the parent cell's, or timm's), the same for all methods of a seed;
-    binarizing it draws no random numbers.
+    binarizing it draws no random numbers. A binary parent's latents are taken as they are.
     """
     torch.manual_seed(stream(cell.seed, "init"))
     size = cell.data.image_size or description.image_size
     rates = {"dropout": cell.training.dropout, "drop_path": cell.training.drop_path}
     model = models.create(cell.model, len(description.classes), size, description.in_chans, **rates)
-    if parent_weights is not None:
-        model.load_state_dict(parent_weights)
+    if weights is not None and not weights.are_latents:
+        model.load_state_dict(weights.values)
+    quantization = cell.quantization
+    inputs = None if quantization.inputs is None else models.InputQuantization(quantization.inputs.quantizer)
     if cell.quantizer == "fp":
+        if inputs is not None:
+            models.binarize_inputs(model, quantization.full_precision, inputs)
         return model, models.full_precision(model)
-    inputs = cell.quantization.inputs
-    quantized = None if inputs is None else models.InputQuantization(inputs.quantizer)
-    return model, models.binarize(model, cell.quantization.full_precision, quantized, cell.quantization.scale)
+    split = models.binarize(model, quantization.full_precision, inputs, quantization.scale)
+    if weights is not None and weights.are_latents:
+        model.load_state_dict(weights.values)
+    return model, split
 
 
 def build_engine(
@@ -243,7 +254,7 @@ def build_engine(
     if execution.checkpoint_activations:
         _checkpoint_activations(cell.model, model)
     model.to(layout.device)
-    parts = (build_criterion(cell.training), layout, cell.training, execution)
+    parts = (build_criterion(cell), layout, cell.training, execution)
     if execution.engine == "plain":
         model.to(memory_format=torch.channels_last)
         return PlainEngine(model, wrap(cell, build_base(cell, model, split), execution), *parts)
@@ -386,8 +397,29 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate or 1.0, **settings)
 
 
-def build_criterion(training: Training) -> nn.Module:
-    """The recipe's mean loss over the batch, smoothing labels where asked; those of mixed images come smoothed."""
+def build_criterion(cell: Cell) -> nn.Module:
+    """The recipe's mean loss over the batch: (logits, labels) -> [], or with a teacher (logits, labels, soft) -> []."""
+    of_labels = _of_labels(cell.training)
+    return of_labels if cell.distillation is None else Distilled(of_labels, cell.distillation)
+
+
+class Distilled(nn.Module):
+    """(1 - share) of_labels(z, y) + share T^2 KL(softmax(t / T) | softmax(z / T)), KL the mean over the batch."""
+
+    def __init__(self, of_labels: nn.Module, distillation: Distillation) -> None:
+        super().__init__()
+        self.of_labels, self.share, self.temperature = of_labels, distillation.share, distillation.temperature
+
+    def forward(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
+        """Logits and soft: [B, classes]; labels as the first loss takes them. In float32 whatever the logits are."""
+        ours, theirs = ((each.float() / self.temperature).log_softmax(1) for each in (logits, soft))
+        divergence = nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        loss = self.share * self.temperature**2 * divergence
+        return loss if self.share == 1 else (1 - self.share) * self.of_labels(logits, labels) + loss
+
+
+def _of_labels(training: Training) -> nn.Module:
+    """The mean loss, smoothing labels where asked; those of mixed images come smoothed."""
     from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
     if training.loss == "bce":

@@ -30,19 +30,24 @@ class PretrainedError(UserError):
     """There are no such weights, or they do not fit the model."""
 
 
-def pretrained(name: str, num_classes: int, image_size: int, in_chans: int, data_dir: Path) -> tuple[nn.Module, str]:
+def pretrained(
+    name: str, num_classes: int, image_size: int, in_chans: int, data_dir: Path, *, own_classes: bool = False
+) -> tuple[nn.Module, str]:
     """The network `name` with published weights, as `models.create` makes it, and the SHA-256 of their file.
 
     timm adapts them: position embeddings to the image size, the first layer to `in_chans`. A head of another number of
     classes is drawn, as `models.create` draws it from torch's generator, which is left as a fresh network leaves it.
 
     Raises:
-        PretrainedError: nothing published under that name, no way to the hub, or a file that is not of this model.
+        PretrainedError: nothing published under that name, no way to the hub, a file that is not of this model, or,
+            with `own_classes`, a head of another number of classes.
     """
     model = models.create(name, num_classes, image_size, in_chans)
     file = _local(name, data_dir) or _from_hub(name, data_dir)
     with torch.random.fork_rng(devices=[]):
         source, num_source_classes = _source(name, file, image_size, in_chans)
+    if own_classes and num_source_classes != num_classes:
+        raise PretrainedError(f"{file}: of {num_source_classes} classes, and the data set has {num_classes}")
     weights = source.state_dict()
     heads = tuple(f"{head}." for head in _heads(metadata(model)))
     if num_source_classes != num_classes:
@@ -83,7 +88,7 @@ def require_named(name: str, data_dir: Path) -> None:
     if name not in tags:
         choice = f"has published weights as {', '.join(tags)}: name one, or" if tags else "has no published weights:"
         place = data_dir / "weights" / f"{name}{SUFFIXES[0]}"
-        raise PretrainedError(f"init: pretrained: {name} {choice} put your own at {place}")
+        raise PretrainedError(f"published weights: {name} {choice} put your own at {place}")
 
 
 def _from_hub(name: str, data_dir: Path) -> Path:
@@ -96,7 +101,7 @@ def _from_hub(name: str, data_dir: Path) -> Path:
     config = timm.get_pretrained_cfg(name)
     if not config.hf_hub_id:
         url = config.url if isinstance(config.url, str) else config.url[0]
-        raise PretrainedError(f"init: pretrained: {name} is not on the hub: put {url} at {place.with_suffix('.pth')}")
+        raise PretrainedError(f"published weights: {name} is not on the hub: put {url} at {place.with_suffix('.pth')}")
     for file in _HUB_FILES:
         cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file)
         if isinstance(cached, str):
@@ -106,7 +111,7 @@ def _from_hub(name: str, data_dir: Path) -> Path:
         return _download(config.hf_hub_id)
     except Exception as error:  # httpx's, requests' or the hub's own: they all mean no file
         raise PretrainedError(
-            f"init: pretrained: {name}: no {place}, and {url} cannot be had from here ({type(error).__name__}): "
+            f"published weights: {name}: no {place}, and {url} cannot be had from here ({type(error).__name__}): "
             "download it where there is internet and put it there"
         ) from error
 

@@ -21,6 +21,7 @@ from suite.recipe.cell import AS_IS, Cell, Execution
 from suite.run import checkpoint
 from suite.run.failures import DivergedError
 from suite.training.build import (
+    Weights,
     build_engine,
     build_input_mu,
     build_loaders,
@@ -34,6 +35,7 @@ from suite.training.ema import MovingAverage
 from suite.training.evaluation import Evaluation, Health, evaluate
 from suite.training.mixup import mix, mixes
 from suite.training.seeds import stream
+from suite.training.teacher import Teacher, published
 
 Batch = tuple[Tensor, Tensor]
 
@@ -102,7 +104,7 @@ class Network:
         cell: the network's cell.
         description: of the data set.
         layout: this process's rank, world size and device.
-        weights: to start from, by parameter name; None: drawn from the cell's seed.
+        weights: to start from; None: drawn from the cell's seed.
         execution: how it runs.
     """
 
@@ -111,7 +113,7 @@ class Network:
         cell: Cell,
         description: Description,
         layout: Layout,
-        weights: dict[str, Tensor] | None = None,
+        weights: Weights | None = None,
         execution: Execution = AS_IS,
     ) -> None:
         self.cell, self.description, self.layout, self.execution = cell, description, layout, execution
@@ -167,6 +169,7 @@ class Trainer(Network):
         weights: the parent cell's weights, to start from.
         execution: how it runs.
         is_resumed: a checkpoint's state is loaded next, so published weights are not fetched.
+        teacher: the network that a distilled cell learns from, if it is another cell's.
     """
 
     def __init__(
@@ -174,17 +177,25 @@ class Trainer(Network):
         cell: Cell,
         layout: Layout,
         data_dir: Path,
-        weights: dict[str, Tensor] | None,
+        weights: Weights | None,
         execution: Execution = AS_IS,
         *,
         is_resumed: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         source = load_source(cell, layout, data_dir, execution)
         self.data_checksum = source.checksum
         self.weights_checksum: str | None = None
+        self.teacher_checksum: str | None = None
         self.loaders = build_loaders(cell, source, layout, execution)
         if cell.init == "pretrained" and not is_resumed:
-            weights, self.weights_checksum = pretrained_weights(cell, source.description, layout, data_dir)
+            values, self.weights_checksum = pretrained_weights(cell, source.description, layout, data_dir)
+            weights = Weights(values)
+        self.teacher = teacher
+        if cell.distillation is not None and cell.distillation.weights is not None:
+            self.teacher, self.teacher_checksum = published(
+                cell, source.description, layout, data_dir, self.loaders.train.normalization
+            )
         super().__init__(cell, source.description, layout, weights, execution)
         self.steps_per_epoch = len(self.loaders.train)
         self.num_steps = cell.training.epochs * self.steps_per_epoch
@@ -245,7 +256,9 @@ class Trainer(Network):
         # The only random numbers drawn outside the loaders are dropout's. Each step has its own stream, so there is no
         # generator state to save or lose.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.step, self.layout.rank))
-        loss, logits = self.engine.train_step(*self._mixed(images, labels))
+        images, targets = self._mixed(images, labels)
+        soft = None if self.teacher is None else self.teacher.logits(images)
+        loss, logits = self.engine.train_step(images, targets, soft)
         if self.average is not None:
             self.average.update(self._num_steps_done)
         self.totals[0] += loss * len(labels)

@@ -90,7 +90,7 @@ def test_children_follow_their_parents_in_the_code_that_was_launched(
     assert len({row.state.job_id for row in rows.values() if row.state.attempt}) == 1
     assert (grid_dir / "finished").read_text(encoding="utf-8") == "2 done, 1 queued, 1 failed\n"
     shown = launch("status", "--root", root).stdout
-    assert "waits: starts from digits/resnet8/fp/s1, which failed: nan" in shown
+    assert "waits: needs digits/resnet8/fp/s1, which failed: nan" in shown
     assert "the loss is" in shown, "the reason, and the last lines of the log"
     code = run_of(grid_dir, "fp/s0").provenance()["code"]
     assert code["commit"] == commit

@@ -159,7 +159,7 @@ def test_cancelling_all_empties_the_queue_and_a_retry_needs_no_flags(write_grid:
     launch("grid", write_grid(**FAMILIES), *MODEST, "--root", waiting)
     assert len(jobs(grid_dir)) == 2
     assert launch("cancel", "fp/s0", "--root", waiting).stdout == "1 cancelled\n"
-    assert "starts from digits/resnet8/fp/s0, which was cancelled" in launch("status", "--root", waiting).stdout
+    assert "needs digits/resnet8/fp/s0, which was cancelled" in launch("status", "--root", waiting).stdout
     assert launch("cancel", "--root", waiting).returncode == 2  # not all of them unasked
     assert launch("cancel", "--yes", "--root", waiting).stdout == "3 cancelled\n"
     assert client.queue() == {}

@@ -73,10 +73,10 @@ def test_a_cell_that_failed_on_this_machine_is_left_to_others_for_now(make_cell:
 def test_a_cell_whose_parent_will_not_be_done_says_why_and_nothing_more_happens(make_cell: Callable[..., Cell]) -> None:
     parent, child = _family(make_cell)
     failed = Standing(Planned(parent), State(state="failed", cause="nan"))
-    assert blocked([failed, _row(child)]) == {child.id: "starts from digits/resnet8/fp/s0, which failed: nan"}
+    assert blocked([failed, _row(child)]) == {child.id: "needs digits/resnet8/fp/s0, which failed: nan"}
     assert is_over([failed, _row(child)])
     cancelled = [_row(parent, "cancelled"), _row(child)]
-    assert blocked(cancelled) == {child.id: "starts from digits/resnet8/fp/s0, which was cancelled"}
+    assert blocked(cancelled) == {child.id: "needs digits/resnet8/fp/s0, which was cancelled"}
     assert blocked([_row(parent, "running"), _row(child)]) == {}
     assert not is_over([_row(parent, "running"), _row(child)])
 

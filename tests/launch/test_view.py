@@ -119,7 +119,7 @@ def test_what_is_held_up_is_told_once_for_each_reason(make_cell: Callable[..., C
     ]
     stopped = _row(make_cell(), State("preempted", reason="its worker is gone"))
     assert problems([failed, *waiting, stopped])[1:] == [
-        f"{waiting[0].cell.name} ({waiting[0].cell.id}) and 1 more waits: starts from {parent.name}, which failed: nan",
+        f"{waiting[0].cell.name} ({waiting[0].cell.id}) and 1 more waits: needs {parent.name}, which failed: nan",
         f"digits/resnet8/bnn++/s0 ({stopped.cell.id}) preempted: its worker is gone",
     ]
 

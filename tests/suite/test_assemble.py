@@ -15,6 +15,7 @@ from suite.engines.process_group import Layout, T
 from suite.errors import DataError
 from suite.recipe.cell import Cell
 from suite.training.build import (
+    Weights,
     build_base,
     build_criterion,
     build_loaders,
@@ -72,7 +73,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(make_cell: MakeCell) 
     log_p = torch.log_softmax(logits, dim=1)
     hard = -log_p[torch.arange(6), labels].mean()
     for smoothing in (0.0, 0.1):
-        criterion = build_criterion(make_cell(training__label_smoothing=smoothing).training)
+        criterion = build_criterion(make_cell(training__label_smoothing=smoothing))
         expected = (1 - smoothing) * hard - smoothing * log_p.mean()
         assert criterion(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -91,7 +92,7 @@ def test_weight_decay_is_on_weights_and_latents_only(make_cell: MakeCell, optimi
 def test_a_finetune_cell_starts_from_its_parents_weights(make_cell: MakeCell) -> None:
     source = load("digits", NOWHERE)
     parent, _ = build_model(make_cell(quantizer="fp", seed=5), source.description, None)
-    child, split = build_model(make_cell(quantizer="bc"), source.description, parent.state_dict())
+    child, split = build_model(make_cell(quantizer="bc"), source.description, Weights(parent.state_dict()))
     assert torch.equal(child.get_parameter("conv1.weight"), parent.get_parameter("conv1.weight"))
     for name in split.binary:
         weight = parent.get_parameter(name)

@@ -15,7 +15,7 @@ from suite.data.datasets import load
 from suite.engines.process_group import Layout
 from suite.recipe.cell import Cell, Sharpness
 from suite.run import checkpoint
-from suite.training.build import build_model
+from suite.training.build import Weights, build_model
 from suite.training.evaluation import Evaluation, evaluate
 from suite.training.trainer import Trainer
 
@@ -109,11 +109,11 @@ def test_mu_of_inputs_moves_with_the_weights_own(make_bwa: MakeCell) -> None:
     seen: list[tuple[float, float]] = []
     train_step = trainer.engine.train_step
 
-    def spy(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def spy(images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
         (of_inputs,) = _input_mus(trainer)
         (of_weights,) = {own["mu"] for own in trainer.optimizer.state_dict()["state"].values() if "mu" in own}
         seen.append((of_inputs, of_weights))
-        return train_step(images, labels)
+        return train_step(images, labels, soft)
 
     trainer.engine.train_step = spy  # type: ignore[method-assign]
     for epochs in (1, 2):
@@ -171,7 +171,7 @@ def test_a_full_precision_parents_weights_fit_the_network_with_binary_activation
     source = load("digits", NOWHERE)
     fp = make_bwa(quantizer="fp", seed=5, task="bw", quantization__inputs=None)
     parent, _ = build_model(fp, source.description, None)
-    child, split = build_model(make_bwa(), source.description, parent.state_dict())
+    child, split = build_model(make_bwa(), source.description, Weights(parent.state_dict()))
     assert torch.equal(child.get_parameter("conv1.weight"), parent.get_parameter("conv1.weight"))
     assert len(split.binary) == 6
 

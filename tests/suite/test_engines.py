@@ -67,7 +67,7 @@ def test_micro_batches_of_any_size_make_up_the_batch(make_cell: MakeCell, size: 
     parts = PlainEngine(
         model,
         wrap(cell, build_base(cell, model, split)),
-        build_criterion(cell.training),
+        build_criterion(cell),
         Layout(),
         cell.training,
         execution,

@@ -100,9 +100,9 @@ def test_a_recipe_mixes_if_either_is_on() -> None:
 
 
 def test_the_criterion_smooths_once(make_cell: Callable[..., Cell]) -> None:
-    training = make_cell(training__mixup=0.8, training__label_smoothing=0.1).training
+    cell = make_cell(training__mixup=0.8, training__label_smoothing=0.1)
     images, labels = _batch()
-    _, probabilities = mix(images, labels, training, NUM_CLASSES, 1)
+    _, probabilities = mix(images, labels, cell.training, NUM_CLASSES, 1)
     logits = torch.randn(6, NUM_CLASSES, generator=torch.Generator().manual_seed(0))
     expected = -(probabilities * logits.log_softmax(1)).sum(1).mean()
-    assert build_criterion(training)(logits, probabilities).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert build_criterion(cell)(logits, probabilities).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -95,7 +95,7 @@ def test_scheduled_learning_rates_keep_their_layers_share() -> None:
 
 
 def test_bce_is_the_mean_over_images_and_classes_with_smoothed_labels() -> None:
-    criterion = build_criterion(tiny_cell(training__loss="bce", training__label_smoothing=0.1).training)
+    criterion = build_criterion(tiny_cell(training__loss="bce", training__label_smoothing=0.1))
     logits = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
     # Labels 0.95 and 0.05; -log s(x) = log(1 + e^-x).
     by_hand = [0.95 * 0.126928011 + 0.05 * 2.126928011, 0.05 * 1.313261688 + 0.95 * 0.313261688]

@@ -76,17 +76,18 @@ class DeepSpeedEngine:
         self._stand_in.step_shards = None if self.clip_grad_norm is not None else self.optimizer.step
         spread(self._zero, self._stage)
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached."""
+    def train_step(self, images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `Engine.train_step` says."""
         size, num_images = self._micro_batch_size, len(labels)
         loss, logits = torch.zeros((), device=labels.device), []
-        for x, y in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+        targets = (labels,) if soft is None else (labels, soft)
+        for x, *y in zip(*(torch.split(each, size) for each in (images, *targets)), strict=True):
             with self._autocast():
                 part_logits = self._zero(x)
-                part_loss = self.criterion(part_logits, y)
+                part_loss = self.criterion(part_logits, *y)
             self._zero.backward(part_loss)
             self._zero.step()
-            loss += part_loss.detach() * (len(y) / num_images)
+            loss += part_loss.detach() * (len(x) / num_images)
             logits.append(part_logits.detach())
         if self.clip_grad_norm is not None:
             self._clipped_step(self.clip_grad_norm)
