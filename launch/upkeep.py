@@ -159,10 +159,20 @@ def scale(
 def sync(
     grid: GridName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Every 30 s, until nothing more will happen.")] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(help="Also write TensorBoard's events there: tensorboard --logdir DIR.", metavar="DIR"),
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(help="Also send the metrics to this project of Weights & Biases.", metavar="PROJECT")
+    ] = None,
     root: Root = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Bring the MLflow store up to date with the run directories, or rebuild it from them."""
+    """Bring the MLflow store up to date with the run directories, or rebuild it from them.
+
+    [dim]python -m launch sync digits --tensorboard events[/]
+    """
     from launch import launches
     from launch.plan import is_over
     from suite.run import mlflow_replica
@@ -171,15 +181,30 @@ def sync(
     last = launches.last(grid_dir)
     uri = tracking_uri or (last.tracking_uri if last else mlflow_replica.default_uri(grid_dir.parent))
     num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
+    _copy(grid_dir, tensorboard, wandb)
     while watch and not is_over(standings(grid_dir)):
         print(f"{time.strftime('%H:%M:%S')} {num_changed} runs changed", flush=True)
         time.sleep(SYNC_SECONDS)
         try:
             num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
+            _copy(grid_dir, tensorboard, wandb)
         except Exception as error:  # noqa: BLE001  (a server that is away for a while; the next turn catches up)
             num_changed = 0
             print(f"{uri} not reached, nothing lost: {str(error).splitlines()[0]}", file=sys.stderr)
     print(f"{num_changed} runs changed; look at them: {mlflow_replica.how_to_browse(uri, experiment)}")
+
+
+def _copy(grid_dir: Path, tensorboard: Path | None, wandb: str | None) -> None:
+    """Brings the other replicas up to date, if there are any."""
+    if tensorboard is not None:
+        from suite.run import tensorboard_replica
+
+        num = tensorboard_replica.sync(grid_dir, tensorboard)
+        print(f"{num} runs changed; look at them: tensorboard --logdir {tensorboard}")
+    if wandb is not None:
+        from suite.run import wandb_replica
+
+        print(f"{wandb_replica.sync(grid_dir, wandb)} runs changed in {wandb} of Weights & Biases")
 
 
 def adopt(

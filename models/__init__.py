@@ -9,7 +9,17 @@
 timm costs three seconds to import: the catalogue's functions import it when they are first called.
 """
 
-from models.binarize import POLICIES, Split, binarize, binarize_inputs, fold_scales, full_precision, kept_layers
+from models.accumulators import accumulators, num_inexact, overflow_penalty, overflows, reset_overflows
+from models.binarize import (
+    POLICIES,
+    Split,
+    SumQuantization,
+    binarize,
+    binarize_inputs,
+    fold_scales,
+    full_precision,
+    kept_layers,
+)
 from models.catalog import (
     create,
     full_precision_layers,
@@ -26,6 +36,8 @@ __all__ = [
     "POLICIES",
     "InputQuantization",
     "Split",
+    "SumQuantization",
+    "accumulators",
     "binarize",
     "binarize_inputs",
     "create",
@@ -37,6 +49,10 @@ __all__ = [
     "is_known",
     "kept_layers",
     "names",
+    "num_inexact",
+    "overflow_penalty",
+    "overflows",
+    "reset_overflows",
     "set_input_mu",
     "skeleton",
     "soften_inputs",

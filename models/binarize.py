@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from models.accumulators import Accumulator
 from models.catalog import full_precision_layers, metadata
 from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
@@ -81,6 +82,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class SumQuantization:
+    """How many bits a binary layer's sums have, and the slope k of the activation that bears their wrapping."""
+
+    bits: int = 8
+    slope: float = 2.0
+
+
+@dataclass(frozen=True)
 class Split:
     """The names of a model's parameters in three groups, each in the model's order.
 
@@ -116,6 +125,7 @@ def binarize(
     keep: Sequence[str] = ("ends",),
     inputs: InputQuantization | None = None,
     scale: Scale = "none",
+    sums: SumQuantization | None = None,
 ) -> Split:
     """Make every eligible layer of `model` (one that `create` built) binary, in place; return the parameters' groups.
 
@@ -130,7 +140,7 @@ def binarize(
     layer has a gain: the weights in {-s, +s} bring their own. `fold_scales` makes it one, for deployment.
 
     With `inputs`, every such layer also quantizes what it reads. A transformer's products of queries with keys and of
-    attention with values have no weights and stay real.
+    attention with values have no weights and stay real. With `sums`, what it adds up wraps around, too.
 
     Draws no random numbers. Raises ValueError, with the model unchanged, where `keep` matches nothing, no layer is
     eligible, one can't be binarized without changing what the model computes, or, with `inputs`, one reads numbers that
@@ -143,7 +153,7 @@ def binarize(
     if inputs is not None:
         _require_signs(model, layers)
     twins = {
-        name: _twin(name, layer, with_gain=scale == "none" and name not in scale_free, inputs=inputs)
+        name: _twin(name, layer, with_gain=scale == "none" and name not in scale_free, inputs=inputs, sums=sums)
         for name, layer in layers.items()
         if name not in scale_free or inputs is not None or scale != "none"
     }
@@ -202,15 +212,21 @@ def latents(weight: Tensor) -> Tensor:
 
 
 def _twin(
-    name: str, layer: Matrix, *, with_gain: bool, inputs: InputQuantization | None
+    name: str,
+    layer: Matrix,
+    *,
+    with_gain: bool,
+    inputs: InputQuantization | None,
+    sums: SumQuantization | None = None,
 ) -> BinaryLinear | BinaryConv2d:
     """The layer's binary twin. By exact type: a subclass may do something of its own that the twin would lose."""
-    binary_input = None if inputs is None else BinaryInput(inputs)
+    quantized = None if inputs is None else BinaryInput(inputs)
+    accumulator = None if sums is None else Accumulator(sums.bits, sums.slope)
     if type(layer) is nn.Linear:
-        return BinaryLinear.from_layer(layer, with_gain=with_gain, inputs=binary_input)
+        return BinaryLinear.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
     # What a ClippedConv2d does of its own is to clip its inputs, and the twin takes their sign instead.
     if type(layer) is nn.Conv2d or (type(layer) is ClippedConv2d and inputs is not None):
-        return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=binary_input)
+        return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
     lack = "binary inputs" if inputs is not None else "a gain"
     where = "with no batch norm behind it " if with_gain else ""
     raise ValueError(f"{name}: a {type(layer).__name__} {where}has no binary twin with {lack}")

@@ -1,10 +1,11 @@
 """Layers whose weights are scalars in {-1, +1}, with what the scalars lack: a gain, and perhaps binary inputs.
 
-    y = g * (W q(x)) + b          g: (C_out,) trainable, q(x) = F(x; mu)
+    y = g * a(W q(x)) + b         g: (C_out,) trainable, q(x) = F(x; mu), a(z) = z or c(wrap(z))
 
 Nothing here quantizes weights: `weight` is the parameter that ProxConnect holds w = F(w*) in. Without a gain (where a
-batch norm follows, the scale is immaterial) g = 1; without quantized inputs q(x) = x. Both layers compute g * W first,
-which is the same by linearity, keeps no activation W x for the gain's gradient, and stays in autocast's dtype.
+batch norm follows, the scale is immaterial) g = 1; without quantized inputs q(x) = x. Where a(z) = z, both layers
+compute g * W first, which is the same by linearity, keeps no activation W x for the gain's gradient, and stays in
+autocast's dtype. With an accumulator of few bits (see `accumulators`) sums are exact integers, taken in float32.
 
 The gain starts at mean |W| over each output channel, which minimises |W - g sign(W)|^2 (Rastegari et al., XNOR-Net,
 2016).
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.accumulators import Accumulator
 from models.inputs import BinaryInput
 
 Layer = TypeVar("Layer", "BinaryLinear", "BinaryConv2d")
@@ -28,19 +30,32 @@ class BinaryLinear(nn.Linear):
 
     gain: nn.Parameter | None
     inputs: BinaryInput | None
+    accumulator: Accumulator | None
 
     @classmethod
     def from_layer(
-        cls, layer: nn.Linear, *, with_gain: bool = True, inputs: BinaryInput | None = None
+        cls,
+        layer: nn.Linear,
+        *,
+        with_gain: bool = True,
+        inputs: BinaryInput | None = None,
+        accumulator: Accumulator | None = None,
     ) -> "BinaryLinear":
         """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
         # The meta device: no memory, no initialisation, no random numbers drawn for weights that are replaced anyway.
         new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        return _adopt(new, layer, with_gain=with_gain, inputs=inputs)
+        return _adopt(new, layer, with_gain=with_gain, inputs=inputs, accumulator=accumulator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         x = x if self.inputs is None else self.inputs(x)
+        if self.accumulator is not None:
+            y: Tensor
+            with torch.autocast(x.device.type, enabled=False):
+                y = self.accumulator(F.linear(x.float(), self.weight.float()))
+            y = y if self.gain is None else y * self.gain
+            y = y if self.bias is None else y + self.bias
+            return y
         weight = self.weight if self.gain is None else self.gain[:, None] * self.weight
         return F.linear(x, weight, self.bias)
 
@@ -50,10 +65,16 @@ class BinaryConv2d(nn.Conv2d):
 
     gain: nn.Parameter | None
     inputs: BinaryInput | None
+    accumulator: Accumulator | None
 
     @classmethod
     def from_layer(
-        cls, layer: nn.Conv2d, *, with_gain: bool = True, inputs: BinaryInput | None = None
+        cls,
+        layer: nn.Conv2d,
+        *,
+        with_gain: bool = True,
+        inputs: BinaryInput | None = None,
+        accumulator: Accumulator | None = None,
     ) -> "BinaryConv2d":
         """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
         new = cls(
@@ -68,13 +89,19 @@ class BinaryConv2d(nn.Conv2d):
             padding_mode=layer.padding_mode,
             device="meta",
         )
-        return _adopt(new, layer, with_gain=with_gain, inputs=inputs)
+        return _adopt(new, layer, with_gain=with_gain, inputs=inputs, accumulator=accumulator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         x = x if self.inputs is None else self.inputs(x)
+        y: Tensor
+        if self.accumulator is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                y = self.accumulator(self._conv_forward(x.float(), self.weight.float(), None))
+            y = y if self.gain is None else y * self.gain[:, None, None]
+            return y if self.bias is None else y + self.bias[:, None, None]
         weight = self.weight if self.gain is None else self.gain[:, None, None, None] * self.weight
-        y: Tensor = self._conv_forward(x, weight, self.bias)
+        y = self._conv_forward(x, weight, self.bias)
         return y
 
 
@@ -95,11 +122,18 @@ def channel_mean_abs(weight: Tensor) -> Tensor:
     return weight.abs().flatten(1).mean(dim=1)
 
 
-def _adopt(new: Layer, layer: nn.Linear | nn.Conv2d, *, with_gain: bool, inputs: BinaryInput | None) -> Layer:
+def _adopt(
+    new: Layer,
+    layer: nn.Linear | nn.Conv2d,
+    *,
+    with_gain: bool,
+    inputs: BinaryInput | None,
+    accumulator: Accumulator | None,
+) -> Layer:
     """`new` with the parameters and mode of `layer`."""
     for name, parameter in layer.named_parameters(recurse=False):
         setattr(new, name, parameter)
     with torch.no_grad():
         new.register_parameter("gain", nn.Parameter(channel_mean_abs(layer.weight)) if with_gain else None)
-    new.inputs = inputs
+    new.inputs, new.accumulator = inputs, accumulator
     return new.train(layer.training)

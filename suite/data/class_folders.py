@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from suite.errors import DataError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 SPLITS = {"imagenet": ("train", "val")}
 _USUAL_SPLITS = ("train", "test")
+_SYSTEMS_OWN = {"@eaDir", "__MACOSX", "#recycle", "lost+found"}
 TINY_ANNOTATIONS = "val_annotations.txt"
 """Names and classes of the validation images, in Tiny-ImageNet's folder val."""
 
@@ -60,7 +60,7 @@ def list_source(dataset: str, source: Path, *, partial: bool = False, with_test:
     """
     try:
         if (source / "val" / TINY_ANNOTATIONS).is_file():
-            raise DataError(f"{source}: Tiny-ImageNet as unpacked; to arrange it: {_arrange_tiny_imagenet(source)}")
+            return _tiny_imagenet(source, with_test=with_test)
         all_splits = SPLITS.get(dataset, _USUAL_SPLITS)
         needed = all_splits if with_test else all_splits[:1]
         for name in needed:
@@ -82,16 +82,32 @@ def list_source(dataset: str, source: Path, *, partial: bool = False, with_test:
         raise DataError(f"{error.filename}: {error.strerror}") from error
 
 
-def _arrange_tiny_imagenet(source: Path) -> str:
-    """The shell command that makes train/CLASS/*.JPEG and test/CLASS/*.JPEG of it, the latter of the validation images.
+def _tiny_imagenet(source: Path, *, with_test: bool) -> list[Split]:
+    """Tiny-ImageNet as unpacked: train/CLASS/images/*.JPEG, and as the test split val/images with its annotations.
 
-    The makers' own test images have no labels; they are put aside.
+    The makers' own test images have no labels.
     """
-    return (
-        f"cd {shlex.quote(str(source))} && for c in train/*; do mv $c/images/* $c/ && rmdir $c/images; done && "
-        f"mv test unlabelled && cut -f 1,2 val/{TINY_ANNOTATIONS} | "
-        "while read f c; do mkdir -p test/$c && mv val/images/$f test/$c/; done && mv val validation"
-    )
+    folders = [entry for entry in _entries(source / "train") if entry.is_dir() and not _is_a_systems(entry.name)]
+    classes = tuple(entry.name for entry in folders)
+    number = {name: index for index, name in enumerate(classes)}
+    train = [
+        Entry(f"{folder.name}/images/{entry.name}", _size(entry), number[folder.name])
+        for folder in folders
+        for entry in _entries(Path(folder.path) / "images")
+        if _is_named_as_image(entry)
+    ]
+    splits = [Split("train", source / "train", classes, tuple(train), (), _sha256(train))]
+    if with_test:
+        listed = source / "val" / TINY_ANNOTATIONS
+        label_of = dict(line.split("\t")[:2] for line in listed.read_text(encoding="utf-8").splitlines() if line)
+        images = {entry.name: entry for entry in _entries(source / "val" / "images") if _is_named_as_image(entry)}
+        if wrong := sorted(
+            name for name in {*label_of, *images} if label_of.get(name) not in number or name not in images
+        ):
+            raise DataError(f"{listed}: {wrong[0]} has no image, or no class of train/ ({len(wrong):,} such)")
+        test = [Entry(f"images/{name}", _size(entry), number[label_of[name]]) for name, entry in images.items()]
+        splits.append(Split("test", source / "val", classes, tuple(test), (), _sha256(test)))
+    return splits
 
 
 def _missing(dataset: str, source: Path, name: str) -> str:
@@ -120,7 +136,9 @@ def _folders(dataset: str, folder: Path) -> _Folders:
     """The class folders of a split, sorted."""
     classes, ignored = [], []
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_a_systems(entry.name):
+            ignored.append(entry.name)
+        elif entry.is_dir():
             _require_good_class_name(folder, entry.name)
             classes.append(entry.name)
         elif _is_named_as_image(entry):
@@ -140,8 +158,6 @@ def _require_good_class_name(folder: Path, name: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{folder / escaped(name)}: the name of a class has to be UTF-8; rename the folder") from error
-    if name.startswith("."):
-        raise DataError(f"{folder / name}: a hidden folder is no class; delete it or move it away")
     if not name.isprintable():
         raise DataError(f"{folder}/{name!a}: the name of a class has characters that cannot be printed; rename it")
 
@@ -201,7 +217,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not _is_a_systems(entry.name)
+
+
+def _is_a_systems(name: str) -> bool:
+    """Whether a file or folder is hidden, or an operating system's own: no class and no image."""
+    return name.startswith(".") or name in _SYSTEMS_OWN
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -2,7 +2,8 @@
 
 `digits` ships in scikit-learn's wheel; `fashion-mnist` comes from Debian's dataset-fashion-mnist or torchvision;
 `cifar10` and `cifar100` from torchvision's files or class folders; `imagenet` and `folder/NAME` are class folders
-DIRECTORY/NAME/{train,test}/CLASS/*.jpg (imagenet's second folder is `val`; others may have one for validation).
+DIRECTORY/NAME/{train,test}/CLASS/*.jpg (imagenet's second folder is `val`; others may have one for validation);
+`hf/NAME` is DIRECTORY/NAME as Hugging Face's `save_to_disk` leaves it.
 `python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton, of all but the first two.
 """
 
@@ -13,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from suite.data import arrow
 from suite.data.beton import read_index
 from suite.data.class_folders import list_source
 from suite.data.decoding import read_rgb
@@ -22,6 +24,7 @@ from suite.data.source import Encoded, Files, Source
 from suite.errors import DataError
 
 LoaderName = Literal["auto", "memory", "torch", "ffcv"]
+_KINDS = ("folder/", "hf/")
 USUAL_SIZE = 224
 """Image side where the data set has none of its own, in pixels."""
 
@@ -31,13 +34,13 @@ GREY = frozenset({"digits", "fashion-mnist"})
 
 
 def names() -> list[str]:
-    """Names a grid may use; `folder/NAME` means any image folder."""
-    return [*LOADERS, "imagenet", "folder/NAME"]
+    """Names a grid may use; `folder/NAME` means any image folder, `hf/NAME` any data set of Hugging Face's."""
+    return [*LOADERS, "imagenet", "folder/NAME", "hf/NAME"]
 
 
 def is_known(name: str) -> bool:
     """Whether a grid may use the name; `load` checks whether the files exist."""
-    return name in LOADERS or name == "imagenet" or (name.startswith("folder/") and len(name) > len("folder/"))
+    return name in LOADERS or name == "imagenet" or any(name.startswith(kind) and name != kind for kind in _KINDS)
 
 
 def load(name: str, directory: Path, loader: LoaderName = "auto", *, with_test: bool = True) -> Source:
@@ -46,12 +49,14 @@ def load(name: str, directory: Path, loader: LoaderName = "auto", *, with_test: 
     Raises:
         DataError: the files are not there and could not be downloaded, or the loader is not for them.
     """
-    place = directory / name.removeprefix("folder/")
+    place = directory / name.partition("/")[2] if name.startswith(_KINDS) else directory / name
     test_split = "val" if name == "imagenet" else "test"
     if loader == "memory" or (loader == "auto" and name in LOADERS):
         if name not in LOADERS:
             raise DataError(f"execution.loader: memory holds {', '.join(LOADERS)}; for {name} take ffcv or torch")
         return LOADERS[name](directory, with_test=with_test)
+    if name.startswith("hf/") and loader != "ffcv":
+        return arrow.load(name, place, with_test=with_test)
     if loader == "ffcv" or (loader == "auto" and _beton(place, "train").exists()):
         return _prepared(name, place, test_split, with_test=with_test)
     return _scan(name, place, with_test=with_test)

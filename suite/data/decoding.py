@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from suite.data.arrow import image_of, is_row
 from suite.data.beton import MAX_SIDE, PAGE_BYTES, Sample
 from suite.data.class_folders import escaped
 from suite.data.resize import area_resize
@@ -81,13 +82,13 @@ class _BrokenError(Exception):
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file's image, to be decoded inside.
+    """The image of a file, or of a row of an Arrow file, to be decoded inside.
 
     Raises:
         DataError: anything is raised inside, or the file cannot be opened; the message names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(image_of(path) if isinstance(path, str) and is_row(path) else path) as image:
             yield image
     except Exception as error:  # Pillow's decoders raise anything at all on files that are not whole
         what = _first_line(str(error) or type(error).__name__)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import models
 from quantizers import ProxConnect
 from quantizers.groups import row_of
 from suite.engines.clipping import clip_adaptively
@@ -33,7 +34,9 @@ class PlainEngine:
         layout: Layout,
         training: Training,
         execution: Execution,
+        overflow_penalty: float = 0.0,
     ) -> None:
+        self.overflow_penalty = overflow_penalty
         self.model, self.optimizer, self.criterion, self.layout = model, optimizer, criterion, layout
         require_agreement(self.optimizer, layout)
         self.training, self.micro_batch_size = training, execution.micro_batch_size
@@ -91,7 +94,10 @@ class PlainEngine:
     def _forward(self, images: Tensor, *targets: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
             logits = self._replica(images.contiguous(memory_format=torch.channels_last))
-            return self.criterion(logits, *targets), logits
+            loss = self.criterion(logits, *targets)
+            if self.overflow_penalty:
+                loss = loss + self.overflow_penalty * models.overflow_penalty(self.model)
+            return loss, logits
 
     def _quiet(self) -> AbstractContextManager[None]:
         """While gradients are accumulated the processes do not exchange them."""

@@ -113,22 +113,30 @@ def _why(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks on a test set: `num_equal` of its `num_images` have the same logits to the bit."""
+    """Two networks on a test set: `num_equal` of its `num_images` have the same logits to the bit.
+
+    `num_inexact` of the sums of layers with an accumulator of few bits are not what integers of so many bits hold.
+    """
 
     num_images: int
     num_equal: int
     top1: float
+    num_inexact: int = 0
 
 
 def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparison:
     """The network read back, whose accuracy is `top1`, against the deployed one: on the test set, in its precision."""
     import torch
 
+    import models
     from suite.data import datasets
     from suite.training.build import build_loaders
 
     engine, other = network.engine, copy.copy(network.engine)
     other.model = loaded.to(network.layout.device)
+    inexact: list[int] = []
+    for accumulator in models.accumulators(other.model):
+        accumulator.register_forward_pre_hook(lambda own, sums: inexact.append(models.num_inexact(own, sums[0])))
     engine.model.eval()
     test = build_loaders(network.cell, datasets.load(network.cell.dataset, data_dir), network.layout).final
     counts = torch.zeros(3, dtype=torch.int64)
@@ -138,7 +146,7 @@ def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparis
         correct = (theirs.argmax(1) == labels).sum()
         counts += torch.tensor([len(labels), int(same), int(correct)])
     num_images, num_equal, num_correct = counts.tolist()
-    return Comparison(num_images, num_equal, num_correct / num_images)
+    return Comparison(num_images, num_equal, num_correct / num_images, sum(inexact))
 
 
 def _shown(batches: "Iterator[tuple[Tensor, Tensor]]", num_images: int) -> "Iterator[tuple[Tensor, Tensor]]":
@@ -173,9 +181,12 @@ def _check(network: "Network", path: Path, top1_hard: float, data_dir: Path) -> 
     num_equal, num_images = comparison.num_equal, comparison.num_images
     console.print(f"logits: the same bits on {num_equal} of {num_images} test images")
     console.print(f"hard test accuracy: {comparison.top1:.2%} read back, {top1_hard:.2%} in result.json")
-    if num_equal != num_images:
+    if network.cell.quantization.accumulator is not None:
+        bits = network.cell.quantization.accumulator.bits
+        console.print(f"sums: {comparison.num_inexact} are not what integers of {bits} bits hold")
+    if num_equal != num_images or comparison.num_inexact:
         console.print("[bold red]the file is not the tested network[/]")
-    return num_equal == num_images
+    return num_equal == num_images and not comparison.num_inexact
 
 
 def _table(sizes: Sizes) -> "Table":

@@ -16,6 +16,7 @@ from pydantic import (
 from suite.errors import SettingError
 from suite.recipe.cell import (
     RECORDED,
+    Accumulator,
     Cell,
     Data,
     DatasetName,
@@ -72,8 +73,8 @@ class Block(Frozen):
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     task: Task = Field(
         "bw",
-        description="bw: weights are binary; bwa: also the inputs of binary layers. Not for fp. ba: only these inputs, "
-        "weights are real, for fp only: the first of two stages",
+        description="bw: weights are binary; bwa: also the inputs of binary layers; bwaa: also their sums have few "
+        "bits; not for fp. ba: only these inputs, weights are real, for fp only: the first of two stages",
     )
     init: Init = Field(
         "scratch",
@@ -170,7 +171,7 @@ class Block(Frozen):
             return self
         if common := set(self.seeds) & set(self.tune.seeds):
             raise SettingError("tune.seeds", f"{min(common)} is one of the grid's own seeds; take others")
-        if not self.data.validation_fraction and not self.dataset.startswith("folder/"):
+        if not self.data.validation_fraction and not self.dataset.startswith(("folder/", "hf/")):
             raise SettingError("data.validation_fraction", "trials are judged on the part held out, so it is not 0")
         for quantizer in self.quantizers:
             try:
@@ -227,7 +228,7 @@ class Block(Frozen):
                 yield Setting(self.dataset, model, quantizer, self._task_of(quantizer), self.init)
 
     def _task_of(self, quantizer: str) -> Task:
-        return "bw" if quantizer == "fp" and self.task == "bwa" else self.task
+        return "bw" if quantizer == "fp" and self.task != "ba" else self.task
 
     def trials_of(self, setting: Setting, tune: Tune) -> list[Trial]:
         """The setting's trials, without parents and teachers."""
@@ -267,7 +268,8 @@ class Block(Frozen):
             return Quantization()
         own = {name: sharpness for name, sharpness in self.quantization.sharpness.items() if name == quantizer}
         inputs = None if self.task == "bw" else self.quantization.inputs or Inputs()
-        return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs})
+        sums = (self.quantization.accumulator or Accumulator()) if self.task == "bwaa" else None
+        return self.quantization.model_copy(update={"sharpness": own, "inputs": inputs, "accumulator": sums})
 
 
 def _without_teacher(distillation: DistillationFrom) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Task = Literal["bw", "bwa", "ba"]
+Task = Literal["bw", "bwa", "ba", "bwaa"]
 Init = Literal["scratch", "finetune", "pretrained"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
 
@@ -524,8 +524,18 @@ class Inputs(Frozen):
         return self
 
 
+class Accumulator(Frozen):
+    """Sums of few bits in layers of binary weights and inputs (WrapNet, Ni et al. 2021)."""
+
+    bits: Annotated[int, Field(ge=2, le=16)] = Field(8, description="of a sum, which wraps around")
+    slope: PositiveFloat = Field(2.0, description="k of the cyclic activation: 1 steep around 0, -k towards the ends")
+    penalty: NonNegativeFloat = Field(
+        0.01, description="factor of each layer's mean of max(|z| - 2^(bits - 1), 0) in the loss; the default is ours"
+    )
+
+
 class Quantization(Frozen):
-    """How weights become binary, and which; for task: bwa and ba also how inputs do."""
+    """How weights become binary, and which; for other tasks than bw also how inputs do."""
 
     update: Literal["pc++", "pq", "rpc"] = "pc++"
     sharpness: dict[QuantizerName, Sharpness] = Field(
@@ -546,8 +556,9 @@ class Quantization(Frozen):
         "(XNOR-Net, Rastegari et al. 2016; PARQ, Jin et al. 2025), and mu is in units of w* / s",
     )
     inputs: Inputs | None = Field(
-        None, description="for task: bwa and ba only; default: bnn, sign with B = 1 on [-1, 1]"
+        None, description="for task: bwa, ba and bwaa only; default: bnn, sign with B = 1 on [-1, 1]"
     )
+    accumulator: Accumulator | None = Field(None, description="for task: bwaa only; default: 8 bits")
 
     @field_validator("full_precision", mode="before")
     @classmethod
@@ -703,12 +714,16 @@ class Cell(Frozen):
 
     @model_validator(mode="after")
     def _inputs_where_the_task_has_them(self) -> "Cell":
-        if self.quantizer == "fp" and self.task == "bwa":
+        if self.quantizer == "fp" and self.task in {"bwa", "bwaa"}:
             raise SettingError("task", "a full-precision cell has no binary weights; its task is bw, or ba")
         if self.quantizer != "fp" and self.task == "ba":
             raise SettingError("task", f"ba leaves weights real: its quantizer is fp, here it is {self.quantizer}")
         if (self.task != "bw") != (self.quantization.inputs is not None):
-            raise SettingError("quantization.inputs", "a cell has them if its task is bwa or ba, and only then")
+            raise SettingError("quantization.inputs", "a cell has them if its task is bwa, ba or bwaa, and only then")
+        if (self.task == "bwaa") != (self.quantization.accumulator is not None):
+            raise SettingError("quantization.accumulator", "a cell has one if its task is bwaa, and only then")
+        if self.task == "bwaa" and self.quantization.scale != "none":
+            raise SettingError("quantization.scale", "sums of bwaa are integers, so weights are -1 and +1: none")
         return self
 
     @property

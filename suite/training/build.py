@@ -228,7 +228,10 @@ def build_model(cell: Cell, description: Description, weights: Weights | None) -
         if inputs is not None:
             models.binarize_inputs(model, quantization.full_precision, inputs)
         return model, models.full_precision(model)
-    split = models.binarize(model, quantization.full_precision, inputs, quantization.scale)
+    sums = None
+    if quantization.accumulator is not None:
+        sums = models.SumQuantization(quantization.accumulator.bits, quantization.accumulator.slope)
+    split = models.binarize(model, quantization.full_precision, inputs, quantization.scale, sums)
     if weights is not None and weights.are_latents:
         model.load_state_dict(weights.values)
     return model, split
@@ -257,7 +260,10 @@ def build_engine(
     parts = (build_criterion(cell), layout, cell.training, execution)
     if execution.engine == "plain":
         model.to(memory_format=torch.channels_last)
-        return PlainEngine(model, wrap(cell, build_base(cell, model, split), execution), *parts)
+        penalty = cell.quantization.accumulator.penalty if cell.quantization.accumulator else 0.0
+        return PlainEngine(
+            model, wrap(cell, build_base(cell, model, split), execution), *parts, overflow_penalty=penalty
+        )
     _require_for_deepspeed(cell, execution.zero_stage)
     try:
         from suite.engines.deepspeed.engine import DeepSpeedEngine
@@ -287,6 +293,8 @@ def _checkpoint_activations(name: str, model: nn.Module) -> None:
 
 def _require_for_deepspeed(cell: Cell, zero_stage: int) -> None:
     training = cell.training
+    if cell.quantization.accumulator is not None:
+        raise EngineError("task: bwaa: its penalty is for execution.engine: plain")
     if cell.quantization.scale != "none":
         raise EngineError(
             f"quantization.scale: {cell.quantization.scale} is the mean of a layer's latents, which deepspeed has in "

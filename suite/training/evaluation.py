@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import models
 from quantizers.packing import pack, unpack
 from suite.data.loader import Loader
 from suite.engines.process_group import Layout
@@ -25,17 +26,21 @@ class Evaluation:
     """A network's results on a part of a data set; `right`, bool [N] on the CPU, in the order of the samples.
 
     `loss` is the mean cross-entropy with unsmoothed labels; `top5` is the fraction of samples whose label is among the
-    five largest logits, None for ten classes or fewer.
+    five largest logits, None for ten classes or fewer; `overflow_share` is the fraction of sums in layers with an
+    accumulator of few bits that did not fit into it, None where there are no such layers.
     """
 
     top1: float
     loss: float
     top5: float | None
     right: Tensor
+    overflow_share: float | None = None
 
     def metrics(self, part: str, suffix: str = "") -> dict[str, float]:
         """{"val/top1": ..., "val/loss": ...} of part val; `suffix` is appended to each name."""
-        found = {"top1": self.top1, "loss": self.loss, **({} if self.top5 is None else {"top5": self.top5})}
+        found = {"top1": self.top1, "loss": self.loss}
+        optional = {"top5": self.top5, "overflow_share": self.overflow_share}
+        found |= {name: value for name, value in optional.items() if value is not None}
         return {f"{part}/{name}{suffix}": value for name, value in found.items()}
 
 
@@ -51,6 +56,7 @@ def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: i
     if not num_samples:
         raise DataError("accuracy of no samples: the part has no image")
     engine.model.eval()
+    models.reset_overflows(engine.model)
     num_mine = len(range(layout.rank, num_samples, layout.world_size))
     right = torch.zeros(-(-num_samples // layout.world_size), dtype=torch.uint8, device=layout.device)
     sums = torch.zeros(2, dtype=torch.float64, device=layout.device)  # of losses, of labels among the first five
@@ -67,10 +73,12 @@ def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: i
         if has_many_classes:
             sums[1] += (logits.topk(5).indices == truth[:, None]).sum()
         start += num
+    over = layout.sum(torch.tensor(models.overflows(engine.model), dtype=torch.float64, device=layout.device)).tolist()
     every = layout.gather(right).T.flatten()[:num_samples].bool().cpu()
     loss, num_in_five = layout.sum(sums).tolist()
     top5 = num_in_five / num_samples if has_many_classes else None
-    return Evaluation(int(every.sum()) / num_samples, loss / num_samples, top5, every)
+    overflow_share = over[0] / over[1] if over[1] else None
+    return Evaluation(int(every.sum()) / num_samples, loss / num_samples, top5, every, overflow_share)
 
 
 class Health:

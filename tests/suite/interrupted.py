@@ -56,6 +56,12 @@ CELLS: dict[str, dict[str, Any]] = {
         "training__ema_warmup": True,
         "quantization__scale": "channel",
     },
+    "sums of few bits": {
+        "model": "bireal_resnet8",
+        "task": "bwaa",
+        "quantization__inputs": _SOFT_INPUTS,
+        "quantization__accumulator": {"bits": 5, "penalty": 0.1},
+    },
     "binary activations": {"model": "bireal_resnet8", "task": "bwa", "quantization__inputs": _SOFT_INPUTS},
 }
 

@@ -97,7 +97,6 @@ def layouts() -> list[Layout]:
         Layout(
             "class not UTF-8", "imagefolder", _add(b"train/\xe4"), r"train/\\xe4: the name of a class has to be UTF-8"
         ),
-        Layout("class hidden", "imagefolder", _add("train/.ipynb_checkpoints"), "a hidden folder is no class"),
         Layout("class unprintable", "imagefolder", _add("train/a\nb"), r"'a\\nb': the name of a class has characters"),
         Layout("image beside classes", "imagefolder", _stray, "x.jpg: lies in no class folder; expected train/CLASS"),
         Layout("class a dead link", "imagefolder", lambda s: (s / "test/bee").symlink_to("no"), "a link to nothing"),

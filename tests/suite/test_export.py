@@ -47,6 +47,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "quantization__inputs": {"quantizer": "tanh++", "sharpness": {"start": 2.0}},
         "training__epochs": 1,
     },
+    "sums of few bits": {
+        "model": "bireal_resnet8",
+        "task": "bwaa",
+        "quantization__inputs": {"quantizer": "bnn"},
+        "quantization__accumulator": {"bits": 6},
+        "training__precision": "bf16",
+        "training__epochs": 1,
+    },
 }
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from suite.data.datasets import is_known, load
+from suite.data.decoding import read_rgb
 from suite.data.source import Files, Pixels, hold_out
 from suite.errors import DataError
 
@@ -154,8 +154,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
         load("folder/flowers", tmp_path)
 
 
-def test_tiny_imagenet_as_unpacked_is_refused_with_the_command_that_arranges_it(tmp_path: Path) -> None:
-    place = tmp_path / "tiny imagenet"
+def _tiny_imagenet(place: Path) -> None:
     for name in ("n01", "n02"):
         (place / "train" / name / "images").mkdir(parents=True)
         (place / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG 0 0 1 1", encoding="utf-8")
@@ -167,15 +166,74 @@ def test_tiny_imagenet_as_unpacked_is_refused_with_the_command_that_arranges_it(
             Image.new("RGB", (64, 64)).save(place / part / "images" / f"{part}_{number}.JPEG")
     lines = "".join(f"val_{number}.JPEG\t{name}\t0\t0\t9\t9\n" for number, name in enumerate(("n02", "n01", "n02")))
     (place / "val" / "val_annotations.txt").write_text(lines, encoding="utf-8")
-    with pytest.raises(DataError, match="Tiny-ImageNet as unpacked; to arrange it: cd ") as refusal:
-        load("folder/tiny imagenet", tmp_path)
-    assert "\n" not in str(refusal.value)
-    subprocess.run(["sh", "-c", str(refusal.value).partition("to arrange it: ")[2]], check=True)
+
+
+def test_tiny_imagenet_is_read_as_unpacked(tmp_path: Path) -> None:
+    _tiny_imagenet(tmp_path / "tiny imagenet")
     source = load("folder/tiny imagenet", tmp_path)
+    assert isinstance(source.train, Files)
     assert isinstance(source.test, Files)
     assert (source.classes, source.train.labels.tolist()) == (("n01", "n02"), [0, 0, 1, 1])
-    assert [Path(path).name for path in source.test.paths] == ["val_1.JPEG", "val_0.JPEG", "val_2.JPEG"]
+    names = [Path(path).name for path in source.test.paths]
+    assert list(zip(names, source.test.labels.tolist(), strict=True)) == [
+        ("val_0.JPEG", 1),
+        ("val_1.JPEG", 0),
+        ("val_2.JPEG", 1),
+    ]
+    assert all(Path(path).is_file() for path in (*source.train.paths, *source.test.paths))
     assert source.validation is None
+    assert load("folder/tiny imagenet", tmp_path, with_test=False).test is None
+
+
+def test_an_annotation_of_tiny_imagenet_without_its_image_is_told(tmp_path: Path) -> None:
+    _tiny_imagenet(tmp_path / "tiny")
+    (tmp_path / "tiny" / "val" / "images" / "val_1.JPEG").unlink()
+    with pytest.raises(
+        DataError, match=r"val_annotations.txt: val_1.JPEG has no image, or no class of train/ \(1 such"
+    ):
+        load("folder/tiny", tmp_path)
+
+
+def test_what_operating_systems_leave_behind_is_neither_class_nor_image(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        _folder(tmp_path / "flowers", part, ("rose", "lily"))
+        for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+            (tmp_path / "flowers" / part / name).mkdir()
+        for name in (".DS_Store", "._x.jpg"):
+            (tmp_path / "flowers" / part / name).write_bytes(b"?")
+        for name in (".DS_Store", "Thumbs.db", "._0.jpg"):
+            (tmp_path / "flowers" / part / "rose" / name).write_bytes(b"?")
+    source = load("folder/flowers", tmp_path)
+    assert isinstance(source.train, Files)
+    assert source.classes == ("lily", "rose")
+    assert [Path(path).name for path in source.train.paths] == ["0.jpg", "1.jpg"] * 2
+
+
+def test_images_as_people_have_them_are_read(tmp_path: Path) -> None:
+    """Upper-case suffixes, links, WebP, BMP, a palette with transparency, an EXIF orientation, which is ignored."""
+    place = tmp_path / "photos"
+    red = Image.new("RGB", (16, 8), (200, 30, 40))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    palette = red.convert("P")
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (place / part / name).mkdir(parents=True)
+        folder = place / part / "a"
+        red.save(folder / "0.JPG")
+        red.save(folder / "1.jpeg", exif=turned)
+        red.save(folder / "2.webp", lossless=True)
+        red.save(folder / "3.BMP")
+        palette.save(folder / "4.png", transparency=0)
+        (folder / "5.png").symlink_to(folder / "4.png")
+        red.save(place / part / "b" / "0.png")
+    source = load("folder/photos", tmp_path)
+    assert isinstance(source.train, Files)
+    assert len(source.train.paths) == 7
+    for path in source.train.paths:
+        pixels = read_rgb(path)
+        assert pixels.shape == (8, 16, 3), path
+        assert abs(pixels.reshape(-1, 3).mean(0) - (200, 30, 40)).max() < 60, path  # web palettes have steps of 51
 
 
 def test_images_of_several_sizes_are_no_small_data_set(tmp_path: Path) -> None:

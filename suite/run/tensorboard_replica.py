@@ -1,0 +1,50 @@
+"""TensorBoard, a replica of the run directories beside MLflow: one folder of events for each run, by the run's name."""
+
+import json
+import shutil
+from pathlib import Path
+
+from suite.errors import UserError
+from suite.run import journal
+from suite.run.atomic import write_json
+from suite.run.directory import RunDir, run_dirs
+
+MARK = "proxbench.json"
+"""In a run's folder: the journal that its events are of, and how much of it."""
+
+
+def sync(grid_dir: Path, folder: Path) -> int:
+    """Writes the events of runs whose journals have grown to folder/GRID/RUN; returns how many that were.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard: not installed: pip install 'proxbench[tensorboard]'") from error
+    num_changed = 0
+    for run in run_dirs(grid_dir):
+        place, mark = folder / grid_dir.name / run.cell().name.replace("/", "_"), _mark(run)
+        if not mark["bytes"] or _read(place / MARK) == mark:
+            continue
+        shutil.rmtree(place, ignore_errors=True)  # anew: TensorBoard shows both of two events of one step
+        with SummaryWriter(str(place)) as writer:
+            for record in journal.read(run.journal)[0]:
+                for name, value in record.metrics.items():
+                    writer.add_scalar(name, value, record.epoch, walltime=record.time)
+        write_json(place / MARK, mark)
+        num_changed += 1
+    return num_changed
+
+
+def _mark(run: RunDir) -> dict[str, object]:
+    size = run.journal.stat().st_size if run.journal.exists() else 0
+    return {"token": journal.token(run.journal), "bytes": size}
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
