@@ -294,6 +294,8 @@ class Start:
         """Prints what `run` would do; changes nothing."""
         rows = [row for row in self._rows() if row.cell.id in self.wanted]
         show(self.console, f"{self.grid_dir.name}: {len(rows)} cells", rows, self.grid_dir)
+        for line in layers([row.cell for row in rows]):
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.later:
             print(f"{self._to_come()}: see python -m launch grid --help on --only-tune and --choices")
         if self.profile.is_for_slurm and not self.where.local and client.available():
@@ -320,6 +322,29 @@ class Start:
         hours = gpu_hours([*(row.cell for row in rows if not row.is_settled), *self.later])
         if hours is not None:
             print(f"about {hours:,.0f} GPU-hours of an A100, by an estimate; nothing was submitted")
+
+
+def layers(cells: Sequence[Cell]) -> list[str]:
+    """A line for each model: what is binary, and what stays in full precision, by the names that say so."""
+    import models
+
+    found: dict[str, None] = {}
+    for cell in cells:
+        if cell.quantizer == "fp" and cell.task != "ba":
+            continue
+        network = models.skeleton(cell.model)
+        kept = models.kept_layers(network, cell.quantization.full_precision)
+        exact = {name for names in kept.values() for name in names}
+        sizes = {name: network.get_parameter(f"{name}.weight").numel() for name in models.matrices(network)}
+        binary = [size for name, size in sizes.items() if name not in exact]
+        rest = sum(parameter.numel() for parameter in network.parameters()) - sum(binary)
+        by_name = ", ".join(f"{item} {plural(len(names), 'layer')}" for item, names in kept.items()) or "no layer"
+        what = "the inputs of " if cell.task == "ba" else ""
+        found[
+            f"{cell.model}: {what}{sum(binary):,} weights in {plural(len(binary), 'layer')} binary; in full precision "
+            f"{by_name}, in all {rest:,} parameters"
+        ] = None
+    return list(found)
 
 
 def show(console: Console, title: str, rows: Sequence[Standing], grid_dir: Path) -> None:

@@ -19,6 +19,7 @@ from models.binarize import (
     fold_scales,
     full_precision,
     kept_layers,
+    matrices,
 )
 from models.catalog import (
     create,
@@ -48,6 +49,7 @@ __all__ = [
     "input_size",
     "is_known",
     "kept_layers",
+    "matrices",
     "names",
     "num_inexact",
     "overflow_penalty",

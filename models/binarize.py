@@ -60,17 +60,22 @@ def kept_layers(model: nn.Module, keep: Sequence[str] = ("ends",)) -> dict[str, 
     Raises:
         ValueError: a pattern matches no convolution or linear layer.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Matrix)}
     found = {}
+    own = matrices(model)
     for item in keep:
         keeps = POLICIES[item](model) if item in POLICIES else _matching(item)
-        found[item] = tuple(name for name, layer in layers.items() if keeps(name, layer))
+        found[item] = tuple(name for name, layer in own.items() if keeps(name, layer))
         if not found[item] and item not in POLICIES:
             raise ValueError(
                 f"{unknown('layers to keep in full precision', item, POLICIES)}, and no layer of "
-                f"{type(model).__name__} has a name like it; it has {_some(list(layers))}"
+                f"{type(model).__name__} has a name like it; it has {_some(list(own))}"
             )
     return found
+
+
+def matrices(model: nn.Module) -> dict[str, Matrix]:
+    """The model's convolutions and linear layers, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Matrix)}
 
 
 def _matching(pattern: str) -> _Keeps:
@@ -244,7 +249,7 @@ def _require_signs(model: nn.Module, layers: dict[str, Matrix]) -> None:
 def _eligible_layers(model: nn.Module, keep: Sequence[str]) -> dict[str, Matrix]:
     """Every convolution and linear layer that is not kept, by name."""
     kept = {name for names in kept_layers(model, keep).values() for name in names}
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Matrix) and name not in kept}
+    return {name: layer for name, layer in matrices(model).items() if name not in kept}
 
 
 def _zero_image(model: nn.Module) -> Tensor:

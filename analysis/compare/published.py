@@ -20,13 +20,13 @@ from analysis.stats.equivalence import Equivalence, Verdict, equivalence
 from analysis.stats.equivalence import Published as Mean
 from analysis.stats.stratified import ALPHA, finite
 from suite.errors import UserError
-from suite.recipe.cell import Frozen
+from suite.recipe.cell import Frozen, Task
 from suite.recipe.faults import Faults
 from suite.recipe.yaml_lines import read
 
 FOLDER = Path(__file__).parent / "published"
 SCALE = "quantization.scale"
-SECTIONS = ("data.", "training.", "quantization.")
+SECTIONS = ("data.", "training.", "quantization.", "distillation.")
 """What the names of a cell's recipe params start with."""
 NO_RECIPE = "recipe not recorded"
 UNKNOWN_PROTOCOL = "the published training protocol is not known"
@@ -78,7 +78,7 @@ class Number(Protocol):
     dataset: str
     model: str
     quantizer: str = Field(description="our name where we have the method, else the field's")
-    task: Literal["bw", "bwa"] = "bw"
+    task: Task = "bw"
     init: str = "scratch"
     row: str = Field(description="row, and column where needed, of the source's table")
     accuracy: Percent

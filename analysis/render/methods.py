@@ -18,6 +18,69 @@ _NOTHING = {"", "None", "False", "0", "0.0", "none", "[]"}
 _PLACES = (("dataset",), ("model",), ("quantizer",), ("dataset", "model"), ("model", "quantizer"))
 
 
+WORDS = {
+    "training.warmup_epochs": "after {} epochs of warm-up",
+    "training.min_learning_rate": "down to a learning rate of {}",
+    "training.cooldown_epochs": "which the last {} epochs keep",
+    "training.decay_epochs": "decay at epochs {}",
+    "training.decay_rate": "by a factor of {}",
+    "training.momentum": "momentum {}",
+    "training.nesterov": "Nesterov's",
+    "training.betas": "betas {}",
+    "training.eps": "eps {}",
+    "training.layer_decay": "learning rates of layers decayed by {}",
+    "training.weight_decay": "weight decay {}",
+    "training.loss": "loss {}",
+    "training.label_smoothing": "label smoothing {}",
+    "training.mixup": "mixup {}",
+    "training.cutmix": "cutmix {}",
+    "training.dropout": "dropout {}",
+    "training.drop_path": "stochastic depth {}",
+    "training.clip_grad_norm": "gradients clipped to norm {}",
+    "training.clip_grad_value": "gradients clipped to values of {}",
+    "training.clip_grad_adaptive": "gradients clipped adaptively by {}",
+    "training.ema_decay": "weights averaged with decay {}",
+    "training.ema_warmup": "after a warm-up",
+    "training.reestimate_norm": "batch norms measured anew",
+    "training.precision": "precision {}",
+    "distillation.share": "a teacher's share of {} in the loss",
+    "distillation.temperature": "at temperature {}",
+    "distillation.weights": "of {}",
+    "data.image_size": "images of side {}",
+    "data.test_size": "tested at side {}",
+    "data.progressive_resizing.start": "growing from side {}",
+    "data.progressive_resizing.from_epoch": "after epoch {}",
+    "data.progressive_resizing.to_epoch": "until epoch {}",
+    "data.interpolation": "interpolation {}",
+    "data.mean": "means {}",
+    "data.std": "deviations {}",
+    "data.evaluation_ratio": "of each image's shorter side {} tested",
+    "data.crop": "crop {}",
+    "data.crop_padding": "of images padded by {}",
+    "data.crop_scale": "of shares {} of the area",
+    "data.horizontal_flip": "horizontal flips",
+    "data.auto_augment": "policy {}",
+    "data.color_jitter": "colour jitter {}",
+    "data.random_erasing": "random erasing {}",
+    "data.repeated_augmentation": "{} augmented copies of an image in a batch",
+    "data.validation_fraction": "{} of the training set held out for validation",
+    "quantization.update": "update {}",
+    "quantization.clip_latents": "latents clipped",
+    "quantization.scale": "weights with a real scale for each {}",
+    "quantization.full_precision": "full-precision layers: {}",
+    "quantization.inputs.quantizer": "inputs binary by {}",
+    "quantization.inputs.sharpness.shape": "their mu {}",
+    "quantization.inputs.sharpness.start": "from {}",
+    "quantization.inputs.sharpness.end": "to {}",
+    "quantization.accumulator.bits": "sums of {} bits",
+    "quantization.accumulator.slope": "activation slope {}",
+    "quantization.accumulator.penalty": "overflow penalty {}",
+}
+"""What the methods paragraph says of a recipe param, where it has a value; the mu of weights is told by itself."""
+_USUAL = {"training.loss": "cross_entropy", "training.precision": "float32", "data.repeated_augmentation": "1"}
+"""Values that go without saying."""
+
+
 def design(frame: pd.DataFrame) -> str:
     """`36 runs: 2 models x 6 quantizers x 3 seeds (0, 1, 2) on digits; 36 are done.`"""
     counts = [_plural(len(_values(frame, name)), name) for name in ("model", "quantizer", "seed")]
@@ -42,8 +105,13 @@ def _values(frame: pd.DataFrame, column: str) -> list[str]:
 
 def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
     """What was measured, how it was compared, and what the words mean; one paragraph each."""
-    inits = {"scratch": "random weights", "pretrained": "published weights", "finetune": "their full-precision run"}
-    tasks = {"bw": "binary weights", "bwa": "binary weights and activations"}
+    inits = {"scratch": "random weights", "pretrained": "published weights", "finetune": "another run of the same seed"}
+    tasks = {
+        "bw": "binary weights",
+        "bwa": "binary weights and activations",
+        "bwaa": "binary weights and activations and sums of few bits",
+        "ba": "binary activations and real weights",
+    }
     what = " and ".join(tasks.get(task, task) for task in _values(frame, "task"))
     start = " or ".join(inits.get(init, init) for init in _values(frame, "init"))
     yield (
@@ -134,33 +202,14 @@ def _by_text(frame: pd.DataFrame, texts: Sequence[str]) -> list[tuple[str, str]]
 def _recipe(own: Mapping[str, str]) -> str:
     def value(name: str) -> str:
         found = own.get(name, "")
-        return "" if found in _NOTHING else _short(found)
+        return "" if found in _NOTHING or found == _USUAL.get(name) else _short(found)
 
     training = [
         f"{value('training.epochs')} epochs in batches of {value('training.batch_size')}",
         f"{value('training.optimizer')}, learning rate {value('training.learning_rate')}",
         f"{value('training.schedule')} schedule",
     ]
-    optional = {
-        "training.warmup_epochs": "after {} epochs of warm-up",
-        "training.decay_epochs": "decay at epochs {}",
-        "training.weight_decay": "weight decay {}",
-        "training.label_smoothing": "label smoothing {}",
-        "training.mixup": "mixup {}",
-        "training.cutmix": "cutmix {}",
-        "training.clip_grad_norm": "gradients clipped to norm {}",
-        "training.ema_decay": "weights averaged with decay {}",
-        "training.reestimate_norm": "batch norms measured anew",
-        "data.image_size": "images of side {}",
-        "data.crop": "crop {}",
-        "data.horizontal_flip": "horizontal flips",
-        "data.validation_fraction": "{} of the training set held out for validation",
-        "quantization.update": "update {}",
-        "quantization.full_precision": "full-precision layers: {}",
-    }
-    if value("training.optimizer") == "sgd":
-        training.append(f"momentum {own.get('training.momentum', '')}")
-    training += [words.format(found) for name, words in optional.items() if (found := value(name))]
+    training += [words.format(found) for name, words in WORDS.items() if (found := value(name))]
     return ", ".join(training) + "."
 
 

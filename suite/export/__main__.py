@@ -2,6 +2,7 @@
 
     python -m suite.export runs/digits/<id>              write runs/digits/<id>/packed.safetensors
     python -m suite.export runs/digits/<id> --check      and read it back: sizes, logits, accuracy
+    python -m suite.export runs/digits/<id> --format timm    plain weights, for timm.create_model(checkpoint_path=)
 
 Exit status: 0 written, 1 the file read back is not the network (--check), 2 bad input.
 """
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -20,6 +21,7 @@ import yaml
 from suite.errors import UserError
 from suite.export.one_bit import ExportError, Origin, Sizes, load_packed, measure, reason, write
 from suite.recipe.cell import Cell
+from suite.run.atomic import write_bytes
 from suite.run.directory import RunDir
 
 if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
@@ -44,6 +46,17 @@ def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
     Raises:
         ExportError: the run is not done or has nothing binary, or its network could not be rebuilt bit-exactly.
     """
+    network = _tested(run, data_dir)
+    result, cell = run.result() or {}, network.cell
+    commit = run.provenance().get("code", {}).get("commit")
+    classes = network.description.classes
+    origin = Origin(cell=cell, classes=classes, top1_hard=result["top1_hard"], commit=commit)
+    write(out, network.engine.model, network.split, origin)
+    return network
+
+
+def _tested(run: RunDir, data_dir: Path) -> "Network":
+    """The network measured in the run's result.json, deployed. ExportError if it cannot be had bit-exactly."""
     from suite.engines.process_group import joined
 
     cell, result = _finished(run)
@@ -51,10 +64,6 @@ def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
         network = _deployed(run, cell, layout, data_dir)
     if network.weights_digest() != result["weights_sha256"]:
         raise ExportError(f"{run.path}: not the tested network, its weights_sha256 differs: {_why(cell)}")
-    commit = run.provenance().get("code", {}).get("commit")
-    classes = network.description.classes
-    origin = Origin(cell=cell, classes=classes, top1_hard=result["top1_hard"], commit=commit)
-    write(out, network.engine.model, network.split, origin)
     return network
 
 
@@ -204,10 +213,72 @@ def _table(sizes: Sizes) -> "Table":
     return table
 
 
+def export_for_timm(run: RunDir, out: Path, data_dir: Path) -> "Network":
+    """Writes the network measured in the run's result.json to `out`, as `timm.create_model` loads it.
+
+    A layer's gain is multiplied into its weight, so that the tensors are those of the plain architecture: the logits
+    are the same to the bit, but for sums of few bits and binary inputs, which no plain layer computes.
+
+    Raises:
+        ExportError: as `export`, or the network computes what a plain one does not.
+    """
+    from safetensors.torch import save
+
+    network = _tested(run, data_dir)
+    cell = network.cell
+    if cell.task != "bw":
+        raise ExportError(f"{run.path}: task {cell.task}: timm's layers have no binary inputs; leave --format out")
+    tensors = {name: value.cpu().contiguous() for name, value in _plain(network.engine.model).items()}
+    metadata = {"model": cell.model, "cell": cell.id, "num_classes": str(len(network.description.classes))}
+    try:
+        write_bytes(out, save(tensors, metadata))
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written: {error.strerror}") from error
+    return network
+
+
+def _plain(model: "nn.Module") -> "dict[str, Tensor]":
+    """The model's tensors with each gain multiplied into its layer's weight."""
+    state = model.state_dict()
+    for name in [name for name in state if name.endswith(".gain")]:
+        weight, gain = f"{name.removesuffix('gain')}weight", state.pop(name)
+        state[weight] = gain.view(-1, *[1] * (state[weight].ndim - 1)) * state[weight]
+    return dict(state)
+
+
+def _tell_how_to_load(path: Path, network: "Network") -> None:
+    from models.catalog import OURS, metadata
+
+    cell, description = network.cell, network.description
+    in_chans, size, _ = metadata(network.engine.model)["input_size"]
+    fixed = "" if cell.model in OURS or not _is_of_one_size(cell.model) else f", img_size={size}"
+    channels = "" if in_chans == 3 else f", in_chans={in_chans}"  # noqa: PLR2004  (timm's default)
+    if cell.model in OURS:
+        print("import models.catalog; models.catalog.names()   # registers this project's architectures with timm")
+    print(
+        f"timm.create_model({cell.model!r}, num_classes={len(description.classes)}{channels}{fixed}, "
+        f"checkpoint_path={str(path)!r})"
+    )
+
+
+def _is_of_one_size(name: str) -> bool:
+    import models
+
+    return not models.takes_any_size(name)
+
+
 @app.command()
 def main(
     run: Annotated[Path, typer.Argument(help="Directory of a done run, for instance runs/digits/<id>.", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="File to write; default: packed.safetensors in RUN.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: packed.safetensors or timm.safetensors in RUN.")
+    ] = None,
+    format_: Annotated[
+        Literal["packed", "timm"],
+        typer.Option(
+            "--format", help="packed: one bit per binary weight; timm: for timm.create_model(checkpoint_path=)."
+        ),
+    ] = "packed",
     check: Annotated[
         bool,
         typer.Option("--check", help="Read the file back; compare sizes, logits and accuracy. Status 1 if unlike."),
@@ -224,18 +295,25 @@ def main(
 
     [dim]python -m suite.export runs/digits/<id> --check[/]
 
+    [dim]python -m suite.export runs/digits/<id> --format timm[/]
+
     In Python, [bold]suite.export.one_bit.load_packed(path)[/] gives the network back.
     """
     import torch
 
     source = RunDir(run)
-    path = run / "packed.safetensors" if out is None else out
+    path = run / f"{format_}.safetensors" if out is None else out
+    if check and format_ != "packed":
+        print("--check: for --format packed; the printed line loads the other", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)
     try:
         # Sums are split over threads: with as many as in training, statistics and logits come out the same.
         if num_threads := source.provenance().get("num_threads"):
             torch.set_num_threads(num_threads)
-        network = export(source, path, data_dir)
+        network = (export if format_ == "packed" else export_for_timm)(source, path, data_dir)
         print(f"{path}: {network.cell.name}, {path.stat().st_size:,} bytes")
+        if format_ == "timm":
+            _tell_how_to_load(path, network)
         if check and not _check(network, path, _finished(source)[1]["top1_hard"], data_dir):
             raise SystemExit(EXIT_DIFFERS)
     except UserError as error:

@@ -281,8 +281,9 @@ def _shorten(raw: dict[str, Any], epochs: int) -> None:
     """Fewer epochs, with what happens at a certain epoch moved in proportion."""
     training, share = raw["training"], epochs / raw["training"]["epochs"]
     training["epochs"] = epochs
-    if training.get("warmup_epochs"):
-        training["warmup_epochs"] = training["warmup_epochs"] * share
+    for key in ("warmup_epochs", "cooldown_epochs"):
+        if training.get(key):
+            training[key] = training[key] * share
     if training.get("decay_epochs"):
         training["decay_epochs"] = [max(1, round(epoch * share)) for epoch in training["decay_epochs"]]
     if resizing := raw.get("data", {}).get("progressive_resizing"):

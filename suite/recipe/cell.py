@@ -293,8 +293,16 @@ class Training(Frozen):
         "layers as timm counts them",
     )
     weight_decay: NonNegativeFloat = Field(0.0, description="on weights and latents; norms, biases and gains have none")
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "step"] = Field(
+        "cosine", description="cosine, linear: from learning_rate down to min_learning_rate at the end"
+    )
     warmup_epochs: NonNegativeFloat = Field(0.0, description="linear rise of the learning rate from 0")
+    min_learning_rate: NonNegativeFloat | None = Field(
+        None, validate_default=True, description="for schedule: cosine and linear only, where they end; default: 0"
+    )
+    cooldown_epochs: NonNegativeFloat | None = Field(
+        None, validate_default=True, description="for cosine and linear only: last epochs, all at min_learning_rate"
+    )
     decay_epochs: tuple[PositiveInt, ...] | None = Field(
         None, validate_default=True, description="for schedule: step only, which multiplies by decay_rate at each"
     )
@@ -401,6 +409,24 @@ class Training(Frozen):
         if epochs is not None and value >= epochs:
             raise ValueError(f"{value:g} of {epochs} epochs: learning_rate is never reached; take fewer")
         return value
+
+    @field_validator("min_learning_rate", "cooldown_epochs")
+    @classmethod
+    def _end_of_falling_schedules(cls, value: float | None, info: ValidationInfo) -> float | None:
+        schedule = info.data.get("schedule", "cosine")
+        if schedule in {"cosine", "linear"}:
+            last = value or 0.0
+            rate, epochs = info.data.get("learning_rate", last), info.data.get("epochs", 1)
+            if info.field_name == "min_learning_rate" and last > rate:
+                raise ValueError(f"{last:g} is above learning_rate {rate:g}")
+            if info.field_name == "cooldown_epochs" and last + info.data.get("warmup_epochs", 0.0) >= epochs:
+                raise ValueError(f"{last:g} of {epochs} epochs: with warm-up none is left to fall in; take fewer")
+            return last
+        if value is not None:
+            raise ValueError(
+                f"changes nothing: only with schedule: cosine or linear, here it is {schedule}; leave it out"
+            )
+        return None
 
     @field_validator("decay_epochs")
     @classmethod

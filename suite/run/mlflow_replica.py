@@ -294,6 +294,9 @@ def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
     sections = cell.model_dump(mode="json", include={"data", "training", "quantization"})
     # One mu at most, the cell's own; its quantizer is a tag, and "bnn++" is no name for a parameter.
     sections["quantization"]["sharpness"] = sections["quantization"]["sharpness"].get(cell.quantizer)
+    sections["quantization"]["full_precision"] = ", ".join(cell.quantization.full_precision) or "none"
+    if cell.distillation is not None:
+        sections["distillation"] = cell.distillation.model_dump(mode="json")
     return _flatten(sections)
 
 
@@ -350,7 +353,5 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for key, inner in value.items():
         if isinstance(inner, dict):
             yield from _flatten(inner, f"{prefix}{key}.")
-        elif isinstance(inner, list) and all(isinstance(each, str) for each in inner):
-            yield f"{prefix}{key}", ", ".join(inner)
         else:
             yield f"{prefix}{key}", inner

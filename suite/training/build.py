@@ -393,13 +393,17 @@ def _shape(sharpness: Sharpness) -> Shape:
 
 def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoch: int) -> Any:  # noqa: ANN401  (timm)
     """Return timm's scheduler: `step_update(step)` before each step sets lr, a pure function of the step's number."""
-    from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+    from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 
     warmup_steps = round(training.warmup_epochs * steps_per_epoch)
     settings = {"warmup_t": warmup_steps, "warmup_lr_init": 0.0, "t_in_epochs": False}
-    if training.schedule == "cosine":
-        num_steps = max(training.epochs * steps_per_epoch - warmup_steps, 1)
-        return CosineLRScheduler(optimizer, t_initial=num_steps, warmup_prefix=True, **settings)
+    if training.schedule in {"cosine", "linear"}:
+        cooldown_steps = round((training.cooldown_epochs or 0.0) * steps_per_epoch)
+        num_steps = max(training.epochs * steps_per_epoch - warmup_steps - cooldown_steps, 1)
+        settings |= {"t_initial": num_steps, "lr_min": training.min_learning_rate or 0.0, "warmup_prefix": True}
+        if training.schedule == "cosine":
+            return CosineLRScheduler(optimizer, **settings)
+        return PolyLRScheduler(optimizer, power=1.0, **settings)
     # timm decays at t + 1 >= decay_t; ours is the first step of the named epoch.
     decay_steps = [epoch * steps_per_epoch + 1 for epoch in training.decay_epochs or ()]
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate or 1.0, **settings)

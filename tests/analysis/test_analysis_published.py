@@ -1,5 +1,6 @@
 """Published numbers: read with their faults' lines, tested only against cells that follow their protocol."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from analysis.compare.published import (
 from analysis.stats.equivalence import Verdict
 from suite.errors import UserError
 from suite.recipe.cell import Cell, Data, Frozen, Quantization, Training
+from suite.recipe.grid_file import load_grid
 from suite.run.mlflow_replica import recipe
 
 FILE = """\
@@ -335,3 +337,21 @@ def test_of_many_numbers_each_is_tested_at_its_share_of_the_level(tmp_path: Path
     assert ten.test.low < one.test.low
     with pytest.raises(ValueError, match="num_tests 0; expected one or more"):
         reproduced(tmp_path, values, num_tests=0)
+
+
+@pytest.mark.parametrize(("grid", "num_rows"), [("parq-cifar10", 4), ("parq-imagenet", 8)])
+def test_bundled_protocol_grids_follow_the_protocol_of_the_rows_that_they_name(grid: str, num_rows: int) -> None:
+    """Of each number that has cells in the grid: fp, and bc, which PARQ's tables call STE."""
+    publication, numbers = load("parq"), by_key(load("parq"))
+    followed = set()
+    for cell in load_grid(grid).cells():
+        key = (cell.dataset, cell.model, cell.quantizer, cell.task, cell.init)
+        if key in numbers:
+            assert differences(numbers[key], publication, dict(_params(cell))) == (), cell.name
+            followed.add(key)
+    assert len(followed) == num_rows
+    assert {quantizer for _, _, quantizer, _, _ in followed} == {"fp", "bc"}
+
+
+def _params(cell: Cell) -> Iterator[tuple[str, str]]:
+    return ((name, str(value)) for name, value in recipe(cell))

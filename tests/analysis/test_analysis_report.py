@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from analysis_samples import cells_of, example, frame_of, results_of
 from report_samples import RECIPE, accuracies, example_page, page_of
-from tiny_cells import plan, put
+from tiny_cells import plan, put, tiny_cell
 
 from analysis.compare.comparison import Verdict
 from analysis.compare.published import load, requirements
@@ -27,10 +27,11 @@ from analysis.runs import folders
 from analysis.runs import store as runs
 from analysis.runs.provenance import Background, keys_of, source, without_password
 from suite.errors import UserError
+from suite.recipe.cell import ProgressiveResizing
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
 from suite.run.journal import Journal
-from suite.run.mlflow_replica import default_uri, sync
+from suite.run.mlflow_replica import default_uri, recipe, sync
 
 
 def mixed_table() -> Table:
@@ -227,6 +228,23 @@ def test_recipes_are_told_by_what_tells_them_apart() -> None:
     assert told["mu of bnn++"] == "exponential from 2 to 500 over training."
     assert told["mu of bc"] == "none."
     assert dict(methods.settings(frame, backgrounds))["training.epochs"] == "30 (2 cells), 20 (2 cells)"
+
+
+def test_the_methods_paragraph_has_words_for_every_key_of_a_recipe() -> None:
+    """Of a cell with every optional section: a key without words would be missing from the report."""
+    cell = tiny_cell(
+        dataset="cifar10",
+        model="bireal_resnet8",
+        task="bwaa",
+        quantization__inputs={"quantizer": "tanh++", "sharpness": {"start": 2.0}},
+        quantization__accumulator={},
+        distillation={"share": 0.5},
+    )
+    told_first = {f"training.{key}" for key in ("epochs", "batch_size", "optimizer", "learning_rate", "schedule")}
+    of_mu = {f"quantization.sharpness.{key}" for key in ("shape", "start", "end")}
+    resizing = {f"data.progressive_resizing.{key}" for key in ProgressiveResizing.model_fields}
+    expected = {name for name, _ in recipe(cell)} - told_first - of_mu - {"data.progressive_resizing"}
+    assert methods.WORDS.keys() == expected | resizing
 
 
 def test_a_stores_password_is_not_shown() -> None:

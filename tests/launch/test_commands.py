@@ -77,6 +77,19 @@ def test_a_bad_grid_file_is_told_line_by_line_and_exits_2(write_grid: WriteGrid,
     assert all(line.startswith(f"{path}:") and "did you mean" in line for line in lines)
 
 
+def test_a_dry_run_counts_what_is_binary_and_what_stays_exact_by_which_name(
+    write_grid: WriteGrid, tmp_path: Path
+) -> None:
+    kept = {"full_precision": ["ends", "layer2.*"]}
+    grid = write_grid(quantization={**tiny_grid()["quantization"], **kept})
+    shown = launch("grid", grid, "--dry-run", "--root", tmp_path / "runs").stdout
+    weights = 2 * 16 * 16 * 9 + 32 * 64 * 9 + 64 * 64 * 9
+    line = (
+        f"resnet8: {weights:,} weights in 4 layers binary; in full precision ends 2 layers, layer2.* 2 layers, in all "
+    )
+    assert line in shown
+
+
 def test_a_dry_run_shows_the_cells_and_starts_nothing(write_grid: WriteGrid, tmp_path: Path) -> None:
     answer = launch("grid", write_grid(), "--dry-run", "--root", tmp_path / "runs")
     assert answer.returncode == 0

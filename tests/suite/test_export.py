@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,7 +22,7 @@ import models
 from quantizers.packing import pack
 from suite.engines.process_group import Layout
 from suite.export import __main__ as command
-from suite.export.__main__ import compare, export
+from suite.export.__main__ import compare, export, export_for_timm
 from suite.export.one_bit import FORMAT, ExportError, Origin, load_packed, measure, write
 from suite.recipe.cell import Cell
 from suite.run.directory import RunDir
@@ -133,6 +134,22 @@ def test_what_is_binary_is_plus_or_minus_one_and_gains_are_kept(run: RunDir, tmp
     assert bool(gains) == has_gains
     for name in gains:
         assert torch.equal(loaded.get_parameter(name), trainer.engine.model.get_parameter(name))
+
+
+def test_timm_loads_the_plain_weights_with_the_same_logits(run: RunDir, tmp_path: Path) -> None:
+    cell, path = run.cell(), tmp_path / "timm.safetensors"
+    if cell.task != "bw":
+        with pytest.raises(ExportError, match=f"task {cell.task}: timm's layers have no binary inputs"):
+            export_for_timm(run, path, NOWHERE)
+        return
+    network = export_for_timm(run, path, NOWHERE)
+    models.names()  # registers ours with timm
+    loaded = timm.create_model(cell.model, num_classes=10, in_chans=1, checkpoint_path=str(path))
+    images, _ = next(Trainer(cell, Layout(), NOWHERE, None).loaders.final.evaluation())
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        ours = network.engine.model.eval()(images)
+        assert _bits(loaded.to(memory_format=torch.channels_last).eval()(images)) == _bits(ours)
 
 
 def test_a_changed_weight_shows_in_the_comparison(resnet: RunDir, tmp_path: Path) -> None:

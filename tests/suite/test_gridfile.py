@@ -485,12 +485,18 @@ def test_the_declaration_is_the_files_and_no_override(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "num_cells", "digest"),
     [
-        ("cifar10", 99, "6466c66840d04236"),
-        ("cifar100", 99, "a8eb6b54942e0fb5"),
-        ("digits", 48, "97588717f8c34f1e"),
-        ("fashion-mnist", 18, "9d5bd83e63794803"),
-        ("imagenet", 198, "b47e2fe0ccd6eb35"),
-        ("zoo", 160, "86abb6213488c6bb"),
+        ("cifar10", 99, "f011b946268dc5de"),
+        ("cifar100", 99, "5a0d82e8a2911e30"),
+        ("deit-imagenet", 54, "0a61aaa46b9657ed"),
+        ("digits", 48, "0d53e9ed6e5e4da2"),
+        ("fashion-mnist", 18, "5f47ce9bc394a7a3"),
+        ("ffcv-resnet-16", 36, "449afe6ab1c7bcc8"),
+        ("ffcv-resnet-88", 36, "a6e6f879cd56553e"),
+        ("imagenet", 198, "27d4751f772452ea"),
+        ("parq-cifar10", 36, "82c5028872b9d7f7"),
+        ("parq-imagenet", 72, "f65cb6802cb502f9"),
+        ("reactnet-imagenet", 18, "f6991c73cee4534c"),
+        ("zoo", 160, "7f008490a815cf87"),
     ],
 )
 def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, num_cells: int, digest: str) -> None:
@@ -503,10 +509,10 @@ def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, n
 @pytest.mark.parametrize(
     ("name", "num_trials", "digest"),
     [
-        ("cifar10", 432, "3178a41f80cf8080"),
-        ("cifar100", 432, "aeab28a8b6a9841d"),
-        ("digits", 288, "8660209b2661ca2b"),
-        ("imagenet", 288, "3394c595160aeeb4"),
+        ("cifar10", 432, "8b9efe7d6a5f4b73"),
+        ("cifar100", 432, "e9ea88c4c5bd3449"),
+        ("digits", 288, "cb2528cd6e6aad9a"),
+        ("imagenet", 288, "7891e87bd7b79860"),
     ],
 )
 def test_bundled_grids_have_their_trials_on_every_machine(name: str, num_trials: int, digest: str) -> None:

@@ -15,6 +15,7 @@ from launch.cost import operations
 from suite.recipe.bundled import BUNDLED, bundled_names
 from suite.recipe.cell import Cell, Data, Training
 from suite.recipe.grid_file import load_grid
+from suite.training.build import build_lr_schedule
 
 PAPERS = {
     "imagenet": {
@@ -27,7 +28,9 @@ PAPERS = {
 BINARY = {"bc", "pc", "bnn", "bnn+", "bnn++"}
 SEEDS = {0, 1, 2}
 REPRODUCING = Path(__file__).parents[2] / "docs" / "reproducing.md"
-SOURCES = ("He 2016", "DeiT", "ViT", "ClassyVision", "the PC++ paper, as told", "ours")
+PROTOCOLS = ("deit-imagenet", "ffcv-resnet-16", "ffcv-resnet-88", "parq-cifar10", "parq-imagenet", "reactnet-imagenet")
+"""Grids that follow somebody's recipe as a whole."""
+SOURCES = ("He 2016", "DeiT", "ViT", "ClassyVision", "the PC++ paper, as told", "ours", "PARQ", "FFCV", "ReActNet")
 
 
 def _cells(grid: str) -> list[Cell]:
@@ -119,14 +122,60 @@ def test_batches_divide_over_processes_and_into_pairs_and_micro_batches(grid: st
         assert share % min(executions[cell.id].micro_batch_size or share, share) == 0
 
 
-@pytest.mark.parametrize("grid", PAPERS)
+@pytest.mark.parametrize("grid", PROTOCOLS)
+def test_binary_methods_share_everything_but_the_quantizer_in_protocol_grids(grid: str) -> None:
+    recipes = defaultdict(set)
+    for cell in _cells(grid):
+        if cell.quantizer != "fp":
+            quantization = cell.quantization.model_copy(update={"sharpness": {}})
+            parts = (cell.data, cell.training, quantization, cell.distillation)
+            recipes[cell.model, cell.init].add(tuple(part and part.model_dump_json() for part in parts))
+    assert recipes
+    assert all(len(found) == 1 for found in recipes.values())
+
+
+def test_reactnets_second_stage_starts_from_its_first_and_both_have_the_teacher() -> None:
+    cells = {cell.id: cell for cell in _cells("reactnet-imagenet")}
+    assert {cell.distillation and cell.distillation.weights for cell in cells.values()} == {"resnet34.tv_in1k"}
+    for cell in cells.values():
+        parent = cells.get(cell.parent or "")
+        assert (parent is None) == (cell.task == "ba")
+        assert parent is None or (parent.task, parent.quantizer, parent.seed) == ("ba", "fp", cell.seed)
+
+
+@pytest.mark.parametrize(("epochs", "start", "end"), [(16, 11, 13), (88, 65, 76)])
+def test_ffcvs_recipes_rise_to_their_peak_in_two_epochs_and_fall_to_0(epochs: int, start: int, end: int) -> None:
+    cell = _cells(f"ffcv-resnet-{epochs}")[0]
+    resizing = cell.data.progressive_resizing
+    assert resizing is not None
+    assert (cell.training.epochs, resizing.from_epoch, resizing.to_epoch) == (epochs, start, end)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cell.training.learning_rate)
+    schedule: Any = build_lr_schedule(cell.training, optimizer, 10)  # type: ignore[arg-type]
+    rates = []
+    for step in range(10 * epochs):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    peak = cell.training.learning_rate
+    assert rates[0] == 0.0
+    assert rates[10] == pytest.approx(peak / 2)
+    assert rates[20] == pytest.approx(peak)
+    assert rates[-1] == pytest.approx(peak / (10 * (epochs - 2)))
+    assert rates[5 * epochs + 10] == pytest.approx(peak / 2)
+
+
+@pytest.mark.parametrize("grid", [*PAPERS, *PROTOCOLS])
 def test_every_value_of_a_recipe_names_its_source(grid: str) -> None:
     settings = Data.model_fields.keys() | Training.model_fields.keys()
     unmarked = []
     for number, line in enumerate((BUNDLED / f"{grid}.yaml").read_text(encoding="utf-8").splitlines(), 1):
         value, _, comment = line.partition("#")
         key = re.match(r" +(\w+): +[^{&\s]", value)
-        if key and key[1] in settings and not comment.strip().startswith((*SOURCES, "224 / 256, as DeiT")):
+        if (
+            key
+            and key[1] in settings
+            and "null" not in value
+            and not comment.strip().startswith((*SOURCES, "224 / 256, as DeiT"))
+        ):
             unmarked.append(f"{grid}.yaml:{number}: {line.strip()}")
     assert not unmarked
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from suite.data.source import Description
 from suite.engines.clipping import clip_adaptively
 from suite.engines.process_group import EngineError, Layout
 from suite.recipe.cell import Cell, Execution
-from suite.training.build import build_base, build_criterion, build_engine, build_model
+from suite.training.build import build_base, build_criterion, build_engine, build_lr_schedule, build_model
 from suite.training.ema import MovingAverage
 from suite.training.seeds import stream
 
@@ -63,6 +64,12 @@ def test_sgd_and_adamw_are_torchs_with_the_recipes_settings() -> None:
         ({"training__clip_grad_norm": 1, "training__clip_grad_value": 1}, "one way to clip is enough"),
         ({"training__clip_grad_value": 1, "training__clip_grad_adaptive": 1}, "one way to clip is enough"),
         ({"training__ema_warmup": True}, "true needs an ema_decay"),
+        ({"training__min_learning_rate": 0.1}, "0.1 is above learning_rate 0.003"),
+        ({"training__cooldown_epochs": 2}, "2 of 2 epochs: with warm-up none is left to fall in"),
+        (
+            {"training__schedule": "constant", "training__min_learning_rate": 0.1},
+            "changes nothing: only with schedule: cosine or linear, here it is constant",
+        ),
         ({"training__drop_path": 0.1}, "resnet8 has no drop_path_rate"),
     ],
 )
@@ -85,13 +92,34 @@ def test_layer_decay_scales_the_learning_rate_of_each_layer_by_its_depth() -> No
 
 
 def test_scheduled_learning_rates_keep_their_layers_share() -> None:
-    from suite.training.build import build_lr_schedule
-
     engine = _engine({**VIT, "training__layer_decay": 0.5})
     build_lr_schedule(tiny_cell().training, engine.optimizer, 4).step_update(3)
     rates = {(group["lr_scale"], group["lr"] / group["lr_scale"]) for group in engine.optimizer.param_groups}
     assert len({rate for _, rate in rates}) == 1
     assert len(rates) > 1
+
+
+def _rates(**changes: object) -> list[float]:
+    training = tiny_cell(**{f"training__{key}": value for key, value in changes.items()}).training
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    schedule = build_lr_schedule(training, optimizer, 10)  # type: ignore[arg-type]
+    rates = []
+    for step in range(10 * training.epochs):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_falling_schedules_end_at_their_least_rate_and_stay_there(schedule: str) -> None:
+    rates = _rates(
+        schedule=schedule, epochs=10, learning_rate=1.0, min_learning_rate=0.25, warmup_epochs=2, cooldown_epochs=3
+    )
+    assert rates[:20] == pytest.approx([step / 20 for step in range(20)])
+    assert rates[20] == pytest.approx(1.0)
+    assert rates[45] == pytest.approx(0.625)  # half-way of the 50 steps between them
+    assert set(rates[70:]) == {0.25}
+    assert all(later < earlier for earlier, later in pairwise(rates[20:71]))
 
 
 def test_bce_is_the_mean_over_images_and_classes_with_smoothed_labels() -> None:
