@@ -2,6 +2,7 @@
 
     python benchmarks/loading.py --source DIR               DIR/CLASS/*.JPEG; 250 photographs are enough
     python benchmarks/loading.py --source DIR --samples 400 --repeats 2 --plot curve.png
+    python benchmarks/loading.py --source DIR --augmented   with RandAugment and random erasing
 
 All do the same to an image: random window, resized to 224 px, mirrored or not, normalised. All have the same number of
 workers, and their batches come to one process, which does nothing else. The files are read again and again until there
@@ -62,19 +63,18 @@ class Way:
         return num_images / (time.perf_counter() - start)
 
 
-def torchvision(name: str, folder: Path, setting: Setting) -> Way:
-    """ImageFolder and DataLoader as in torchvision's own recipe. Its workers stay from epoch to epoch."""
+def torchvision(name: str, folder: Path, setting: Setting, policy: object = None) -> Way:
+    """ImageFolder and DataLoader as in torchvision's own recipe. Its workers stay from epoch to epoch.
+
+    With a policy, a transform of a Pillow image, a quarter of the images are also erased in part.
+    """
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision import datasets, transforms
 
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(SIZE),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
+    steps = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), policy, transforms.ToTensor()]
+    steps += [transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    steps += [None if policy is None else transforms.RandomErasing(0.25, value="random")]
+    transform = transforms.Compose([step for step in steps if step is not None])
     images = datasets.ImageFolder(str(folder), transform)
     loader = DataLoader(
         images,
@@ -88,8 +88,8 @@ def torchvision(name: str, folder: Path, setting: Setting) -> Way:
     return Way(f"torchvision, {name}", lambda _: (images for images, _ in loader))
 
 
-def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> Way:
-    """suite.data's loader: FFCV for a data file, worker processes for image files."""
+def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32", **augmentation: object) -> Way:
+    """suite.data's loader: FFCV for a data file, worker processes for image files; `augmentation` as in a recipe."""
     import torch
 
     from suite.data.augmentation import IMAGENET, draw
@@ -98,19 +98,22 @@ def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32") -> W
     from suite.engines.process_group import Layout
     from suite.recipe.cell import Data
 
-    cpu, settings = torch.device("cpu"), Data(image_size=SIZE, crop="random_resized", horizontal_flip=True)
+    cpu = torch.device("cpu")
+    recipe = {"image_size": SIZE, "crop": "random_resized", "horizontal_flip": True, **augmentation}
+    settings = Data.model_validate(recipe)
     reader: Reader
     repeated = part.subset(torch.arange(setting.num_samples) % len(part.labels))
+    from suite.data.readers.image_folder import FolderReader, Workers
+
+    workers = Workers(setting.num_workers, cpu)
     if isinstance(repeated, Encoded):
         from suite.data.readers.ffcv import FFCVReader
 
         reader = FFCVReader(repeated, setting.batch_size, setting.num_workers, cpu)
     else:
-        from suite.data.readers.image_folder import FolderReader, Workers
-
         assert isinstance(repeated, Files)  # noqa: S101
-        reader = FolderReader(repeated, Workers(setting.num_workers, cpu), cpu)
-    loader = Loader(reader, settings, SIZE, IMAGENET, setting.batch_size, 0, Layout())
+        reader = FolderReader(repeated, workers, cpu)
+    loader = Loader(reader, settings, SIZE, IMAGENET, setting.batch_size, 0, Layout(), workers=lambda: workers)
 
     def to_bytes(epoch: int) -> Iterator["Tensor"]:
         batches = torch.split(torch.randperm(setting.num_samples), setting.batch_size)[: len(loader)]
@@ -254,6 +257,33 @@ def compare(stock: Stock, setting: Setting, repeats: int, console: Console) -> N
     console.print(ratios, rates)
 
 
+def compare_augmented(stock: Stock, setting: Setting, repeats: int, console: Console) -> None:
+    """Prints ratios and rates with RandAugment, two operations of magnitude 9, and random erasing."""
+    import torch
+    from timm.data.auto_augment import rand_augment_transform
+    from torchvision.transforms import RandAugment
+
+    from suite.data.source import Files
+
+    notation, hparams = "rand-m9-n2-p1", {"translate_const": 100, "img_mean": (124, 116, 104), "interpolation": 2}
+    jpegs, files = stock.jpegs(RESOLUTION), stock.files()
+    as_files = Files(tuple(str(jpegs / path.parent.name / path.name) for path in files), torch.zeros(len(files)).long())
+    own = torchvision("its RandAugment", jpegs, setting, RandAugment(2, 9))
+    same = torchvision("timm's RandAugment", jpegs, setting, rand_augment_transform(notation, hparams))
+    wanted: dict[str, Any] = {"auto_augment": notation, "random_erasing": 0.25}
+    pillow = ours("ours, torch loader", as_files, setting, **wanted)
+    fast = ours("ours, FFCV, 100% JPEG", encoded(stock.beton(RESOLUTION, 1.0)), setting, **wanted)
+    take_turns([own, same, pillow, fast], repeats, console)
+    ratios = Table("ratio of images per second, augmented", "median (range)", "wanted", title=f"{repeats} turns")
+    for way in (pillow, fast):
+        for peer in (own, same):
+            ratios.add_row(f"{way.name} / {peer.name}", ratio(way, peer), "1.0")
+    rates = Table("way", "images/s", "range")
+    for way in (own, same, pillow, fast):
+        rates.add_row(way.name, f"{statistics.median(way.rates):.0f}", f"{min(way.rates):.0f} to {max(way.rates):.0f}")
+    console.print(ratios, rates)
+
+
 def draw(stock: Stock, setting: Setting, repeats: int, console: Console, path: Path) -> None:
     """Measures what size buys in speed, prints it, and draws it to `path`."""
     from matplotlib.figure import Figure
@@ -299,6 +329,9 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Epochs of each way that are counted.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Of each way: threads, or processes.")] = 2,
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="With RandAugment and random erasing instead, beside torchvision's.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Measure sizes and JPEG shares too, and draw them here.")] = None,
 ) -> None:
     """Compare loaders on the same images."""
@@ -314,7 +347,7 @@ def main(
         console.print(
             f"{_machine()}; {len(stock.files())} files; {setting}; torch {torch.__version__}", highlight=False
         )
-        compare(stock, setting, repeats, console)
+        (compare_augmented if augmented else compare)(stock, setting, repeats, console)
         if plot is not None:
             draw(stock, setting, repeats, console, plot)
 

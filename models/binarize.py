@@ -5,7 +5,7 @@ default. Every other convolution and linear weight is binary, and so are that la
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from fnmatch import fnmatchcase
 
@@ -16,7 +16,7 @@ from models.accumulators import Accumulator
 from models.catalog import full_precision_layers, metadata
 from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
-from models.wiring import layers_before_batch_norm, layers_that_see_no_sign
+from models.wiring import kept_instead, layers_before_batch_norm, layers_that_see_no_sign
 from quantizers.catalog import unknown
 from quantizers.scales import Scale
 
@@ -157,8 +157,10 @@ def binarize(
     scale_free = layers_before_batch_norm(model, layers, _zero_image(model))
     if inputs is not None:
         _require_signs(model, layers)
+    needs_gain = {name: scale == "none" and name not in scale_free for name in layers}
+    _require_twins(layers, needs_gain, has_inputs=inputs is not None, has_scale=scale != "none")
     twins = {
-        name: _twin(name, layer, with_gain=scale == "none" and name not in scale_free, inputs=inputs, sums=sums)
+        name: _twin(layer, with_gain=needs_gain[name], inputs=inputs, sums=sums)
         for name, layer in layers.items()
         if name not in scale_free or inputs is not None or scale != "none"
     }
@@ -180,7 +182,8 @@ def binarize_inputs(model: nn.Module, keep: Sequence[str], inputs: InputQuantiza
     if not layers:
         raise ValueError(f"{type(model).__name__}: nothing to binarize besides {' and '.join(keep)}")
     _require_signs(model, layers)
-    twins = {name: _twin(name, layer, with_gain=False, inputs=inputs) for name, layer in layers.items()}
+    _require_twins(layers, dict.fromkeys(layers, False), has_inputs=True, has_scale=False)
+    twins = {name: _twin(layer, with_gain=False, inputs=inputs) for name, layer in layers.items()}
     for name, twin in twins.items():
         model.set_submodule(name, twin)
 
@@ -216,25 +219,41 @@ def latents(weight: Tensor) -> Tensor:
     return (weight / scale).clamp(-1, 1)
 
 
+def _require_twins(
+    layers: Mapping[str, Matrix], needs_gain: Mapping[str, bool], *, has_inputs: bool, has_scale: bool
+) -> None:
+    """ValueError, with all their names, where layers need a binary twin and are of a kind that has none."""
+    without = [
+        name
+        for name, layer in layers.items()
+        if (needs_gain[name] or has_inputs or has_scale) and not _has_twin(layer, has_inputs=has_inputs)
+    ]
+    if without:
+        kind = type(layers[without[0]]).__name__
+        lack = "with binary inputs" if has_inputs else "with a gain or scale, and no batch norm stands behind it"
+        raise ValueError(f"{kept_instead(without)}: a {kind} has no binary twin {lack}")
+
+
+def _has_twin(layer: Matrix, *, has_inputs: bool) -> bool:
+    """By exact type: a subclass may do something of its own that the twin would lose."""
+    # What a ClippedConv2d does of its own is to clip its inputs, and the twin takes their sign instead.
+    return type(layer) in (nn.Linear, nn.Conv2d) or (type(layer) is ClippedConv2d and has_inputs)
+
+
 def _twin(
-    name: str,
     layer: Matrix,
     *,
     with_gain: bool,
     inputs: InputQuantization | None,
     sums: SumQuantization | None = None,
 ) -> BinaryLinear | BinaryConv2d:
-    """The layer's binary twin. By exact type: a subclass may do something of its own that the twin would lose."""
+    """The binary twin of a layer that has one."""
     quantized = None if inputs is None else BinaryInput(inputs)
     accumulator = None if sums is None else Accumulator(sums.bits, sums.slope)
-    if type(layer) is nn.Linear:
+    if isinstance(layer, nn.Linear):
         return BinaryLinear.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
-    # What a ClippedConv2d does of its own is to clip its inputs, and the twin takes their sign instead.
-    if type(layer) is nn.Conv2d or (type(layer) is ClippedConv2d and inputs is not None):
-        return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
-    lack = "binary inputs" if inputs is not None else "a gain"
-    where = "with no batch norm behind it " if with_gain else ""
-    raise ValueError(f"{name}: a {type(layer).__name__} {where}has no binary twin with {lack}")
+    assert isinstance(layer, nn.Conv2d)  # noqa: S101  (`_require_twins` has looked)
+    return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
 
 
 def _require_signs(model: nn.Module, layers: dict[str, Matrix]) -> None:

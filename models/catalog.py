@@ -78,7 +78,8 @@ def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
         value = metadata(model).get(key)
         if not value:
             raise ValueError(
-                f"{type(model).__name__}: timm's metadata has no {key!r}, so its layer can't be kept exact"
+                f"{type(model).__name__}: timm's metadata has no {key!r}, so that full_precision: ends means nothing; "
+                "name the layers that stay exact"
             )
         layers += [value] if isinstance(value, str) else value
     unknown = set(layers) - {name for name, _ in model.named_modules()}

@@ -5,7 +5,7 @@ that is standardised before use.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,17 +34,23 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
         model(x)
 
     returned_ids = {id(y) for y in returned}
-    for name in layers:
-        if name in watch.misused or not all(id(y) in returned_ids for y in watch.products[name]):
-            raise ValueError(
-                f"{name}: its weight is transformed, or used outside the layer, so it can't be binarized; keep it in "
-                f"full precision: [ends, {_pattern(name)!r}]"
-            )
-        if not watch.products[name]:
-            raise ValueError(f"{name}: the model's forward pass does not use it; it can't be binarized")
+    misused = [
+        name for name in layers if name in watch.misused or not all(id(y) in returned_ids for y in watch.products[name])
+    ]
+    if misused:
+        raise ValueError(f"{kept_instead(misused)}: its weight is transformed, or used outside the layer")
+    if unused := [name for name in layers if not watch.products[name]]:
+        raise ValueError(f"{kept_instead(unused)}: the model's forward pass does not use it")
     return frozenset(
         name for name in layers if all(watch.consumers[id(y)] == [F.batch_norm] for y in watch.products[name])
     )
+
+
+def kept_instead(names: Sequence[str]) -> str:
+    """What to write into a recipe so that these layers, which can't be binarized, stay in full precision."""
+    patterns = dict.fromkeys(_pattern(name) for name in names)
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"full_precision: [ends, {', '.join(patterns)}] would keep what can't be binarized, {names[0]}{others}"
 
 
 def _pattern(name: str) -> str:

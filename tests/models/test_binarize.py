@@ -187,7 +187,10 @@ def test_a_special_convolution_without_batch_norm_behind_is_refused() -> None:
 
     model = nn.Sequential(nn.Conv2d(1, 2, 1), Special(2, 2, 1), nn.Flatten(), nn.Linear(8, 2))
     model.pretrained_cfg = {"first_conv": "0", "classifier": "3", "input_size": (1, 2, 2)}  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="1: a Special with no batch norm behind it"):
+    with pytest.raises(
+        ValueError,
+        match=r"\[ends, \*\] would keep what can't be binarized, 1: a Special has no binary twin with a gain",
+    ):
         models.binarize(model)
 
 
