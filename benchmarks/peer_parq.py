@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import verdict
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -110,7 +111,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.float64):
         for scale in scales:
             apart = np.abs(ours(scale, dtype) - theirs(scale, dtype)).max()
-            print(f"{dtype}, {scale}: largest difference of a latent over {NUM_STEPS} steps: {apart:.1e}")
+            print(verdict(f"largest difference of a latent over {NUM_STEPS} steps, {dtype}, {scale}", apart, 1e-6))
     print(f"torch {torch.__version__}, torchao {torchao.__version__}")
     if options.record:
         found = {scale: theirs(scale, torch.float64) for scale in scales}

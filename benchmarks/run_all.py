@@ -58,6 +58,10 @@ class Outcome:
         return [line.removeprefix(BAR) for line in self.output.splitlines() if line.startswith(BAR)]
 
 
+def _no_torchao() -> str:
+    return "" if find_spec("torchao") else "torchao is not installed: pip install torchao, in an environment of its own"
+
+
 def _no_ffcv() -> str:
     return "" if find_spec("ffcv") else "FFCV is not installed: pip install proxbench[ffcv]"
 
@@ -109,6 +113,12 @@ PROGRAMS = (
         ("--samples", "256", "--repeats", "2"),
         _no_ffcv,
         needs_photographs=True,
+    ),
+    Program(
+        "peer_parq",
+        "Does bc with a scale step as torchao's PARQ?",
+        "torchao's QuantOptimizer",
+        lacks=_no_torchao,
     ),
     Program(
         "calibration",

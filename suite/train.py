@@ -52,7 +52,8 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """The signals that a scheduler sends before it takes the machine back."""
 _IMPORTED_LATE = (
-    *("pydantic.type_adapter", "ruamel.yaml", "timm.data", "timm.loss", "timm.scheduler", "torch._dynamo"),
+    *("pydantic.type_adapter", "ruamel.yaml", "timm.data", "timm.loss", "timm.optim", "timm.scheduler"),
+    "torch._dynamo",
     *("torch.utils.serialization.config", "suite.data.readers.image_folder", "suite.run.provenance"),
     *("suite.training.pretrained", "suite.training.trainer"),
 )

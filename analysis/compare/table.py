@@ -184,14 +184,18 @@ def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 
     A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
     full-precision cells stand in every block where it has methods, those of the same init if there are any; without
-    methods, in the block of their own task and init.
+    methods, in the block of their own task and init. Real weights with binary activations (task ba) are no full
+    precision, and stand alone.
     """
     by_model: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         by_model.setdefault((row["grid"], row["dataset"], row["model"]), []).append(row)
     parts: dict[Key, list[Row]] = {}
     for (grid, dataset, _), own in by_model.items():
-        full_precision = [row for row in own if row["quantizer"] == FULL_PRECISION]
+        for row in own:
+            if row["task"] == "ba":
+                parts.setdefault((grid, dataset, "ba", row["init"]), []).append(row)
+        full_precision = [row for row in own if row["quantizer"] == FULL_PRECISION and row["task"] != "ba"]
         methods = [row for row in own if row["quantizer"] != FULL_PRECISION]
         for task, init in dict.fromkeys((row["task"], row["init"]) for row in methods or full_precision):
             same_init = [row for row in full_precision if row["init"] == init]

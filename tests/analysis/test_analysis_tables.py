@@ -191,6 +191,25 @@ def test_full_precision_stands_beside_the_methods_of_every_task_of_its_model() -
     assert sorted(mean for mean in means if mean is not None) == pytest.approx([0.5, 0.85])
 
 
+def test_binary_activations_with_real_weights_stand_alone_and_are_no_full_precision() -> None:
+    table = tabulate(
+        results_of(
+            cells_of("fp", [0.9, 0.8]),
+            cells_of("fp", [0.6, 0.5], task="ba"),
+            cells_of("bc", [0.4, 0.3], task="bwa", init="finetune"),
+            cells_of("bnn++", [0.45, 0.35], task="bwa", init="finetune"),
+        )
+    )
+    shown = {
+        block.title: {entry.quantizer: entry.top1_hard_mean for entry in block.entries} for block in table.blocks
+    }
+    assert shown == {
+        "digits, task bwa, init finetune": pytest.approx({"fp": 0.85, "bc": 0.35, "bnn++": 0.4}),
+        "digits, task ba, init scratch": pytest.approx({"fp": 0.55}),
+    }
+    assert not any(entry.conflict for block in table.blocks for entry in block.entries)
+
+
 def test_a_surrogate_is_compared_with_its_own_completion_and_nothing_else_is_shown() -> None:
     results = results_of(
         cells_of("bc", [0.90, 0.91]),

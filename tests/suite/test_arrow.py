@@ -115,7 +115,7 @@ def test_what_is_no_classification_is_told(
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"hf/x: .*x has no dataset_dict.json: .*save_to_disk\("):
+    with pytest.raises(DataError, match=r"hf/x: .*x has no dataset_dict.json, .*save_to_disk\("):
         load("hf/x", tmp_path)
 
 

@@ -152,7 +152,7 @@ def test_a_heartbeat_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeyp
 def test_a_run_out_of_memory_says_which_micro_batch_to_try(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, hint: str
 ) -> None:
-    def train_step(_self: PlainEngine, _images: Tensor, _labels: Tensor) -> tuple[Tensor, Tensor]:
+    def train_step(_self: PlainEngine, *_targets: Tensor | None) -> tuple[Tensor, Tensor]:
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(PlainEngine, "train_step", train_step)

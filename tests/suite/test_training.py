@@ -343,10 +343,10 @@ def test_a_cell_file_outside_a_run_directory_runs_in_one_of_its_own(
         (b"model: !include x", "not YAML"),
         (b"[" * 5000, "not YAML"),
         (b"model: Z\xfcrich", "not UTF-8 text (invalid start byte at byte 8)"),
-        (b"", "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, data, "),
+        (b"", "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, teacher, "),
         (
             b"- resnet8",
-            "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, data, ",
+            "not a cell: a mapping with the keys dataset, model, quantizer, seed, task, init, parent, teacher, ",
         ),
         (b"model: resnet8", "not a cell: dataset: Field required"),
     ],
