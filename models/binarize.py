@@ -16,7 +16,7 @@ from models.accumulators import Accumulator
 from models.catalog import full_precision_layers, metadata
 from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
-from models.wiring import kept_instead, layers_before_batch_norm, layers_that_see_no_sign
+from models.wiring import layers_before_batch_norm, layers_that_see_no_sign, not_binary
 from quantizers.catalog import unknown
 from quantizers.scales import Scale
 
@@ -231,7 +231,7 @@ def _require_twins(
     if without:
         kind = type(layers[without[0]]).__name__
         lack = "with binary inputs" if has_inputs else "with a gain or scale, and no batch norm stands behind it"
-        raise ValueError(f"{kept_instead(without)}: a {kind} has no binary twin {lack}")
+        raise ValueError(not_binary(without, f"a {kind} has no binary twin {lack}"))
 
 
 def _has_twin(layer: Matrix, *, has_inputs: bool) -> bool:

@@ -38,19 +38,20 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
         name for name in layers if name in watch.misused or not all(id(y) in returned_ids for y in watch.products[name])
     ]
     if misused:
-        raise ValueError(f"{kept_instead(misused)}: its weight is transformed, or used outside the layer")
+        raise ValueError(not_binary(misused, "its weight is transformed, or used outside the layer"))
     if unused := [name for name in layers if not watch.products[name]]:
-        raise ValueError(f"{kept_instead(unused)}: the model's forward pass does not use it")
+        raise ValueError(not_binary(unused, "the model's forward pass does not use it"))
     return frozenset(
         name for name in layers if all(watch.consumers[id(y)] == [F.batch_norm] for y in watch.products[name])
     )
 
 
-def kept_instead(names: Sequence[str]) -> str:
-    """What to write into a recipe so that these layers, which can't be binarized, stay in full precision."""
+def not_binary(names: Sequence[str], reason: str) -> str:
+    """Why these layers can't be binarized, and what to write into a recipe so that they stay in full precision."""
     patterns = dict.fromkeys(_pattern(name) for name in names)
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"full_precision: [ends, {', '.join(patterns)}] would keep what can't be binarized, {names[0]}{others}"
+    kept = f"full_precision: [ends, {', '.join(patterns)}] keeps such layers exact"
+    return f"{names[0]}{others} can't be binarized: {reason}; {kept}"
 
 
 def _pattern(name: str) -> str:

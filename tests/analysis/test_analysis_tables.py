@@ -200,9 +200,7 @@ def test_binary_activations_with_real_weights_stand_alone_and_are_no_full_precis
             cells_of("bnn++", [0.45, 0.35], task="bwa", init="finetune"),
         )
     )
-    shown = {
-        block.title: {entry.quantizer: entry.top1_hard_mean for entry in block.entries} for block in table.blocks
-    }
+    shown = {block.title: {entry.quantizer: entry.top1_hard_mean for entry in block.entries} for block in table.blocks}
     assert shown == {
         "digits, task bwa, init finetune": pytest.approx({"fp": 0.85, "bc": 0.35, "bnn++": 0.4}),
         "digits, task ba, init scratch": pytest.approx({"fp": 0.55}),

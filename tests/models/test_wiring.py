@@ -81,7 +81,7 @@ def test_scale_matters(rule: Callable[[Net, Tensor], Tensor]) -> None:
 
 @pytest.mark.parametrize("rule", REFUSED.values(), ids=REFUSED.keys())
 def test_a_weight_the_layer_does_not_own_alone_is_refused(rule: Callable[[Net, Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"^conv: .* can't be binarized"):
+    with pytest.raises(ValueError, match=r"^conv can't be binarized: "):
         found(rule)
 
 
