@@ -337,13 +337,10 @@ def layers(cells: Sequence[Cell]) -> list[str]:
         exact = {name for names in kept.values() for name in names}
         sizes = {name: network.get_parameter(f"{name}.weight").numel() for name in models.matrices(network)}
         binary = [size for name, size in sizes.items() if name not in exact]
-        rest = sum(parameter.numel() for parameter in network.parameters()) - sum(binary)
         by_name = ", ".join(f"{item} {plural(len(names), 'layer')}" for item, names in kept.items()) or "no layer"
         what = "the inputs of " if cell.task == "ba" else ""
-        found[
-            f"{cell.model}: {what}{sum(binary):,} weights in {plural(len(binary), 'layer')} binary; in full precision "
-            f"{by_name}, in all {rest:,} parameters"
-        ] = None
+        count = f"{sum(binary):,} weights in {plural(len(binary), 'layer')}"
+        found[f"{cell.model}: {what}{count} binary; in full precision {by_name}"] = None
     return list(found)
 
 
