@@ -223,7 +223,7 @@ class _Links:
         self._unlinked: list[tuple[Block, Cell]] = []
         self._by_setting: dict[tuple[str, str, str, str, int], list[tuple[Block, Cell]]] = defaultdict(list)
         self._linked: dict[tuple[str, object], Cell | None] = {}
-        self._under_way: list[str] = []
+        self._under_way: list[Cell] = []
         self._blocks: dict[tuple[str, str, CellOf], list[Block]] = {}
 
     def add(self, block: Block, cells: Sequence[Cell]) -> None:
@@ -241,6 +241,7 @@ class _Links:
             linked = self.linked(block, cell)
             if linked is not None:
                 found[linked.id] = linked
+                self.executions[linked.id] = block.execution  # of several blocks with the cell, the last one's
         cells = {cell.id: cell for cell in (*self._of_trials(found), *found.values())}
         depths: dict[str, int] = {}
 
@@ -259,14 +260,15 @@ class _Links:
         """The cell with its parent and teacher; None if one of them waits for a choice."""
         key = (cell.id, block.origins)
         if key not in self._linked:
-            if cell.name in self._under_way:
-                raise ValueError(f"{cell.name} would wait for itself: {' <- '.join([*self._under_way, cell.name])}")
-            self._under_way.append(cell.name)
+            if cell in self._under_way:
+                names = [each.name for each in (*self._under_way, cell)]
+                raise ValueError(f"{cell.name} would wait for itself: {' <- '.join(names)}")
+            self._under_way.append(cell)
             self._linked[key] = self._with_links(block, cell)
             self._under_way.pop()
         linked = self._linked[key]
         if linked is not None:
-            self.executions[linked.id] = block.execution
+            self.executions.setdefault(linked.id, block.execution)
         return linked
 
     def _with_links(self, block: Block, cell: Cell) -> Cell | None:
