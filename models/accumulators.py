@@ -71,7 +71,7 @@ def accumulators(model: nn.Module) -> Iterator[Accumulator]:
 
 
 def num_inexact(accumulator: Accumulator, z: Tensor) -> int:
-    """How many of the sums z are no integers, or wrap to something else than an integer of so many bits does."""
+    """Number of sums z that are not integers, or that `wrap` maps to another value than integer arithmetic does."""
     half, whole = 2 ** (accumulator.bits - 1), z.round().long()
     held = (whole + half).bitwise_and(2 * half - 1) - half
     return int(((whole != z) | (held != wrap(z, accumulator.bits))).sum())

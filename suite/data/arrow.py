@@ -94,7 +94,7 @@ def _part(folder: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _facts(place: Path, splits: list[str]) -> Iterator[str]:
-    """What the checksum is over: names and sizes of the files, and what they say of themselves."""
+    """Input of the checksum: names and sizes of the files, and the contents of dataset_info.json."""
     for split in splits:
         for path in sorted((place / split).iterdir()):
             content = path.read_text(encoding="utf-8") if path.name == "dataset_info.json" else ""

@@ -96,7 +96,7 @@ def _transform(notation: str | None, fill: tuple[int, int, int], interpolation: 
 
 
 def _posterized(image: Image.Image, bits: int, **_settings: object) -> Image.Image:
-    """The image with so many bits of each level; black with none, which timm asks for and newer Pillows refuse."""
+    """The image with `bits` bits of each level; with 0, which timm asks for and Pillow 13 refuses, a black one."""
     if bits >= 8:  # noqa: PLR2004  (all of them)
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping of what the base optimizer sees: B . grad of quantized weights, measured by w*."""
+"""Adaptive gradient clipping: for quantized weights it compares B . grad, the base optimizer's gradient, with w*."""
 
 import torch
 from torch import Tensor

@@ -17,10 +17,10 @@ class Teacher:
     """A network in evaluation mode, under the recipe's autocast, without gradients.
 
     Args:
-        model: the network, on the device that images come on.
+        model: the network, on the images' device.
         precision: the recipe's.
-        seen: how the network's images were normalised, and `shown` how those that it gets are; None: alike.
-        shown: see `seen`.
+        seen: normalisation of the images that the network was trained on; None: the same as `shown`.
+        shown: normalisation of the images that `logits` is given.
     """
 
     def __init__(
