@@ -20,6 +20,7 @@ from suite.engines.process_group import Layout
 from suite.recipe.cell import Cell, Distillation
 from suite.recipe.grid import Grid
 from suite.recipe.grid_file import GridError, load_grid
+from suite.run import checkpoint
 from suite.run.checkpoint import CheckpointError
 from suite.run.directory import RunDir
 from suite.train import train
@@ -268,6 +269,23 @@ def test_a_teacher_runs_once_a_batch_in_evaluation_mode_whatever_the_micro_batch
         trainer.train_epoch(_stop_after_two)
     assert model.calls == [(False, 64, False)] * 2
     assert model.weight.grad is None
+
+
+def test_a_distilled_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    cell = tiny_cell(distillation={"share": 0.7, "temperature": 2.0}, training__batch_size=256)
+
+    def trainer(*, is_resumed: bool = False) -> Trainer:
+        return Trainer(cell, Layout(), NOWHERE, None, is_resumed=is_resumed, teacher=Teacher(_Counting(), "float32"))
+
+    straight, stopped = trainer(), trainer()
+    for _ in range(2):
+        straight.train_epoch(lambda _step, _loss: None)
+    stopped.train_epoch(lambda _step, _loss: None)
+    path = checkpoint.save(tmp_path, stopped.state_dict())
+    resumed = trainer(is_resumed=True)
+    resumed.load_state_dict(checkpoint.load(path, cell.id, torch.device("cpu")))
+    resumed.train_epoch(lambda _step, _loss: None)
+    assert resumed.weights_digest() == straight.weights_digest()
 
 
 def _stop_after_two(number: int, _loss: Tensor) -> None:
