@@ -95,9 +95,9 @@ def test_a_job_that_has_ended_is_not_live(state: str) -> None:
 
 def test_a_queue_of_ten_thousand_is_read_in_half_a_second() -> None:
     text = "".join(f"413854_{index}|PENDING|Resources||grid-20261123T000000-0000-abcdef\n" for index in range(10_000))
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: another on the machine must not fail it
     assert len(parse_jobs(text)) == 10_000
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_a_partition_of_several_kinds_of_nodes_is_one() -> None:
