@@ -239,9 +239,9 @@ def retry(
     _require_a_place(where)
     profile = where.profile()
     ids = {row.cell.id for row in again}
-    ids |= needed(ids, {row.cell.id: row.cell for row in rows})
     while more := {row.cell.id for row in rows if not ids.isdisjoint(row.cell.needs)} - ids:
         ids |= more
+    ids |= needed(ids, {row.cell.id: row.cell for row in rows})
     planned = {row.cell.id: row.planned for row in rows}
     for row in again:
         execution = laid_over_execution(row.planned.execution, set_ or [])

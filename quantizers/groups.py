@@ -142,7 +142,10 @@ def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], 
     ]
     shapes = [[tuple(entries[p].latent.shape) for p in group["params"] if p in entries] for group in groups]
     updates = [group.get("update", update) for group in theirs if is_quantized(group)]
-    scales = [[_scale(group) for group in each] for each in (theirs, groups)]
+    scales = [
+        [group.get("scale", "none") if is_quantized(group) else None for group in theirs],
+        [row_of(group).scale if is_quantized(group) else None for group in groups],
+    ]
     if any(latent is None for each in latents for latent in each):
         raise ValueError("the state is a plain torch optimizer's: it has no latents, w_star")
     for what, there, here in (
@@ -159,7 +162,7 @@ def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], 
 def split(
     state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], entries: Entries
 ) -> tuple[dict[str, Any], list[tuple[Entry, Tensor, float]]]:
-    """A saved state as the base's own, with these groups' quantizers, and each quantized one's (entry, w*, mu)."""
+    """A saved state as the base's own, with these groups' quantizers and scales, and each entry with its w* and mu."""
     states = copy.deepcopy(dict(state["state"]))
     parameters = [p for group in groups for p in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
@@ -170,7 +173,7 @@ def split(
     ]
     packed = [
         {key: value for key, value in theirs.items() if key != "update"}
-        | ({"quantizer": ours["quantizer"]} if is_quantized(ours) else {})
+        | ({"quantizer": ours["quantizer"], "scale": ours["scale"]} if is_quantized(ours) else {})
         for theirs, ours in zip(state["param_groups"], groups, strict=True)
     ]
     return {"state": states, "param_groups": packed}, latents
@@ -182,10 +185,6 @@ def cast(state: dict[str, Any], p: Tensor, dtype: torch.dtype) -> dict[str, Any]
         key: value.to(dtype) if isinstance(value, Tensor) and value.shape == p.shape else value
         for key, value in state.items()
     }
-
-
-def _scale(group: Mapping[str, Any]) -> str | None:
-    return group.get("scale", "none") if is_quantized(group) else None
 
 
 def _written(group: Mapping[str, Any]) -> str | None:

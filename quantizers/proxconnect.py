@@ -465,10 +465,12 @@ class ProxConnect(Optimizer):
         held: parameter -> (w*, the mu its w was written with, whether it is hard, whether something else wrote it).
         """
         for group in self._quantized():
-            mu, scale = group.setdefault("mu", 1.0), group.setdefault("scale", "none")
+            mu = group.setdefault("mu", 1.0)
+            group.setdefault("scale", "none")
+            is_joined = row_of(group).scale == "none" and is_elementwise(self.base)
             new = [p for p in dict.fromkeys(group["params"]) if p not in self._entries]
             values = [held[p][0] if p in held else p.detach() for p in new]
-            for entry in entries_of(new, values, joined=scale == "none" and is_elementwise(self.base)):
+            for entry in entries_of(new, values, joined=is_joined):
                 p = entry.parameter
                 _, entry.mu, entry.is_hard, is_foreign = held.get(p, (None, mu, False, False))
                 if not is_foreign:

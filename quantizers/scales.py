@@ -10,21 +10,21 @@ s is the least-squares scale: it minimises |w* - s sign(w*)|^2 (Rastegari et al.
 mu is in units of w* / s, whose mean modulus is 1.
 """
 
-from collections.abc import Callable
 from functools import cache
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from quantizers.catalog import Map
+
 Scale = Literal["none", "tensor", "channel"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
-Map = Callable[[Tensor, float], Tensor]
-
 
 def mean_abs(w_star: Tensor, scale: Scale) -> Tensor:
-    """S = mean |w*|, in the dtype of w*: of shape () for "tensor", (C_out, 1, ...) for "channel".
+    """The scale s = mean |w*|, in the dtype of w*: of shape () for "tensor", (C_out, 1, ...) for "channel".
 
     NaN where one of its latents is. ValueError for "channel" where w* has fewer than two dimensions.
     """
@@ -41,7 +41,7 @@ def require_channels(w_star: Tensor, scale: Scale) -> None:
 
 
 @cache  # so that a scaled row is equal to itself
-def scaled_forward(f: Map, scale: Scale) -> Map:
+def scaled_forward(f: "Map", scale: Scale) -> "Map":
     """The map w* -> s f(w* / s; mu)."""
 
     def forward(w_star: Tensor, mu: float) -> Tensor:
@@ -52,7 +52,7 @@ def scaled_forward(f: Map, scale: Scale) -> Map:
 
 
 @cache
-def scaled_backward(b: Map, scale: Scale) -> Map:
+def scaled_backward(b: "Map", scale: Scale) -> "Map":
     """The map w* -> b(w* / s; mu)."""
 
     def backward(w_star: Tensor, mu: float) -> Tensor:

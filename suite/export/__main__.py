@@ -46,8 +46,10 @@ def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
     Raises:
         ExportError: the run is not done or has nothing binary, or its network could not be rebuilt bit-exactly.
     """
+    cell, result = _finished(run)
+    if cell.quantizer == "fp":
+        raise ExportError(f"{run.path}: nothing binary: {cell.name} is full-precision; --format timm takes it")
     network = _tested(run, data_dir)
-    result, cell = run.result() or {}, network.cell
     commit = run.provenance().get("code", {}).get("commit")
     classes = network.description.classes
     origin = Origin(cell=cell, classes=classes, top1_hard=result["top1_hard"], commit=commit)
@@ -68,7 +70,7 @@ def _tested(run: RunDir, data_dir: Path) -> "Network":
 
 
 def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
-    """The cell and the result of a run that has a binary network to show."""
+    """The cell and the result of a run whose network is tested."""
     try:
         cell, result = run.cell(), run.result()
     except OSError as error:
@@ -77,8 +79,6 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
         raise ExportError(f"{run.path}: its cell.yaml or result.json is damaged: {reason(error)}") from error
     if cell.trial:
         raise ExportError(f"{run.path}: {cell.name} is a tuning trial, whose network is not tested")
-    if cell.quantizer == "fp":
-        raise ExportError(f"{run.path}: nothing binary: {cell.name} is a full-precision baseline")
     if result is None:
         raise ExportError(
             f"{run.path}: {cell.name} is not done ({run.state().state}); only a tested network is exported"
@@ -216,18 +216,19 @@ def _table(sizes: Sizes) -> "Table":
 def export_for_timm(run: RunDir, out: Path, data_dir: Path) -> "Network":
     """Writes the network measured in the run's result.json to `out`, as `timm.create_model` loads it.
 
-    A layer's gain is multiplied into its weight, so that the tensors are those of the plain architecture: the logits
-    are the same to the bit, but for sums of few bits and binary inputs, which no plain layer computes.
+    A layer's gain is multiplied into its weight, so that the tensors are those of the plain architecture, and the
+    logits are the same to the bit. Full-precision networks are written as they are.
 
     Raises:
-        ExportError: as `export`, or the network computes what a plain one does not.
+        ExportError: the run is not done, its network could not be rebuilt bit-exactly, or has binary inputs, which no
+            plain layer computes.
     """
     from safetensors.torch import save
 
-    network = _tested(run, data_dir)
-    cell = network.cell
+    cell, _ = _finished(run)
     if cell.task != "bw":
         raise ExportError(f"{run.path}: task {cell.task}: timm's layers have no binary inputs; leave --format out")
+    network = _tested(run, data_dir)
     tensors = {name: value.cpu().contiguous() for name, value in _plain(network.engine.model).items()}
     metadata = {"model": cell.model, "cell": cell.id, "num_classes": str(len(network.description.classes))}
     try:
@@ -254,7 +255,7 @@ def _tell_how_to_load(path: Path, network: "Network") -> None:
     fixed = "" if cell.model in OURS or not _is_of_one_size(cell.model) else f", img_size={size}"
     channels = "" if in_chans == 3 else f", in_chans={in_chans}"  # noqa: PLR2004  (timm's default)
     if cell.model in OURS:
-        print("import models.catalog; models.catalog.names()   # registers this project's architectures with timm")
+        print("import models.catalog; models.catalog.names()  # registers this project's architectures with timm")
     print(
         f"timm.create_model({cell.model!r}, num_classes={len(description.classes)}{channels}{fixed}, "
         f"checkpoint_path={str(path)!r})"

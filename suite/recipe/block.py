@@ -28,13 +28,12 @@ from suite.recipe.cell import (
     ModelName,
     Quantization,
     QuantizerName,
+    Section,
     Task,
     Training,
     reads_mu,
     require_fitting,
-    require_layers,
     require_mu,
-    require_rates,
 )
 from suite.recipe.choices import Setting, Trial
 from suite.recipe.faults import first_fault
@@ -108,27 +107,13 @@ class Block(Frozen):
             seen.add(value)
         return values
 
-    @field_validator("data")
+    @field_validator("data", "training", "quantization")
     @classmethod
-    def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
+    def _fits_the_models(cls, section: Section, info: ValidationInfo) -> Section:
         # If invalid, they are reported themselves.
         if info.context != RECORDED and {"dataset", "models"} <= info.data.keys():
-            require_fitting(data, info.data["dataset"], info.data["models"])
-        return data
-
-    @field_validator("training")
-    @classmethod
-    def _rates_that_the_models_have(cls, training: Training, info: ValidationInfo) -> Training:
-        if info.context != RECORDED and "models" in info.data:
-            require_rates(training, info.data["models"])
-        return training
-
-    @field_validator("quantization")
-    @classmethod
-    def _layers_that_are_there(cls, quantization: Quantization, info: ValidationInfo) -> Quantization:
-        if info.context != RECORDED and "models" in info.data:
-            require_layers(quantization, info.data["models"])
-        return quantization
+            require_fitting(section, info.data["dataset"], info.data["models"])
+        return section
 
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Block":

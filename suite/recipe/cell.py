@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -616,8 +616,20 @@ def require_mu(quantizer: str, quantization: Quantization) -> None:
         )
 
 
-def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
-    """SettingError where a key of `data` is impossible, or changes nothing, with the data set or one of the models."""
+Section: TypeAlias = Data | Training | Quantization
+
+
+def require_fitting(section: Section, dataset: str, names: tuple[str, ...]) -> None:
+    """SettingError where a key is impossible, or changes nothing, with the data set or one of the models."""
+    if isinstance(section, Data):
+        _require_images(section, dataset, names)
+    elif isinstance(section, Training):
+        _require_rates(section, names)
+    else:
+        _require_layers(section, names)
+
+
+def _require_images(data: Data, dataset: str, names: tuple[str, ...]) -> None:
     import models
     from suite.data.datasets import GREY, is_small
 
@@ -637,7 +649,7 @@ def require_fitting(data: Data, dataset: str, names: tuple[str, ...]) -> None:
             raise SettingError(key, f"{fixed[0]} takes images of one size only")
 
 
-def require_rates(training: Training, names: tuple[str, ...]) -> None:
+def _require_rates(training: Training, names: tuple[str, ...]) -> None:
     """SettingError where one of the models has no dropout or stochastic depth, and the recipe asks for it."""
     if not (training.dropout or training.drop_path):
         return
@@ -651,7 +663,7 @@ def require_rates(training: Training, names: tuple[str, ...]) -> None:
             raise SettingError(key, reason) from error
 
 
-def require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
+def _require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
     """SettingError where a pattern of full_precision matches no layer of one of the models."""
     import models
 
@@ -711,26 +723,12 @@ class Cell(Frozen):
         description="of tuning: its result is accuracy on the validation part, and the test part is never loaded",
     )
 
-    @field_validator("data")
+    @field_validator("data", "training", "quantization")
     @classmethod
-    def _data_that_fits(cls, data: Data, info: ValidationInfo) -> Data:
+    def _fits_the_model(cls, section: Section, info: ValidationInfo) -> Section:
         if info.context != RECORDED and {"dataset", "model"} <= info.data.keys():
-            require_fitting(data, info.data["dataset"], (info.data["model"],))
-        return data
-
-    @field_validator("training")
-    @classmethod
-    def _rates_that_the_model_has(cls, training: Training, info: ValidationInfo) -> Training:
-        if info.context != RECORDED and "model" in info.data:
-            require_rates(training, (info.data["model"],))
-        return training
-
-    @field_validator("quantization")
-    @classmethod
-    def _layers_that_are_there(cls, quantization: Quantization, info: ValidationInfo) -> Quantization:
-        if info.context != RECORDED and "model" in info.data:
-            require_layers(quantization, (info.data["model"],))
-        return quantization
+            require_fitting(section, info.data["dataset"], (info.data["model"],))
+        return section
 
     @model_validator(mode="after")
     def _mu_where_needed(self, info: ValidationInfo) -> "Cell":

@@ -13,7 +13,7 @@ class Traits(NamedTuple):
     has_eps: bool
 
 
-_COMMON = {
+COMMON = {
     "sgd": Traits(has_momentum=True, num_betas=0, has_eps=False),
     "adam": Traits(has_momentum=False, num_betas=2, has_eps=True),
     "adamw": Traits(has_momentum=False, num_betas=2, has_eps=True),
@@ -29,14 +29,14 @@ def traits(name: str) -> Traits:
     Raises:
         ValueError: there is none, or none of those that can be used (`names`); with the nearest and the commonest.
     """
-    if name in _COMMON:
-        return _COMMON[name]
+    if name in COMMON:
+        return COMMON[name]
     from timm.optim import get_optimizer_info
 
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown optimizer {name!r}; {hint}({', '.join(_COMMON)}, ...: timm has {len(names())})")
+        raise ValueError(f"unknown optimizer {name!r}; {hint}({', '.join(COMMON)}, ...: timm has {len(names())})")
     info = get_optimizer_info(name)
     return Traits(info.has_momentum, info.num_betas if info.has_betas else 0, info.has_eps)
 

@@ -1,4 +1,4 @@
-"""TensorBoard, a replica of the run directories beside MLflow: one folder of events for each run, by the run's name."""
+"""TensorBoard, a replica of the run directories beside MLflow: one folder of events for each run."""
 
 import json
 import shutil
@@ -25,7 +25,9 @@ def sync(grid_dir: Path, folder: Path) -> int:
         raise UserError("--tensorboard: not installed: pip install 'proxbench[tensorboard]'") from error
     num_changed = 0
     for run in run_dirs(grid_dir):
-        place, mark = folder / grid_dir.name / run.cell().name.replace("/", "_"), _mark(run)
+        cell, mark = run.cell(), _mark(run)
+        # With the id: a run of a former recipe has the same name.
+        place = folder / grid_dir.name / f"{cell.name.replace('/', '_')}-{cell.id[:6]}"
         if not mark["bytes"] or _read(place / MARK) == mark:
             continue
         shutil.rmtree(place, ignore_errors=True)  # anew: TensorBoard shows both of two events of one step

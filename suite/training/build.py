@@ -255,6 +255,10 @@ def build_engine(
             f"take {max(part for part in range(1, size) if share % part == 0)}"
         )
     if execution.checkpoint_activations:
+        if cell.quantization.accumulator is not None:
+            raise EngineError(
+                "execution.checkpoint_activations: task bwaa's overflow penalty has no gradient then; leave it out"
+            )
         _checkpoint_activations(cell.model, model)
     model.to(layout.device)
     parts = (build_criterion(cell), layout, cell.training, execution)

@@ -143,6 +143,27 @@ def test_bc_with_a_scale_steps_as_torchaos_parq_does(scale: Scale) -> None:
     assert (np.sign(theirs[0]) != np.sign(theirs[-1])).mean() > 0.05  # signs that never change would agree anyhow
 
 
+def test_a_scaled_row_may_be_given_itself_in_place_of_its_name() -> None:
+    by_name, by_row, resumed = TanhNetwork(), TanhNetwork(), TanhNetwork()
+    train(by_name, ProxConnect(SGD(scaled(by_name, "tensor", "bc"), lr=0.05)))
+    groups = [by_row.groups("bc"), resumed.groups("bc")]
+    for own in groups:
+        own[0]["quantizer"] = get("bc").scaled("tensor")
+    first, second = (ProxConnect(SGD(own, lr=0.05)) for own in groups)
+    train(by_row, first, 4)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    resumed.c.data.copy_(by_row.c)
+    train(resumed, second, 6)
+    assert equal(by_name.bits(), resumed.bits())
+
+
+def test_shards_have_no_scale_of_their_own() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    parameter.to_local = lambda: parameter.data  # type: ignore[attr-defined]  # what tells a DTensor from a tensor
+    with pytest.raises(ValueError, match=r"scale 'tensor': not of DTensors \(FSDP\)"):
+        ProxConnect(SGD([{"params": [parameter], "quantizer": "bc", "scale": "tensor"}], lr=0.1))
+
+
 def test_a_scaled_row_is_equal_to_itself() -> None:
     assert get("bc").scaled("tensor") == get("bc").scaled("tensor")
     assert get("bc").scaled("none") is get("bc")

@@ -142,14 +142,34 @@ def test_timm_loads_the_plain_weights_with_the_same_logits(run: RunDir, tmp_path
         with pytest.raises(ExportError, match=f"task {cell.task}: timm's layers have no binary inputs"):
             export_for_timm(run, path, NOWHERE)
         return
-    network = export_for_timm(run, path, NOWHERE)
-    models.names()  # registers ours with timm
-    loaded = timm.create_model(cell.model, num_classes=10, in_chans=1, checkpoint_path=str(path))
+    network, loaded = export_for_timm(run, path, NOWHERE), _loaded_as_printed(run, path)
     images, _ = next(Trainer(cell, Layout(), NOWHERE, None).loaders.final.evaluation())
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         ours = network.engine.model.eval()(images)
         assert _bits(loaded.to(memory_format=torch.channels_last).eval()(images)) == _bits(ours)
+
+
+def test_a_full_precision_network_is_written_for_timm_only(tmp_path: Path) -> None:
+    run, path = _trained(tmp_path / "runs", quantizer="fp"), tmp_path / "timm.safetensors"
+    loaded = _loaded_as_printed(run, path).state_dict()
+    expected = export_for_timm(run, path, NOWHERE).engine.model.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    with pytest.raises(ExportError, match=r"nothing binary: .*/fp/s0 is full-precision; --format timm takes it"):
+        export(run, tmp_path / "packed", NOWHERE)
+    assert not (tmp_path / "packed").exists()
+
+
+def _loaded_as_printed(run: RunDir, path: Path) -> nn.Module:
+    """The network that the lines printed by the command make in Python."""
+    result = CliRunner().invoke(command.app, [str(run.path), "--format", "timm", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    *preparation, creation = result.output.splitlines()[1:]
+    scope: dict[str, Any] = {"timm": timm}
+    exec("\n".join(preparation), scope)  # noqa: S102  (our own lines)
+    loaded: nn.Module = eval(creation, scope)  # noqa: S307
+    return loaded
 
 
 def test_a_changed_weight_shows_in_the_comparison(resnet: RunDir, tmp_path: Path) -> None:
@@ -235,12 +255,6 @@ def test_a_run_that_is_not_done_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"digits/resnet8/bnn\+\+/s0 is not done \(queued\)"):
         export(run, tmp_path / "out", NOWHERE)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_full_precision_run_is_refused(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "run", tiny_cell(quantizer="fp"))
-    with pytest.raises(ExportError, match="nothing binary: digits/resnet8/fp/s0 is a full-precision baseline"):
-        export(run, tmp_path / "out", NOWHERE)
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_is_refused(copied: RunDir, tmp_path: Path) -> None:

@@ -50,11 +50,20 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_resume(run: RunDir, tmp_
     _write(run, 1, 2)  # killed after epoch 1, which is trained and recorded again
     assert tensorboard_replica.sync(run.path.parent, events) == 1
     (folder,) = (events / "grid").iterdir()
-    assert folder.name == "digits_resnet8_bnn++_s0"
+    assert folder.name == f"digits_resnet8_bnn++_s0-{run.cell().id[:6]}"
     shown = _events(folder)
     assert {name: dict(points) for name, points in shown.items()} == {
         name: {epoch: own[name] for epoch, own in EPOCHS.items()} for name in EPOCHS[1]
     }
+
+
+def test_runs_of_two_recipes_with_one_name_have_a_folder_each(run: RunDir, tmp_path: Path) -> None:
+    other = tiny_cell(training__epochs=3)
+    assert other.name == run.cell().name
+    _write(RunDir.create(run.path.parent / other.id, other), 1, 2)
+    assert tensorboard_replica.sync(run.path.parent, tmp_path / "events") == 2
+    assert tensorboard_replica.sync(run.path.parent, tmp_path / "events") == 0
+    assert len(list((tmp_path / "events" / "grid").iterdir())) == 2
 
 
 def test_wandb_gets_each_epoch_once_with_the_recipe(

@@ -196,6 +196,12 @@ def test_activations_are_not_recomputed_through_batch_norms(model: str, reason: 
         _engine({"model": model}, Execution(checkpoint_activations=True))
 
 
+def test_overflow_penalties_are_not_lost_to_recomputed_activations() -> None:
+    few_bits = {**VIT, "task": "bwaa", "quantization__inputs": {}, "quantization__accumulator": {}}
+    with pytest.raises(EngineError, match="task bwaa's overflow penalty has no gradient then"):
+        _engine(few_bits, Execution(checkpoint_activations=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
