@@ -25,7 +25,8 @@ from quantizers import QUANTIZERS, Constant
 from suite.data import datasets
 from suite.engines.process_group import Layout, joined
 from suite.engines.protocol import Engine
-from suite.recipe.cell import AS_IS, Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, Execution
 from suite.training.build import build_engine, build_loaders, build_lr_schedule, build_model, build_sharpness
 
 ALONE = "1 process"

@@ -96,7 +96,7 @@ def ours(name: str, part: "Part", setting: Setting, dtype: str = "float32", **au
     from suite.data.loader import Loader, Reader
     from suite.data.source import Encoded, Files
     from suite.engines.process_group import Layout
-    from suite.recipe.cell import Data
+    from suite.recipe.settings import Data
 
     cpu = torch.device("cpu")
     recipe = {"image_size": SIZE, "crop": "random_resized", "horizontal_flip": True, **augmentation}

@@ -22,7 +22,8 @@ import numpy as np
 import sqlalchemy as sa
 from machine import describe
 
-from suite.recipe.cell import RECORDED, Cell
+from suite.recipe.cell import Cell
+from suite.recipe.settings import RECORDED
 from suite.run.directory import Planned, RunDir, write_plan
 
 QUANTIZERS = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")

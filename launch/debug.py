@@ -5,7 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 from suite.run.directory import RunDir
 from suite.train import first_steps
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from suite.errors import UserError
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 
 
 class LaunchError(UserError):

@@ -145,7 +145,7 @@ def binarize(
     layer has a gain: the weights in {-s, +s} bring their own. `fold_scales` makes it one, for deployment.
 
     With `inputs`, every such layer also quantizes what it reads. A transformer's products of queries with keys and of
-    attention with values have no weights and stay real. With `sums`, what it adds up wraps around, too.
+    attention with values have no weights and stay real. With `sums`, its sums of products wrap around, too.
 
     Draws no random numbers. Raises ValueError, with the model unchanged, where `keep` matches nothing, no layer is
     eligible, one can't be binarized without changing what the model computes, or, with `inputs`, one reads numbers that
@@ -176,7 +176,7 @@ def binarize(
 def binarize_inputs(model: nn.Module, keep: Sequence[str], inputs: InputQuantization) -> None:
     """Make what every eligible layer of `model` reads binary, in place, and leave its weights real: the first stage.
 
-    The layers are those that `binarize` would make binary. ValueError as there, with the model unchanged.
+    It changes the layers that `binarize` would, and raises ValueError for the same reasons, with the model unchanged.
     """
     layers = _eligible_layers(model, keep)
     if not layers:

@@ -30,8 +30,9 @@ import yaml
 from pydantic import ValidationError
 
 from suite.errors import UserError
-from suite.recipe.cell import AS_IS, Cell, Execution
+from suite.recipe.cell import Cell
 from suite.recipe.faults import first_fault
+from suite.recipe.settings import AS_IS, Execution
 from suite.recipe.yaml_lines import read_value
 from suite.run.atomic import clean, write_json
 from suite.run.attempt import Attempt, BusyError, SupersededError
@@ -243,7 +244,7 @@ def _parent_weights(run: RunDir, cell: Cell) -> "Weights | None":
     if cell.parent is None:
         return None
     parent, state = _done(run, cell.parent, torch.device("cpu"))
-    # The network that was tested: the averages, if the parent keeps them, which are those of latents.
+    # The network that was tested: averages if the parent keeps them; for quantized weights, averages of latents.
     values: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
     if parent.quantizer == "fp":
         return Weights(values)

@@ -20,8 +20,8 @@ from analysis.stats.equivalence import Equivalence, Verdict, equivalence
 from analysis.stats.equivalence import Published as Mean
 from analysis.stats.stratified import ALPHA, finite
 from suite.errors import UserError
-from suite.recipe.cell import Frozen, Task
 from suite.recipe.faults import Faults
+from suite.recipe.settings import Frozen, Task
 from suite.recipe.yaml_lines import read
 
 FOLDER = Path(__file__).parent / "published"

@@ -18,7 +18,7 @@ from launch.worker.rendezvous import Word
 from launch.worker.slots import Slot
 from launch.worker.spec import Place, WorkerSpec
 from launch.worker.training_process import TrainingProcess, command, environment
-from suite.recipe.cell import Execution
+from suite.recipe.settings import Execution
 from suite.run import failures
 from suite.run.attempt import Attempt, BusyError, SupersededError, newest_number
 from suite.run.directory import RunDir

@@ -49,7 +49,7 @@ def load(name: str, place: Path, *, with_test: bool) -> "Source":
     needed = ["train", *(["test"] if with_test else []), *([validation] if validation else [])]
     if missing := [each for each in needed if each not in found]:
         raise DataError(
-            f"{place}: has the splits {', '.join(found)}, and not {missing[0]}; rename one before save_to_disk"
+            f"{place}: it has the splits {', '.join(found)} and lacks {missing[0]}; rename one before save_to_disk"
         )
     parts, classes = {}, {}
     for split in needed:

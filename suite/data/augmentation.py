@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from suite.data.policy import Policy
-from suite.recipe.cell import Data, Interpolation, ProgressiveResizing
+from suite.recipe.settings import Data, Interpolation, ProgressiveResizing
 from suite.training.seeds import stream
 
 ASPECT, NUM_TRIES = (3 / 4, 4 / 3), 10

@@ -14,7 +14,7 @@ from suite.data.augmentation import Crops, Draws, Normalization, draw, finish, p
 from suite.data.policy import Policy, erase
 from suite.data.readers.memory import MemoryReader
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Data, Interpolation
+from suite.recipe.settings import Data, Interpolation
 from suite.training.seeds import stream
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class Loader:
     last, smaller one is left out. What augmentation does to a sample depends on (seed, epoch, sample) and not on the
     batch, the process or their number. `evaluation` walks the samples in order.
 
-    With repeated augmentation the reader's part is `repeats` copies of a data set, one after the other: an epoch has
-    as many steps as without, of a part of the samples, each of which comes `repeats` times in a row, each time changed
-    otherwise (Hoffer et al. 2020, Augment your batch; Touvron et al. 2021, DeiT).
+    With repeated augmentation the reader holds `repeats` copies of a data set, one after the other. An epoch has as
+    many steps as without it but sees 1 / `repeats` of the samples; each comes `repeats` times in a row, augmented
+    differently each time (Hoffer et al. 2020, Augment your batch; Touvron et al. 2021, DeiT).
 
     Args:
         reader: of the part, or of its copies.

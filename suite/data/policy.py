@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from suite.recipe.cell import Interpolation
+from suite.recipe.settings import Interpolation
 from suite.training.seeds import stream
 
 ERASED_AREA, ERASED_ASPECT, NUM_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
@@ -37,7 +37,7 @@ class Policy(NamedTuple):
     Attributes:
         auto_augment: in timm's notation, as `rand-m9-mstd0.5-inc1`, or None.
         color_jitter: brightness, contrast and saturation each change by a factor in [1 - color_jitter, 1 + it].
-        fill: colour of what a rotation or shift uncovers: the recipe's mean.
+        fill: colour of the corners that a rotation or shift uncovers; the recipe's `mean`.
         interpolation: of rotations and shears.
         seed: of the epoch.
     """

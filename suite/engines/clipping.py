@@ -14,9 +14,9 @@ SMALLEST_NORM = 1e-3
 def clip_adaptively(optimizer: ProxConnect, factor: float) -> None:
     """Scales gradients in place, output by output, so that |G_i| <= factor max(|W_i|, 1e-3).
 
-    G_i and W_i are an output's row of the gradient and of the weight; of a quantized weight those of B(w*) . grad and
-    w*; a bias, a gain or a norm's scale counts as one row. (Brock et al. 2021, arXiv 2102.06171, equation 3.) Scaling a
-    row of p.grad scales that row of B . grad alike.
+    W_i is the row of a weight that belongs to output i, and G_i the same row of its gradient. For a quantized weight
+    they are rows of w* and of B(w*) . grad; scaling a row of p.grad scales that row of B . grad alike. A bias, a gain
+    or a norm's scale counts as one row. Equation 3 of Brock et al. 2021 (arXiv 2102.06171).
     """
     for group in optimizer.param_groups:
         for p in group["params"]:

@@ -14,7 +14,7 @@ from quantizers.groups import row_of
 from suite.engines.clipping import clip_adaptively
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Latent, copied, require_agreement, require_same_recipe
-from suite.recipe.cell import Execution, Training
+from suite.recipe.settings import Execution, Training
 
 AUTOCAST = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from suite.errors import UserError
-from suite.recipe.cell import AS_IS, Execution
+from suite.recipe.settings import AS_IS, Execution
 
 AGREEMENT_SECONDS = 1.0
 """Approximate time between two exchanges of the processes' requests."""

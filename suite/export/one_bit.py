@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
 from suite.errors import UserError
-from suite.recipe.cell import Cell, Frozen
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Frozen
 from suite.run.atomic import write_bytes
 
 if TYPE_CHECKING:

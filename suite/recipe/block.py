@@ -14,10 +14,12 @@ from pydantic import (
 )
 
 from suite.errors import SettingError
-from suite.recipe.cell import (
+from suite.recipe.cell import Cell
+from suite.recipe.choices import Setting, Trial
+from suite.recipe.faults import first_fault
+from suite.recipe.settings import (
     RECORDED,
     Accumulator,
-    Cell,
     Data,
     DatasetName,
     Distillation,
@@ -35,8 +37,6 @@ from suite.recipe.cell import (
     require_fitting,
     require_mu,
 )
-from suite.recipe.choices import Setting, Trial
-from suite.recipe.faults import first_fault
 from suite.recipe.tune import SCHEMA, Scalar, Tune, location, normalised
 
 
@@ -133,7 +133,7 @@ class Block(Frozen):
         if self.parent is not None and self.init != "finetune":
             raise SettingError("parent", f"changes nothing: only with init: finetune, here it is {self.init}")
         if self.parent is not None and self.parent.model not in {None, *self.models}:
-            raise SettingError("parent.model", "weights are those of one architecture: leave it out")
+            raise SettingError("parent.model", "a parent has the same architecture: leave it out")
         return self
 
     @model_validator(mode="after")

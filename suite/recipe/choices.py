@@ -14,7 +14,8 @@ from typing import NamedTuple
 from pydantic import Field, PositiveInt
 
 from suite.errors import UserError
-from suite.recipe.cell import Cell, Frozen, Init, Task
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Frozen, Init, Task
 from suite.recipe.tune import Knob, Scalar
 
 FILE = "choices.yaml"

@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from suite.errors import SettingError
 from suite.recipe.block import Block, CellOf
-from suite.recipe.cell import RECORDED, Cell, Execution, Frozen, QuantizerName
+from suite.recipe.cell import Cell
 from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Trial, Tried
 from suite.recipe.faults import first_fault
+from suite.recipe.settings import RECORDED, Execution, Frozen, QuantizerName
 from suite.recipe.tune import Tune
 
 NO_CHOICES = Choices()
@@ -123,7 +124,7 @@ class Grid(Frozen):
         return self.resolve().executions
 
     def resolve(self, choices: Choices = NO_CHOICES) -> "Resolved":
-        """All cells that can be known so far, each once, with parents and teachers, these before those that need them.
+        """All cells that can be known so far, each once; parents and teachers come before the cells that need them.
 
         A block that tunes nothing has its cells; one that does has its trials, and its own cells once a choice is made.
 
@@ -235,7 +236,7 @@ class _Links:
                 self._by_setting[key].append((block, cell))
 
     def all(self) -> list[Cell]:
-        """Each cell once, linked, those that others need before these; without those that wait for a choice."""
+        """Each cell once, linked; parents and teachers come first. Cells that wait for a choice are left out."""
         found: dict[str, Cell] = {}
         for block, cell in self._unlinked:
             linked = self.linked(block, cell)
@@ -306,7 +307,7 @@ class _Links:
         return next(iter(others.values()))
 
     def _blocks_of(self, dataset: str, model: str, origin: CellOf) -> list[Block]:
-        """Blocks with such cells; those of finetune cells only if the origin says so, or there are no others."""
+        """Blocks with such cells. Those of finetune cells count if the origin names them, or if there are no others."""
         key = (dataset, model, origin)
         if key not in self._blocks:
             found = [

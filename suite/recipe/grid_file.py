@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from suite.errors import UserError
 from suite.recipe.block import Block
 from suite.recipe.bundled import BUNDLED, bundled_names
-from suite.recipe.cell import Execution
 from suite.recipe.faults import Faults, Location, first_fault, unknown
 from suite.recipe.grid import Grid
+from suite.recipe.settings import Execution
 from suite.recipe.yaml_lines import read, read_value
 
 SCHEMA = BUNDLED / "grid.schema.json"

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from suite.errors import SettingError
-from suite.recipe.cell import Frozen
+from suite.recipe.settings import Frozen
 
 Scalar = bool | int | float | str
 Values = Mapping[str, Scalar]

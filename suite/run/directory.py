@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import yaml
 
-from suite.recipe.cell import AS_IS, RECORDED, Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, RECORDED, Execution
 from suite.run import attempt as attempts
 from suite.run.atomic import as_json, read_json, write_bytes, write_json, write_once
 from suite.run.attempt import Attempt

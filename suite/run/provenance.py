@@ -23,7 +23,7 @@ SNAPSHOT = "snapshot.json"
 RUN_BY = ("quantizers", "models", "suite")
 """Packages whose code a run's numbers depend on."""
 CODE = {".py", ".h", ".cpp", ".cu"}
-"""Suffixes of what runs; bundled grids are no code: a cell has all that it needs of its grid."""
+"""Suffixes of files that are code. Bundled grids are not: a cell holds everything that it takes from its grid."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 

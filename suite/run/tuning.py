@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from suite.recipe.cell import RECORDED, Cell
+from suite.recipe.cell import Cell
 from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Trial, Tried, best
 from suite.recipe.faults import Faults
 from suite.recipe.grid import Grid
+from suite.recipe.settings import RECORDED
 from suite.recipe.tune import Knob, Values
 from suite.recipe.yaml_lines import read
 from suite.run.atomic import read_json, write_bytes, write_json

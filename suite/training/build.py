@@ -24,8 +24,10 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import EngineError, Layout
 from suite.engines.protocol import Engine
 from suite.errors import DataError
-from suite.recipe.cell import AS_IS, Cell, Distillation, Execution, Interpolation, Sharpness, Training
-from suite.training.mixup import mixes, require_even
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, Execution, Interpolation, Sharpness, Training
+from suite.training.losses import build_criterion
+from suite.training.mixup import require_even
 from suite.training.seeds import stream
 
 if TYPE_CHECKING:
@@ -411,37 +413,3 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
     # timm decays at t + 1 >= decay_t; ours is the first step of the named epoch.
     decay_steps = [epoch * steps_per_epoch + 1 for epoch in training.decay_epochs or ()]
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate or 1.0, **settings)
-
-
-def build_criterion(cell: Cell) -> nn.Module:
-    """The recipe's mean loss over the batch: (logits, labels) -> [], or with a teacher (logits, labels, soft) -> []."""
-    of_labels = _of_labels(cell.training)
-    return of_labels if cell.distillation is None else Distilled(of_labels, cell.distillation)
-
-
-class Distilled(nn.Module):
-    """(1 - share) of_labels(z, y) + share T^2 KL(softmax(t / T) | softmax(z / T)), KL the mean over the batch."""
-
-    def __init__(self, of_labels: nn.Module, distillation: Distillation) -> None:
-        super().__init__()
-        self.of_labels, self.share, self.temperature = of_labels, distillation.share, distillation.temperature
-
-    def forward(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
-        """Logits and soft: [B, classes]; labels as the first loss takes them. In float32 whatever the logits are."""
-        ours, theirs = ((each.float() / self.temperature).log_softmax(1) for each in (logits, soft))
-        divergence = nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-        loss = self.share * self.temperature**2 * divergence
-        return loss if self.share == 1 else (1 - self.share) * self.of_labels(logits, labels) + loss
-
-
-def _of_labels(training: Training) -> nn.Module:
-    """The mean loss, smoothing labels where asked; those of mixed images come smoothed."""
-    from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
-
-    if training.loss == "bce":
-        of_each_class: nn.Module = BinaryCrossEntropy(0.0 if mixes(training) else training.label_smoothing)
-        return of_each_class
-    if training.label_smoothing and not mixes(training):
-        criterion: nn.Module = LabelSmoothingCrossEntropy(training.label_smoothing)
-        return criterion
-    return nn.CrossEntropyLoss()

@@ -26,8 +26,8 @@ class Evaluation:
     """A network's results on a part of a data set; `right`, bool [N] on the CPU, in the order of the samples.
 
     `loss` is the mean cross-entropy with unsmoothed labels; `top5` is the fraction of samples whose label is among the
-    five largest logits, None for ten classes or fewer; `overflow_share` is the fraction of sums in layers with an
-    accumulator of few bits that did not fit into it, None where there are no such layers.
+    five largest logits, None for ten classes or fewer; `overflow_share` is the fraction of sums that did not fit into
+    their accumulator of few bits, None for a network without such accumulators.
     """
 
     top1: float

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from suite.errors import DataError
-from suite.recipe.cell import Training
+from suite.recipe.settings import Training
 
 
 def mixes(training: Training) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import models
 from models.catalog import metadata
 from suite.errors import UserError
-from suite.recipe.cell import Interpolation
+from suite.recipe.settings import Interpolation
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")

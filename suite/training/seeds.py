@@ -12,7 +12,8 @@ def stream(seed: int, purpose: str, *index: int) -> int:
 
     Args:
         seed: the cell's seed.
-        purpose: "init", "order", "augmentation" (of which "policy" and "erasing" are), "mixing" or "dropout".
+        purpose: "init", "order", "augmentation", "mixing" or "dropout"; "policy" and "erasing" derive from an
+            epoch's augmentation seed.
         index: what the stream restarts at, for instance the epoch.
     """
     text = "/".join([str(seed), purpose, *map(str, index)])

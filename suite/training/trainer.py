@@ -17,7 +17,8 @@ import models
 from suite.data.loader import Loader
 from suite.data.source import Description
 from suite.engines.process_group import Agreement, Layout
-from suite.recipe.cell import AS_IS, Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, Execution
 from suite.run import checkpoint
 from suite.run.failures import DivergedError
 from suite.training.build import (

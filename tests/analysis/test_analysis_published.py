@@ -19,8 +19,9 @@ from analysis.compare.published import (
 )
 from analysis.stats.equivalence import Verdict
 from suite.errors import UserError
-from suite.recipe.cell import Cell, Data, Frozen, Quantization, Training
+from suite.recipe.cell import Cell
 from suite.recipe.grid_file import load_grid
+from suite.recipe.settings import Data, Frozen, Quantization, Training
 from suite.run.mlflow_replica import recipe
 
 FILE = """\

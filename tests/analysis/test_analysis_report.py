@@ -27,7 +27,7 @@ from analysis.runs import folders
 from analysis.runs import store as runs
 from analysis.runs.provenance import Background, keys_of, source, without_password
 from suite.errors import UserError
-from suite.recipe.cell import ProgressiveResizing
+from suite.recipe.settings import ProgressiveResizing
 from suite.run.atomic import write_json
 from suite.run.directory import RunDir
 from suite.run.journal import Journal

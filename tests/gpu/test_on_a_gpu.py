@@ -22,7 +22,8 @@ from launch.worker.nursery import Nursery
 from quantizers import ProxConnect
 from suite.engines.process_group import Layout, joined
 from suite.export.__main__ import export
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 from suite.run import failures, journal
 from suite.run.directory import RunDir
 from suite.train import Options, train

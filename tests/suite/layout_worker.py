@@ -22,7 +22,8 @@ from quantizers.fused import native
 from suite.data import datasets
 from suite.engines.process_group import EngineError, Layout, joined
 from suite.engines.protocol import Engine
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 from suite.training.build import build_engine, build_loaders, build_model
 
 NUM_STEPS = 2

@@ -14,7 +14,7 @@ from suite.data.datasets import is_known, load
 from suite.data.readers.image_folder import FolderReader, Workers
 from suite.data.source import Files
 from suite.errors import DataError
-from suite.recipe.cell import Data, require_fitting
+from suite.recipe.settings import Data, require_fitting
 
 datasets = pytest.importorskip("datasets", reason="no Hugging Face datasets: pip install 'proxbench[huggingface]'")
 NAMES = ["ant", "bee", "cat"]

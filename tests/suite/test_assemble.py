@@ -17,7 +17,6 @@ from suite.recipe.cell import Cell
 from suite.training.build import (
     Weights,
     build_base,
-    build_criterion,
     build_loaders,
     build_lr_schedule,
     build_model,
@@ -25,6 +24,7 @@ from suite.training.build import (
     pretrained_weights,
     wrap,
 )
+from suite.training.losses import build_criterion
 
 MakeCell = Callable[..., Cell]
 NOWHERE = Path("no-data-needed")

@@ -15,7 +15,7 @@ from suite.data.augmentation import (
     side,
 )
 from suite.data.resize import area_resize
-from suite.recipe.cell import Data, ProgressiveResizing
+from suite.recipe.settings import Data, ProgressiveResizing
 
 NUM = 4000
 

@@ -13,7 +13,8 @@ from models.inputs import BinaryInput
 from models.layers import BinaryConv2d, BinaryLinear
 from suite.data.datasets import load
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Cell, Sharpness
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Sharpness
 from suite.run import checkpoint
 from suite.training.build import Weights, build_model
 from suite.training.evaluation import Evaluation, evaluate

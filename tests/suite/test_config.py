@@ -11,8 +11,9 @@ from tiny_cells import tiny_grid
 
 from quantizers import QUANTIZERS
 from suite.recipe.block import Block
-from suite.recipe.cell import RECORDED, Cell, Execution, Inputs, Sharpness
+from suite.recipe.cell import Cell
 from suite.recipe.grid import Grid
+from suite.recipe.settings import RECORDED, Execution, Inputs, Sharpness
 from suite.training.build import _shape
 from suite.training.seeds import stream
 

@@ -15,8 +15,10 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.deepspeed.settings import configuration
 from suite.engines.process_group import EngineError, Layout
 from suite.engines.protocol import Engine
-from suite.recipe.cell import AS_IS, Cell, Execution
-from suite.training.build import build_base, build_criterion, build_engine, build_loaders, build_model, wrap
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, Execution
+from suite.training.build import build_base, build_engine, build_loaders, build_model, wrap
+from suite.training.losses import build_criterion
 
 MakeCell = Callable[..., Cell]
 BATCH_SIZE = 24

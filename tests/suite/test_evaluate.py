@@ -14,7 +14,7 @@ from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Latent
 from suite.errors import DataError
-from suite.recipe.cell import Data
+from suite.recipe.settings import Data
 from suite.run.failures import DivergedError
 from suite.training.evaluation import Evaluation, Health, evaluate
 

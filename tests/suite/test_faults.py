@@ -21,7 +21,8 @@ from torch import Tensor
 from suite.data.readers import image_folder
 from suite.engines.ddp import PlainEngine
 from suite.engines.process_group import Layout
-from suite.recipe.cell import AS_IS, Cell
+from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS
 from suite.run import checkpoint, failures
 from suite.run.directory import RunDir
 from suite.run.failures import Beat, Fault, Heartbeat, verdict

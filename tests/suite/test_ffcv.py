@@ -27,7 +27,7 @@ from suite.data.readers.ffcv import FFCVReader
 from suite.data.resize import area_resize
 from suite.data.source import Encoded
 from suite.errors import DataError
-from suite.recipe.cell import Interpolation
+from suite.recipe.settings import Interpolation
 
 CPU = torch.device("cpu")
 SIDES = ((48, 64), (64, 48), (20, 20), (100, 30), (31, 90), (64, 64), (50, 80), (17, 23))

@@ -13,8 +13,9 @@ from cost import table
 import models
 from launch.cost import operations
 from suite.recipe.bundled import BUNDLED, bundled_names
-from suite.recipe.cell import Cell, Data, Training
+from suite.recipe.cell import Cell
 from suite.recipe.grid_file import load_grid
+from suite.recipe.settings import Data, Training
 from suite.training.build import build_lr_schedule
 
 PAPERS = {

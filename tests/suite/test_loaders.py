@@ -24,7 +24,7 @@ from suite.data.readers.memory import MemoryReader
 from suite.data.source import Files, Pixels
 from suite.engines.process_group import Layout
 from suite.errors import DataError
-from suite.recipe.cell import Data, Interpolation
+from suite.recipe.settings import Data, Interpolation
 
 IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
 """Leaves the bytes as they are."""

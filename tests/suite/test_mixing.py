@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from suite.errors import DataError
-from suite.recipe.cell import Cell, Training
-from suite.training.build import build_criterion
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Training
+from suite.training.losses import build_criterion
 from suite.training.mixup import mix, mixes, require_even
 
 NUM_CLASSES = 6

@@ -22,7 +22,7 @@ from suite.data.readers.image_folder import FolderReader, Workers
 from suite.data.readers.memory import MemoryReader
 from suite.data.source import Encoded, Files, Pixels
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Data
+from suite.recipe.settings import Data
 
 CPU = torch.device("cpu")
 NUM, SIDE = 24, 32

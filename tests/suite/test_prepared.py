@@ -21,7 +21,8 @@ from suite.data.source import Encoded, Files, Pixels
 from suite.engines.process_group import Layout
 from suite.errors import DataError
 from suite.prepare.pipeline import prepare
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 from suite.run import journal
 from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_cells import put
 
-from suite.recipe.cell import Execution
+from suite.recipe.settings import Execution
 from suite.run import journal
 from suite.run.atomic import write_bytes, write_json
 from suite.run.attempt import claim

@@ -17,14 +17,15 @@ import models
 from suite.data.augmentation import Normalization
 from suite.data.source import Description
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Cell, Distillation
+from suite.recipe.cell import Cell
 from suite.recipe.grid import Grid
 from suite.recipe.grid_file import GridError, load_grid
+from suite.recipe.settings import Distillation
 from suite.run import checkpoint
 from suite.run.checkpoint import CheckpointError
 from suite.run.directory import RunDir
 from suite.train import train
-from suite.training.build import Distilled, build_criterion
+from suite.training.losses import Distilled, build_criterion
 from suite.training.pretrained import PretrainedError
 from suite.training.teacher import Teacher, published
 from suite.training.trainer import Trainer
@@ -95,7 +96,7 @@ def test_a_recipe_is_the_same_for_all_seeds_whoever_the_teacher_is(tmp_path: Pat
         ({"task": "ba"}, "task: ba leaves weights real, for quantizers: [fp]; bnn++ makes them binary"),
         (
             {"blocks": [{}, {"quantizers": ["bnn++"], "init": "finetune", "parent": {"model": "resnet20"}}]},
-            "parent.model: weights are those of one architecture",
+            "parent.model: a parent has the same architecture",
         ),
         (
             {"distillation": {"teacher": {}, "weights": "resnet18"}},
@@ -260,7 +261,7 @@ class _Counting(nn.Module):
 
 
 def test_a_teacher_runs_once_a_batch_in_evaluation_mode_whatever_the_micro_batches() -> None:
-    from suite.recipe.cell import Execution
+    from suite.recipe.settings import Execution
 
     model = _Counting()
     cell = tiny_cell(distillation={"share": 0.5}, training__batch_size=64)

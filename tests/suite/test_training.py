@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantizers import QUANTIZERS
 from suite.engines.process_group import Layout
-from suite.recipe.cell import Cell, Execution
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
 from suite.run import journal
 from suite.run.directory import RunDir
 from suite.run.failures import DivergedError

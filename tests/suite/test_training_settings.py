@@ -16,9 +16,11 @@ from quantizers import ProxConnect, get
 from suite.data.source import Description
 from suite.engines.clipping import clip_adaptively
 from suite.engines.process_group import EngineError, Layout
-from suite.recipe.cell import Cell, Execution
-from suite.training.build import build_base, build_criterion, build_engine, build_lr_schedule, build_model
+from suite.recipe.cell import Cell
+from suite.recipe.settings import Execution
+from suite.training.build import build_base, build_engine, build_lr_schedule, build_model
 from suite.training.ema import MovingAverage
+from suite.training.losses import build_criterion
 from suite.training.seeds import stream
 
 DIGITS = Description(tuple("0123456789"), 8, 1)

@@ -29,7 +29,7 @@ from suite.data.readers import kernels
 from suite.data.readers.buffers import Buffers
 from suite.data.source import Encoded
 from suite.errors import DataError
-from suite.recipe.cell import Interpolation
+from suite.recipe.settings import Interpolation
 
 _torch_threads = torch.get_num_threads()
 import numba  # noqa: E402

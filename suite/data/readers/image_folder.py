@@ -23,7 +23,7 @@ from suite.data.readers.buffers import Buffers
 from suite.data.resize import area_resize
 from suite.data.source import Files
 from suite.errors import DataError
-from suite.recipe.cell import Interpolation
+from suite.recipe.settings import Interpolation
 
 
 class FolderReader:

@@ -29,7 +29,7 @@ from suite.engines.deepspeed.settings import configuration
 from suite.engines.deepspeed.shards import layout_of, spread
 from suite.engines.process_group import Layout
 from suite.engines.protocol import Latent, copied, require_agreement, require_same_recipe
-from suite.recipe.cell import Execution, Training
+from suite.recipe.settings import Execution, Training
 
 log = logging.getLogger(__name__)
 

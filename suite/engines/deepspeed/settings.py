@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from suite.engines.process_group import EngineError, Layout
-from suite.recipe.cell import Execution, Training
 from suite.recipe.grid_file import laid_over
+from suite.recipe.settings import Execution, Training
 
 LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default, in numbers, which a small model need not reserve
 PLACES = {
