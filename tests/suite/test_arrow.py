@@ -88,7 +88,7 @@ def test_the_checksum_tells_data_sets_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "labels", "more", "message"),
     [
-        ({"train": 3}, None, {}, "has the splits train, and not test"),
+        ({"train": 3}, None, {}, "has the splits train and lacks test"),
         ({"train": 2, "test": 2}, [0, -1], {}, "images without labels (1 of 2)"),
         (
             {"train": 2, "test": 1},
