@@ -3,6 +3,8 @@
 # make test-processors  the quantizers' tests as on processors with fewer vector instructions
 # make check  lint, types, import order, fast tests
 # make bench  measure: a quarter of an hour; writes benchmarks/RESULTS.md
+# make gpu    everything that only a GPU shows, in under 25 minutes; DATA=folder names where CIFAR-10 lies
+# make gpu-wheels  what make gpu needs on a machine that has torch and reaches no registry
 # make setup  .venv with everything, the system packages that FFCV is built from, SLURM and Chromium for the tests
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server
 BROWSER_PACKAGES := chromium
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-processors check bench setup system slurm browser clean
+.PHONY: demo test test-processors check bench gpu gpu-wheels setup system slurm browser clean
 .DEFAULT_GOAL := check
 
 demo: setup
@@ -40,6 +42,12 @@ check: setup lint
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
+
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py $(if $(DATA),--data-dir $(DATA))
+
+gpu-wheels: setup
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 .PHONY: lint
 lint: setup

@@ -16,6 +16,7 @@ from suite.data.in_memory import LOADERS
 from suite.data.source import Pixels, Source
 from suite.engines.process_group import Layout
 from suite.recipe.cell import Cell
+from suite.recipe.settings import AS_IS, Execution
 from suite.training.trainer import Trainer
 
 SIZE = 32
@@ -44,7 +45,7 @@ def cell_of(model: str, quantizer: str, batch_size: int, precision: str = "float
     name, _, size = model.partition("@")
     base: dict[str, Any] = (
         {"optimizer": "adamw", "learning_rate": 1e-3}
-        if name.startswith("vit")
+        if name.startswith(("vit", "deit"))
         else {"optimizer": "sgd", "learning_rate": 0.05}
     )
     recipe = {"epochs": 10, "batch_size": batch_size, "precision": precision, "weight_decay": 1e-4, **base, **training}
@@ -62,11 +63,18 @@ def cell_of(model: str, quantizer: str, batch_size: int, precision: str = "float
     )
 
 
-def trainer_of(model: str, quantizer: str, batch_size: int, precision: str = "float32", **training: object) -> Trainer:
+def trainer_of(
+    model: str,
+    quantizer: str,
+    batch_size: int,
+    precision: str = "float32",
+    execution: Execution = AS_IS,
+    **training: object,
+) -> Trainer:
     """A trainer of `model` on noise, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cell = cell_of(model, quantizer, batch_size, precision, **training)
-    return Trainer(cell, Layout(device=device), Path(), None)
+    return Trainer(cell, Layout(device=device), Path(), None, execution)
 
 
 class Stepping:
@@ -76,16 +84,17 @@ class Stepping:
         self.trainer = trainer
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
 
-    def step(self) -> float:
-        """Seconds of the next step, with its loading."""
+    def step(self, number: int = 1) -> float:
+        """Seconds of each of the next steps, with their loading: the mean."""
         start = time.perf_counter()
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches, self.trainer.step = self.trainer.loaders.train.epoch(0), 0
-            batch = next(self._batches)
-        self.trainer._train_step(*batch)  # noqa: SLF001  (an epoch would be too long)
+        for _ in range(number):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._batches, self.trainer.step = self.trainer.loaders.train.epoch(0), 0
+                batch = next(self._batches)
+            self.trainer._train_step(*batch)  # noqa: SLF001  (an epoch would be too long)
         synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / number
 
 
 def synchronize() -> None:

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from machine import describe, verdict
+from noise import synchronize
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,11 +62,14 @@ class Way:
     bytes_moved: float | None = None
     seconds: list[float] = field(default_factory=list)
 
-    def run(self) -> None:
-        """One step."""
+    def run(self, num_steps: int = 1) -> None:
+        """A turn of so many steps; their mean time counts."""
+        synchronize()
         start = time.perf_counter()
-        self.step()
-        self.seconds.append(time.perf_counter() - start)
+        for _ in range(num_steps):
+            self.step()
+        synchronize()
+        self.seconds.append((time.perf_counter() - start) / num_steps)
 
     @property
     def median(self) -> float:
@@ -115,18 +119,18 @@ def shapes() -> list[tuple[int, ...]]:
     return [tuple(p.shape) for p in timm.create_model("resnet18").parameters()]
 
 
-def parameters() -> list[torch.nn.Parameter]:
+def parameters(device: str = "cpu") -> list[torch.nn.Parameter]:
     """Tensors of those shapes with gradients: normal numbers, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    made = [torch.nn.Parameter(0.3 * torch.randn(shape, generator=generator)) for shape in shapes()]
+    made = [torch.nn.Parameter((0.3 * torch.randn(shape, generator=generator)).to(device)) for shape in shapes()]
     for p in made:
-        p.grad = 0.01 * torch.randn(p.shape, generator=generator)
+        p.grad = (0.01 * torch.randn(p.shape, generator=generator)).to(device)
     return made
 
 
-def ways() -> list[Way]:
-    """All that are compared, after two steps, which make the state, and compile."""
-    found = _ways()
+def ways(device: str = "cpu") -> list[Way]:
+    """All that are compared, after two steps, which make the state, and compile. On a GPU ours are eager."""
+    found = _ways(device)
     for way in found:
         for _ in range(2):
             way.step()
@@ -137,27 +141,27 @@ def ways() -> list[Way]:
     return found
 
 
-def _ways() -> list[Way]:
-    sgd, adamw = "torch SGD fused", "torch AdamW fused"
+def _ways(device: str) -> list[Way]:
+    sgd, adamw, kinds = "torch SGD fused", "torch AdamW fused", (True, False) if device == "cpu" else (False,)
     found = [
-        Way(sgd, SGD(parameters(), **SGD_OPTIONS, fused=True).step, sgd, 20),
-        Way("torch SGD foreach", SGD(parameters(), **SGD_OPTIONS, foreach=True).step, sgd),
-        Way(adamw, AdamW(parameters(), **ADAMW_OPTIONS, fused=True).step, adamw, 28),
+        Way(sgd, SGD(parameters(device), **SGD_OPTIONS, fused=True).step, sgd, 20),
+        Way("torch SGD foreach", SGD(parameters(device), **SGD_OPTIONS, foreach=True).step, sgd),
+        Way(adamw, AdamW(parameters(device), **ADAMW_OPTIONS, fused=True).step, adamw, 28),
     ]
-    for quantizer in ("bc", "bnn", "bnn++"):
-        found += [
-            Way(f"{quantizer} SGD, fused", _ours(quantizer, fused=True).step, sgd, 24),
-            Way(f"{quantizer} SGD, eager", _ours(quantizer, fused=False).step, sgd),
-        ]
-    found += [
-        Way(f"{quantizer} SGD, clipped", _clipped(_ours(quantizer, fused=True)), f"{quantizer} SGD, fused", 44)
-        for quantizer in ("bc", "bnn++")
-    ]
-    found += [
-        Way("bnn++ AdamW, fused", _ours("bnn++", "adamw", fused=True).step, adamw, 32),
-        Way("bnn++ AdamW, eager", _ours("bnn++", "adamw", fused=False).step, adamw),
-    ]
-    parq = _parq()
+
+    def ours(quantizer: str, base: str, *, fused: bool) -> Way:
+        base_name, peer, num_bytes = ("SGD", sgd, 24) if base == "sgd" else ("AdamW", adamw, 32)
+        name = f"{quantizer} {base_name}, {'fused' if fused else 'eager'}"
+        step = _ours(quantizer, base, device, fused=fused).step
+        return Way(name, step, peer, num_bytes if fused else None)
+
+    found += [ours(quantizer, "sgd", fused=fused) for quantizer in ("bc", "bnn", "bnn++") for fused in kinds]
+    for quantizer in ("bc", "bnn++"):
+        kind, num_bytes = ("fused", 44) if kinds[0] else ("eager", None)
+        step = _clipped(_ours(quantizer, "sgd", device, fused=kinds[0]))
+        found.append(Way(f"{quantizer} SGD, clipped", step, f"{quantizer} SGD, {kind}", num_bytes))
+    found += [ours("bnn++", "adamw", fused=fused) for fused in kinds]
+    parq = _parq(device)
     if parq is None:
         print("PARQ is left out: torchao is not installed (pip install --target DIRECTORY torchao, on PYTHONPATH)")
     else:
@@ -165,8 +169,8 @@ def _ways() -> list[Way]:
     return found
 
 
-def _ours(quantizer: str, base: str = "sgd", *, fused: bool) -> ProxConnect:
-    groups = [{"params": parameters(), "quantizer": quantizer, "mu": MU}]
+def _ours(quantizer: str, base: str, device: str, *, fused: bool) -> ProxConnect:
+    groups = [{"params": parameters(device), "quantizer": quantizer, "mu": MU}]
     made: Optimizer = SGD(groups, **SGD_OPTIONS) if base == "sgd" else AdamW(groups, **ADAMW_OPTIONS)
     return ProxConnect(made, fused=fused)
 
@@ -185,13 +189,13 @@ def _clipped(optimizer: ProxConnect) -> Callable[[], None]:
     return step
 
 
-def _parq() -> Optimizer | None:
+def _parq(device: str) -> Optimizer | None:
     """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD, or None without torchao."""
     if importlib.util.find_spec("torchao") is None:
         return None
     from torchao.prototype import parq  # type: ignore[import-not-found,unused-ignore]
 
-    base = SGD([{"params": parameters(), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
+    base = SGD([{"params": parameters(device), "quant_bits": 1}], **SGD_OPTIONS, fused=True)
     made: Optimizer = parq.QuantOptimizer(base, parq.LSBQuantizer(), parq.ProxHardQuant())
     return made
 
@@ -216,9 +220,9 @@ def num_operations(model: str, quantizer: str) -> int:
     return int(counted.num_operations)
 
 
-def copy_rate(repeats: int) -> float:
+def copy_rate(repeats: int, device: str = "cpu") -> float:
     """Bytes a second that a copy of COPIED float32 elements reads and writes: the median."""
-    source, target = torch.ones(COPIED), torch.zeros(COPIED)
+    source, target = torch.ones(COPIED, device=device), torch.zeros(COPIED, device=device)
     way = Way("copy", lambda: target.copy_(source), "copy")
     for _ in range(repeats):
         way.run()

@@ -275,6 +275,10 @@ def clean(
 @with_where
 def doctor(
     *,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Instead: everything that only a GPU shows, on this node's, in under 25 minutes."),
+    ] = False,
     root: Root = None,
     data_dir: DataDir = None,
     tracking_uri: TrackingUri = None,
@@ -283,15 +287,21 @@ def doctor(
     """Check that grids can run: SLURM, a partition and a node of it, storage, data, MLflow; each problem with its fix.
 
     [dim]python -m launch doctor --partition gpu[/]
+
+    [dim]srun --partition gpu --gpus 1 python -m launch doctor --gpu --data-dir data[/]
     """
     from rich.console import Console
 
-    from launch.doctor import examination
+    from launch.doctor import examination, gpu_program
     from launch.slurm import client as slurm
     from launch.slurm.profile import load_profile
 
     profile = load_profile(where.cluster, where.flags)
     is_for_slurm = not where.local and profile.is_for_slurm
+    if gpu:
+        if is_for_slurm:
+            fail("--gpu runs on the node where it is called: srun --gpus 1 python -m launch doctor --gpu")
+        raise SystemExit(gpu_program.run((root or profile.root or DEFAULT_ROOT) / "gpu", data_dir or profile.data_dir))
     if is_for_slurm:
         with suppress(slurm.SlurmError):  # the doctor will tell
             profile = profile.on(slurm.partitions())

@@ -37,7 +37,8 @@ class Accumulator(nn.Module):
 
     Attributes:
         penalty: mean max(|z| - M, 0) of the last forward pass, differentiable.
-        num_sums: sums counted since `reset`, and `num_overflows` of them outside [-M, M).
+        num_sums: sums counted since `reset`, and `num_overflows` of them outside [-M, M); both int64 [], on the sums'
+            device: torch.compile would compile the network anew for each value of a Python number.
     """
 
     def __init__(self, bits: int = 8, slope: float = 2.0) -> None:
@@ -48,7 +49,7 @@ class Accumulator(nn.Module):
 
     def reset(self) -> None:
         """Counts from 0 again."""
-        self.num_sums, self.num_overflows = 0, torch.zeros((), dtype=torch.int64)
+        self.num_sums, self.num_overflows = torch.zeros(2, dtype=torch.int64).unbind()
 
     def forward(self, z: Tensor) -> Tensor:
         """The activation of the wrapped sums."""
@@ -57,7 +58,7 @@ class Accumulator(nn.Module):
         with torch.no_grad():
             outside = (z.round() < -half) | (z.round() > half - 1)
             self.num_overflows = self.num_overflows.to(z.device) + outside.sum()
-        self.num_sums += z.numel()
+            self.num_sums = self.num_sums.to(z.device) + z.numel()
         return cyclic(wrap(z, self.bits), self.bits, self.slope)
 
     def extra_repr(self) -> str:
@@ -91,4 +92,4 @@ def reset_overflows(model: nn.Module) -> None:
 def overflows(model: nn.Module) -> tuple[int, int]:
     """(sums that did not fit, all sums) since the counts were reset."""
     found = list(accumulators(model))
-    return sum(int(each.num_overflows) for each in found), sum(each.num_sums for each in found)
+    return sum(int(each.num_overflows) for each in found), sum(int(each.num_sums) for each in found)

@@ -12,11 +12,12 @@ from run_all import PROGRAMS, Outcome, Program, markdown, run
 from torch import Tensor, autograd, tensor
 
 HELPERS = {"machine", "noise", "photographs", "run_all"}
+GPU = {"gpu", "gpu_report", "gpu_science", "gpu_speed", "gpu_wheels"}  # `make gpu`, and no part of `make bench`
 
 
 def test_no_program_is_forgotten() -> None:
     folder = Path(__file__).parents[1] / "benchmarks"
-    assert {path.stem for path in folder.glob("*.py")} <= HELPERS | {program.name for program in PROGRAMS}
+    assert {path.stem for path in folder.glob("*.py")} <= HELPERS | GPU | {program.name for program in PROGRAMS}
 
 
 def test_a_program_that_borrows_from_the_tests_has_the_projects_packages(tmp_path: Path) -> None:

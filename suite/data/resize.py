@@ -1,11 +1,13 @@
 """Images made smaller or larger, the same on every machine; without torch, for worker processes."""
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Level = TypeVar("Level", np.uint8, np.float32)
 
@@ -36,8 +38,10 @@ def _transposed(image: NDArray[Level]) -> NDArray[Level]:
 
 
 @lru_cache(maxsize=4096)
-def _coverage(num: int, num_new: int) -> csr_array:
+def _coverage(num: int, num_new: int) -> "csr_array":
     """[num_new, num], float32: the share of each new pixel that each old one covers."""
+    from scipy.sparse import csr_array  # late: images of one size need none, and a machine for them no scipy
+
     edges = np.arange(num_new + 1) * (num / num_new)
     old = edges[:-1, None].astype(np.int64) + np.arange(-(-num // num_new) + 1)  # a new pixel covers at most these
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)

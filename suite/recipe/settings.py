@@ -475,7 +475,7 @@ class Execution(Frozen):
         description="on GPUs. strict: a resumed run is bit-identical to an uninterrupted one, and float32 excludes "
         "TF32; fast: the fastest kernels, and TF32 in place of float32",
     )
-    compile: bool = Field(default=False, description="plain only: torch.compile")
+    compile: bool = Field(default=False, description="plain only: torch.compile; not with binary inputs whose mu moves")
     fused: bool | None = Field(
         None,
         description="the optimizer's step in one pass over memory; default: on a CPU, from 65,536 quantized weights on",

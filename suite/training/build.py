@@ -256,6 +256,8 @@ def build_engine(
             f"execution.micro_batch_size {size} does not divide the {share} images of a step and process: "
             f"take {max(part for part in range(1, size) if share % part == 0)}"
         )
+    if execution.compile:
+        _require_for_compile(cell)
     if execution.checkpoint_activations:
         if cell.quantization.accumulator is not None:
             raise EngineError(
@@ -295,6 +297,16 @@ def _checkpoint_activations(name: str, model: nn.Module) -> None:
         model.set_grad_checkpointing(enable=True)  # type: ignore[operator]  # timm's, of most of its models
     except (AttributeError, AssertionError) as error:
         raise EngineError(f"{key}: {name} has no such mode in timm; leave it out") from error
+
+
+def _require_for_compile(cell: Cell) -> None:
+    """EngineError where each step would compile the network anew: torch takes a layer's mu for a constant."""
+    inputs = cell.quantization.inputs
+    if inputs is not None and inputs.sharpness is not None and inputs.sharpness.shape != "constant":
+        raise EngineError(
+            "execution.compile: the mu of quantization.inputs moves at each step, so each would compile the network "
+            "anew; leave it out, or take inputs with quantizer: bnn or a constant sharpness"
+        )
 
 
 def _require_for_deepspeed(cell: Cell, zero_stage: int) -> None:

@@ -54,7 +54,7 @@ def test_overflows_are_counted_and_penalised_from_the_first_sum_that_does_not_fi
     accumulator = Accumulator(8)
     z = torch.tensor([-129.0, -128.0, 0.0, 127.0, 128.0, 130.0])
     accumulator(z)
-    assert (int(accumulator.num_overflows), accumulator.num_sums) == (3, 6)
+    assert (int(accumulator.num_overflows), int(accumulator.num_sums)) == (3, 6)
     assert accumulator.penalty.item() == pytest.approx((1 + 2) / 6)
     accumulator(z)
     model = nn.Sequential(accumulator)

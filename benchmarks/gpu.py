@@ -1,0 +1,226 @@
+"""Everything this project claims about GPUs, checked and measured on one NVIDIA GPU, offline, in under 25 minutes.
+
+    make gpu                                            without a GPU: checks that it could run, and says so
+    python -m launch doctor --gpu --data-dir DATA       the same on a node without make
+    python benchmarks/gpu.py --only speed               one part; the page keeps the others as they were measured
+    python benchmarks/gpu.py --rehearse --out FOLDER    the whole program on a CPU, at toy sizes, in two minutes
+
+Three parts. checks: tests/gpu, under pytest. speed: the optimizer, training steps eager and compiled, our loop, cells
+side by side. science: CIFAR-10 with ResNet-20 and six quantizers, as many seeds and epochs as fit into the rest; needs
+DATA with cifar10.tar.xz, cifar10/{train,test}/CLASS/*.jpg, or torchvision's cifar-10-batches-py.
+
+Writes gpu.json after each part, and gpu.md from it. benchmarks/gpu_wheels.py lists the packages it needs.
+Exit status: 0 all that could run did, 1 a check or a measurement failed. A bar that is missed is a result.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import asdict
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the project may be a checkout that is not installed
+from gpu_report import PICTURE, draw, markdown
+from gpu_science import METHODS, USUAL_RATE, Design, design, train
+from gpu_speed import NO_TIME, PER_HOUR, REHEARSAL, Measured, Sizes, measure
+from machine import describe
+from rich.console import Console
+
+from suite.run.provenance import code_version
+
+SOURCE = Path(__file__).resolve().parents[1]
+CHECKS = "tests/gpu/test_on_a_gpu.py"
+CHECKS_SHARE, SPEED_SHARE = 0.35, 0.65
+"""Of all minutes, when the part should have ended."""
+
+
+def _former(path: Path) -> dict[str, Any]:
+    """What earlier calls have found."""
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        markdown(found, has_picture=False)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        sys.exit(f"{path} is not this program's, or another version's: delete it, or name another folder with --out")
+    return found
+
+
+class Part(str, Enum):
+    """What can be asked for by itself."""
+
+    CHECKS, SPEED, SCIENCE = "checks", "speed", "science"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers depend on."""
+    code, found = code_version(), {"device": "rehearsal", "driver": None}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found = {"device": f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", "driver": _driver()}
+        found["capability"] = f"{properties.major}.{properties.minor}"
+    return (
+        found
+        | {
+            "torch": torch.__version__,
+            "CUDA": torch.version.cuda,
+            "cuDNN": torch.backends.cudnn.version() if device == "cuda" else None,  # type: ignore[no-untyped-call]
+            "Python": platform.python_version(),
+            "host": describe().partition(";")[0],
+            "commit": f"{(code['commit'] or 'unknown')[:12]}{' and changes' if code['diff'] else ''}",
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        }
+    )
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def checks(seconds: float) -> dict[str, Any]:
+    """Runs CHECKS under pytest: each test's outcome, and why it failed or was skipped."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        path = Path(folder) / "outcomes.xml"
+        try:
+            done = subprocess.run(
+                [*command, f"--junitxml={path}"],
+                cwd=SOURCE,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+            said = done.stdout + done.stderr
+        except subprocess.TimeoutExpired:
+            said = f"stopped after {seconds:.0f} s"
+        outcomes = dict(_outcomes(path)) if path.exists() else {CHECKS: f"failed: {said.strip()[-500:]}"}
+    return {"command": f"pytest {CHECKS}", "seconds": time.perf_counter() - start, "outcomes": outcomes}
+
+
+def _outcomes(path: Path) -> "list[tuple[str, str]]":
+    found = []
+    for case in ET.parse(path).iter("testcase"):  # noqa: S314  (pytest has just written it)
+        outcome = "passed"
+        for kind, tag in (("failed", "failure"), ("failed", "error"), ("skipped", "skipped")):
+            if (each := case.find(tag)) is not None:
+                message = (each.get("message") or "").strip() or "no message"
+                outcome = f"{kind}: {message.splitlines()[0][:300]}"
+        found.append((case.get("name", "").removeprefix("test_").replace("|", "\\|"), outcome.replace("|", "\\|")))
+    return found
+
+
+def speed(sizes: Sizes, until: float, console: Console) -> dict[str, Any]:
+    """All measurements."""
+    rows = []
+    for each in measure(sizes, until, lambda what: console.print(f"[dim]{what}[/]")):
+        rows.append(each)
+        value = each.problem if each.value is None else f"{each.quantity} {each.value:.3g}"
+        console.print(f"  {each.what}: {value}", markup=False, highlight=False, soft_wrap=True)
+    return {"measured": [asdict(each) for each in rows]}
+
+
+def science(found: dict[str, Any], data_dir: Path, seconds: float, *, rehearse: bool) -> dict[str, Any]:
+    """CIFAR-10, at the number of cells at a time, and the rate, that the speed part has found best."""
+    at_once, rate = 4, USUAL_RATE
+    rows = [Measured(**each) for each in found.get("speed", {}).get("measured", ())]
+    if cells := [each for each in rows if each.quantity == PER_HOUR]:
+        best = max(cells, key=lambda each: each.value or 0.0)
+        at_once = int(best.what.partition(" ")[0])
+        sizes = REHEARSAL if rehearse else Sizes()
+        rate = (best.value or 0.0) / 3600 * sizes.cell[1] * sizes.num_images
+    chosen = Design(1, 1) if rehearse else design(seconds, rate)
+    if chosen is None:
+        raise RuntimeError(f"{seconds:.0f} s are too short for 3 seeds of 2 epochs: give it more --minutes")
+    device, model = ("cpu", "resnet8") if rehearse else ("cuda", "resnet20")
+    return train(data_dir, chosen, at_once, device, seconds, model)  # type: ignore[arg-type]
+
+
+def could_run() -> str:
+    """That everything a GPU would run can be imported and collected, in one line.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", CHECKS]
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{CHECKS} cannot be collected: {(done.stdout + done.stderr).strip()[-500:]}")
+    number = sum("::" in line for line in done.stdout.splitlines())
+    return (
+        f"no GPU that torch {torch.__version__} sees: nothing was measured. {number} checks can be collected, and what "
+        f"measures speed and trains {len(METHODS)} methods can be imported"
+    )
+
+
+def main(
+    only: Annotated[list[Part] | None, typer.Option(help="A part by itself. Repeatable.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="For all parts together.")] = 25,
+    data_dir: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Where CIFAR-10 lies; without it, no science.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of gpu.json and gpu.md.")] = SOURCE / "docs" / "results",
+    rehearse: Annotated[bool, typer.Option(help="On a CPU, at toy sizes.")] = False,
+) -> None:
+    """Check and measure what only a GPU shows."""
+    console, begin = Console(), time.monotonic()
+    if not rehearse and not torch.cuda.is_available():
+        try:
+            print(could_run())
+        except RuntimeError as error:
+            sys.exit(str(error))
+        return
+    device, sizes = ("cpu", REHEARSAL) if rehearse else ("cuda", Sizes())
+    wanted, total, problems = [each.value for each in only or Part], 60 * minutes, []
+    path = out / "gpu.json"
+    found = _former(path)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def left(share: float) -> float:
+        return (share if not only else 1.0) * total - (time.monotonic() - begin)
+
+    for name in wanted:
+        console.rule(name)
+        try:
+            if name == Part.CHECKS.value:
+                made = checks(max(left(CHECKS_SHARE), 60))
+                problems += [test for test, outcome in made["outcomes"].items() if outcome.startswith("failed")]
+            elif name == Part.SPEED.value:
+                made = speed(sizes, time.monotonic() + left(SPEED_SHARE), console)
+                problems += [each["what"] for each in made["measured"] if each["problem"] not in {"", NO_TIME}]
+            elif data_dir is None:
+                console.print("left out: --data-dir names the folder with CIFAR-10")
+                continue
+            else:
+                made = science(found, data_dir, left(1.0), rehearse=rehearse)
+        except RuntimeError as error:
+            problems.append(f"{name}: {error}")
+            console.print(f"{name}: {error}", style="red", markup=False, soft_wrap=True)
+            continue
+        found[name] = {"machine": machine(device), **made}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        has_picture = "science" in found and draw(found["science"], out / PICTURE)
+        (out / "gpu.md").write_text(markdown(found, has_picture=has_picture), encoding="utf-8")
+    console.print(f"written: {path}, {out / 'gpu.md'}; {(time.monotonic() - begin) / 60:.1f} minutes", soft_wrap=True)
+    for problem in problems:
+        console.print(f"failed: {problem}", style="red", markup=False, soft_wrap=True)
+    raise SystemExit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
