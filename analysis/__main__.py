@@ -309,7 +309,7 @@ def bundle(
     grid: Annotated[str, typer.Argument(help="Name of the grid.")],
     root: Roots = None,
     strict: Strict = False,
-    output: Annotated[Path | None, typer.Option(help="Archive to write.  [default: GRID.tar.gz]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Archive to write.  [default: GRID.tar.xz]")] = None,
 ) -> None:
     """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables, versions.
 
@@ -318,12 +318,12 @@ def bundle(
     \b
     Examples:
       python -m analysis bundle digits
-      python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.gz
+      python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.xz
     """  # noqa: D301 - \b is typer's: keep these lines
     from analysis.render.progress import progress
 
     place = Place(root, None)
-    path = output or Path(f"{grid}.tar.gz")
+    path = output or Path(f"{grid}.tar.xz")
     with progress() as say:
         from importlib.metadata import version
 

@@ -41,13 +41,18 @@ REFERENCE = "bnn++"
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is drawn, in percent, and whether on a logarithmic axis: there small shares matter most."""
+    """What is drawn, as `unit` times the metric; on a logarithmic axis if small values matter most.
+
+    `has_close_up`: each model has a second panel, for the last third of training.
+    """
 
     kind: str
     metric: str
     label: str
     explanation: str
-    is_log: bool
+    is_log: bool = False
+    has_close_up: bool = False
+    unit: float = 100.0
 
 
 ACCURACY = Quantity(
@@ -55,7 +60,7 @@ ACCURACY = Quantity(
     curves.ACCURACY,
     "validation accuracy, %",
     "accuracy on the validation part after each epoch, with hardened weights as in the test",
-    is_log=False,
+    has_close_up=True,
 )
 FLIP_RATE = Quantity(
     "flips",
@@ -63,6 +68,19 @@ FLIP_RATE = Quantity(
     "signs flipped in the epoch, %",
     "share of the binary weights whose sign is not that of an epoch before",
     is_log=True,
+)
+MASKED_SHARE = Quantity(
+    "masked",
+    curves.MASKED_SHARE,
+    "masked weights, %",
+    "share of the binary weights whose B(w*) is below a thousandth of B(0), so that gradients hardly reach them",
+)
+LATENT_GAP = Quantity(
+    "distance",
+    curves.LATENT_GAP,
+    "mean |w* − sign(w*)|",
+    "mean distance of the latent weights w* from the weights that are tested",
+    unit=1.0,
 )
 
 
@@ -106,9 +124,8 @@ def over_epochs(
 
 
 def _bundle(group: Group, grid: str, recorded: curves.Curves, quantity: Quantity) -> Bundle:
-    """In percent."""
     ids = (group.averaged, group.single)
-    return Bundle(*(100 * curves.by_epoch(recorded, grid, own, quantity.metric) for own in ids))
+    return Bundle(*(quantity.unit * curves.by_epoch(recorded, grid, own, quantity.metric) for own in ids))
 
 
 def _together(
@@ -120,14 +137,14 @@ def _together(
     findings: tuple[str, ...],
 ) -> Picture:
     """A panel per model, all quantizers in it; accuracies again from two thirds of training on, enlarged."""
-    titles = models if quantity.is_log else [t for m in models for t in (m, f"{m}, last third")]
+    titles = [t for m in models for t in (m, f"{m}, last third")] if quantity.has_close_up else models
     num_rows = -(-len(titles) // 2)
     figure = new_figure((2.3 if num_rows < 3 else 1.65) * num_rows + 0.9)  # noqa: PLR2004 - to stay within a page
-    drawn = panels(figure, titles, "epoch", "", sharey=quantity.is_log)
+    drawn = panels(figure, titles, "epoch", "", sharey=not quantity.has_close_up)
     figure.supylabel(quantity.label, fontsize=NORMAL)
     names = [name for name in block.quantizers if any(name == key[1] for key in bundles)]
     for position, title in enumerate(titles):
-        axes, model = drawn[position], models[position if quantity.is_log else position // 2]
+        axes, model = drawn[position], models[position // 2 if quantity.has_close_up else position]
         for k, name in enumerate(names):
             if (model, name) in bundles:
                 draw_bundle(axes, bundles[model, name], look[name], first_mark=k, often=title != model)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.compare.table import Block, Table
 from analysis.render import tuning
-from analysis.render.epochs import ACCURACY, FLIP_RATE, over_epochs
+from analysis.render.epochs import ACCURACY, FLIP_RATE, LATENT_GAP, MASKED_SHARE, over_epochs
 from analysis.render.forest import forest
 from analysis.render.points import accuracy_against_size, gap_against_sharpness
 from analysis.render.profiles import performance_profiles
@@ -32,8 +32,11 @@ def pictures(table: Table, recorded: pd.DataFrame) -> list[Picture]:
             drawn += [forest(table, block), performance_profiles(block, table.findings)]
             for number, part in enumerate(_pages(block), start=1):
                 page = [
-                    *over_epochs(part, by_cell, ACCURACY, table.findings),
-                    *over_epochs(part, by_cell, FLIP_RATE, table.findings),
+                    *(
+                        picture
+                        for quantity in (ACCURACY, FLIP_RATE, MASKED_SHARE, LATENT_GAP)
+                        for picture in over_epochs(part, by_cell, quantity, table.findings)
+                    ),
                     gap_against_sharpness(part, by_cell, table.findings),
                     accuracy_against_size(part, table.findings),
                 ]

@@ -34,6 +34,8 @@ HEADINGS = {
     "profiles": "Share of the gap to full precision",
     "curves": "Validation accuracy over training",
     "flips": "Share of signs that flip, over training",
+    "masked": "Share of weights whose gradient is masked, over training",
+    "distance": "Distance of latent weights from their signs, over training",
     "gap": "Soft minus hard accuracy against mu",
     "size": "Accuracy against size",
     "ranks": "Ranks over models",

@@ -18,8 +18,9 @@ SCHEMA = {
     "metric": "string",
     "value": "float64",
 }
-ACCURACY, FLIP_RATE, MU = "val/top1", "health/flip_rate", "mu"
-METRICS = (ACCURACY, FLIP_RATE, MU)
+ACCURACY, MU = "val/top1", "mu"
+FLIP_RATE, MASKED_SHARE, LATENT_GAP = "health/flip_rate", "health/masked_share", "health/latent_gap"
+METRICS = (ACCURACY, FLIP_RATE, MASKED_SHARE, LATENT_GAP, MU)
 """What the figures draw. Accuracy on the validation part is of hardened weights; mu is the epoch's last."""
 
 Record = tuple[str, str, int, str, float]

@@ -150,7 +150,12 @@ def remarks(tuned: Sequence[Tuned]) -> Iterator[str]:
     edges = [f"{own.setting.name} {key}" for own in tuned for key in own.edges]
     if edges:
         more = f" and {len(edges) - 5} more" if len(edges) > 5 else ""  # noqa: PLR2004
-        yield f"{grid}: {len(edges)} choices at the edge of their range: widen it ({', '.join(edges[:5])}{more})"
+        choices = (
+            "1 choice at the edge of its range"
+            if len(edges) == 1
+            else f"{len(edges)} choices at the edge of their range"
+        )
+        yield f"{grid}: {choices}: widen it ({', '.join(edges[:5])}{more})"
 
 
 def written(values: Mapping[str, Scalar]) -> str:

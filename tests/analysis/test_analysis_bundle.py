@@ -52,11 +52,11 @@ def test_a_bundle_rebuilds_its_tables_byte_for_byte_and_has_no_checkpoints(tmp_p
     for number, root in enumerate(roots):
         make_runs(tmp_path / root, seeds=3 + number)
     options = [option for root in roots for option in ("--root", root)]
-    assert call(tmp_path, "bundle", "tiny", *options, "--output", "sent.tar.gz") == "sent.tar.gz\n"
-    call(tmp_path, "bundle", "tiny", *options, "--output", "again.tar.gz")
-    assert (tmp_path / "sent.tar.gz").read_bytes() == (tmp_path / "again.tar.gz").read_bytes()
+    assert call(tmp_path, "bundle", "tiny", *options, "--output", "sent.tar.xz") == "sent.tar.xz\n"
+    call(tmp_path, "bundle", "tiny", *options, "--output", "again.tar.xz")
+    assert (tmp_path / "sent.tar.xz").read_bytes() == (tmp_path / "again.tar.xz").read_bytes()
     away = tmp_path / "reviewer"
-    with tarfile.open(tmp_path / "sent.tar.gz") as archive:
+    with tarfile.open(tmp_path / "sent.tar.xz") as archive:
         names = archive.getnames()
         archive.extractall(away, filter="data")
     assert not any("checkpoints" in name for name in names)

@@ -38,7 +38,7 @@ from suite.run.directory import Planned, RunDir, write_plan
 from suite.run.journal import Journal
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-KINDS = ("differences", "profiles", "curves", "flips", "gap", "size", "ranks")
+KINDS = ("differences", "profiles", "curves", "flips", "masked", "distance", "gap", "size", "ranks")
 
 
 def recorded_of(frame: pd.DataFrame, num_epochs: int = 6, unfinished: int = 3) -> pd.DataFrame:
@@ -53,6 +53,8 @@ def recorded_of(frame: pd.DataFrame, num_epochs: int = 6, unfinished: int = 3) -
             records.append((*where, curves.ACCURACY, top1 * epoch / num_epochs))
             if quantizer != "fp":
                 records.append((*where, curves.FLIP_RATE, 0.01 * 2.0**-epoch))
+                records.append((*where, curves.MASKED_SHARE, 0.05 * epoch))
+                records.append((*where, curves.LATENT_GAP, 1.0 / epoch))
             if quantizer.endswith("++"):
                 records.append((*where, curves.MU, 2.0**epoch))
     return curves.curves_of(records)
@@ -227,6 +229,15 @@ def test_flip_rates_stand_on_a_logarithmic_axis_that_has_a_place_for_zero() -> N
     assert points_of(axes.lines[0])[-1].tolist() == [6, 0]
 
 
+def test_masked_weights_are_a_share_and_distances_are_in_the_latents_own_unit() -> None:
+    frame = frame_of(cells_of("bnn++", [0.8, 0.9]))
+    drawn = drawn_from(frame, recorded_of(frame))
+    masked, distance = (panel(figure_of(drawn, kind), "resnet20") for kind in ("masked", "distance"))
+    assert points_of(masked.lines[0]) == approx(*((epoch, 5.0 * epoch) for epoch in range(1, 7)))
+    assert points_of(distance.lines[0]) == approx(*((epoch, 1.0 / epoch) for epoch in range(1, 7)))
+    assert {masked.get_yscale(), distance.get_yscale()} == {"linear"}
+
+
 def test_the_gap_stands_at_the_final_mu_and_without_mu_on_the_left(found: dict[str, Picture]) -> None:
     axes = panel(figure_of(found, "gap"), "resnet20")
     look, marks = styles([]), dict(marks_of(axes))
@@ -362,7 +373,7 @@ def digests(frame: pd.DataFrame, folder: Path) -> dict[str, str]:
 
 def test_the_same_runs_give_the_same_bytes_whatever_the_readers_own_settings(tmp_path: Path) -> None:
     first = digests(sized(few()), tmp_path / "one")
-    assert len(first) == 10
+    assert len(first) == 14
     with mpl.rc_context({"font.size": 20, "axes.grid": True, "savefig.dpi": 50, "lines.linewidth": 9}):
         assert digests(sized(few()), tmp_path / "two") == first
         assert mpl.rcParams["font.size"] == 20

@@ -220,7 +220,7 @@ def test_edges_failures_and_open_trials_are_told(tmp_path: Path) -> None:
     finish(grid_dir, lambda cell: 0.4 if cell.training.learning_rate == rates[3] else None)
     advance(grid_dir)
     tuned, findings = folders.load_tuning([grid_dir.parent], "tiny")
-    assert f"tiny: 1 choices at the edge of their range: widen it (digits/resnet8/bnn++ {LR})" in findings.remarks
+    assert f"tiny: 1 choice at the edge of its range: widen it (digits/resnet8/bnn++ {LR})" in findings.remarks
     row = tuning.row(tuned[0])
     assert row[:6] == ["bnn++", "4 × 2", f"learning_rate {rates[0]:g} (edge: widen it)", "90.00", "40.00 to 90.00", "1"]
 
@@ -275,7 +275,7 @@ def test_report_and_bundle_have_the_tuning_and_the_bundle_rebuilds_it(tmp_path: 
     for said in ('id="tuning"', "Trials of tuning", "What a smaller budget would have found", "3 × 2 seeds, 2 epochs"):
         assert said in page
     assert call(tmp_path, "bundle", "tiny").returncode == 0
-    with tarfile.open(tmp_path / "tiny.tar.gz") as archive:
+    with tarfile.open(tmp_path / "tiny.tar.xz") as archive:
         archive.extractall(tmp_path / "away", filter="data")
     away = tmp_path / "away" / "tiny"
     assert call(away, "tuning", "tiny", "--root", "runs").stdout == (away / "tuning.md").read_text(encoding="utf-8")
