@@ -1,27 +1,28 @@
-"""Many results: run directories or an MLflow store -> one tidy frame -> comparisons -> tables, figures, a report.
+"""Many runs, from run directories or an MLflow store -> one tidy frame -> comparisons -> tables, figures, a report.
 
-For notebooks: `load` and `to_rliable`. For all else `python -m analysis --help`; open `compare/comparison.py` first.
+In notebooks, use `load` and `to_rliable`; otherwise see `python -m analysis --help`. Read `compare/comparison.py`
+first.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # --help must not wait for them
+if TYPE_CHECKING:  # keeps --help fast
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
 
 def load(root: str | Path | Sequence[str | Path] = "runs", grid: str | None = None) -> "pd.DataFrame":
-    """The cells of a grid, or of every grid in the roots, as a tidy frame: one row per cell, columns `frame.SCHEMA`.
+    """Cells of one grid, or of every grid under the roots, as a tidy frame: one row per cell, columns `frame.SCHEMA`.
 
         import analysis
         cells = analysis.load("runs", "digits")
         cells.groupby(["model", "quantizer"])["top1_hard"].agg(["mean", "std", "count"])
 
     Accuracies are fractions, NaN until a cell is done. `state`, `cause`, `recipe_id`, `code_digest` and `run` (the run
-    directory) tell where each number is from.
+    directory) give each number's origin.
 
     Raises:
         suite.errors.UserError: no such folder, unknown grid, no cells, or a file of a run that cannot be read.
@@ -33,13 +34,14 @@ def load(root: str | Path | Sequence[str | Path] = "runs", grid: str | None = No
 
 
 def to_rliable(frame: "pd.DataFrame", metric: str = "top1_hard") -> "dict[str, npt.NDArray[np.float64]]":
-    """Scores as rliable takes them: method -> array [runs x tasks], float64.
+    """Scores in rliable's format: method -> float64 array [runs x tasks].
 
-    Tasks are the data sets and models, `digits/resnet8`, in natural order; runs are the seeds that every method has
-    measured on every task, ascending. frame: of `load`, of one grid, task and init.
+    Tasks are the (data set, model) pairs, such as `digits/resnet8`, in natural order. Runs are the seeds that every
+    method has measured on every task, ascending. `frame` comes from `load` and holds one grid, task and init.
 
     Raises:
-        ValueError: several cells for one method, task and seed; or no seed is common to all; it names what is missing.
+        ValueError: several cells for one method, task and seed; or no seed common to all (the message lists what is
+            missing).
     """
     from analysis.runs.frame import natural_key
 

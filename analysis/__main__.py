@@ -15,7 +15,7 @@ app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_com
 
 
 class Format(str, Enum):
-    """How a table is written."""
+    """Output format of a table."""
 
     markdown = "markdown"
     latex = "latex"
@@ -36,24 +36,28 @@ def analysis() -> None:
     """  # noqa: D301 - \b is typer's: keep these lines
 
 
-Grid = Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid there is.")]
+Grid = Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid found.")]
 Roots = Annotated[
     list[Path] | None,
-    typer.Option("--root", help="Folder of the runs; several are merged.  [env: PROXBENCH_ROOT; default: runs]"),
+    typer.Option(
+        "--root", help="Folder that holds the runs. Repeat it to merge several.  [env: PROXBENCH_ROOT; default: runs]"
+    ),
 ]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(help="Read an MLflow store or server instead of run directories, as sqlite:///runs/mlflow.db."),
+    typer.Option(help="Read an MLflow store or server instead of run directories, e.g. sqlite:///runs/mlflow.db."),
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Refuse, with exit status 2, if cells are missing, failed, doubled or mixed."),
+    typer.Option(
+        "--strict", help="Exit with status 2 if cells are missing, failed, duplicated or from mixed recipes or code."
+    ),
 ]
 AgainstOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Published numbers beside ours, with verdicts: a name in analysis/compare/published, or a file.",
+        help="Compare with published numbers: the name of a file in analysis/compare/published, or a path.",
     ),
 ]
 
@@ -63,32 +67,35 @@ def tables(
     grid: Grid = None,
     layout: Annotated[
         Format,
-        typer.Option("--format", help="markdown, latex (booktabs) and html in percent; csv and json as fractions."),
+        typer.Option("--format", help="markdown, latex (booktabs) and html show percent; csv and json hold fractions."),
     ] = Format.markdown,
     root: Roots = None,
     tracking_uri: TrackingUri = None,
     strict: Strict = False,
     completions: Annotated[
         bool,
-        typer.Option("--completions", help="Compare each surrogate gradient with its completion: bnn+ with bnn++, ..."),
+        typer.Option(
+            "--completions", help="Compare each published surrogate gradient with its completion: bnn+ with bnn++, ..."
+        ),
     ] = False,
     details: Annotated[
         bool,
         typer.Option(
-            "--details", help="Soft-hard gap, size and model by model in markdown and latex; the others have them."
+            "--details",
+            help="Add soft-hard gap, size and per-model tables to markdown and latex (other formats have them).",
         ),
     ] = False,
     against: AgainstOption = None,
     explain: Annotated[
         str | None,
-        typer.Option(metavar="DATASET/MODEL/QUANTIZER", help="Instead of the table, the runs behind one entry of it."),
+        typer.Option(metavar="DATASET/MODEL/QUANTIZER", help="List the runs behind one table entry instead."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write instead of the terminal.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
-    """Accuracy of every quantizer and model, and BNN++'s comparison with each on all models together.
+    """Accuracy of every quantizer on every model, and BNN++'s comparison with each quantizer over all models.
 
-    Accuracy is measured with binary weights, as mean ± standard deviation over seeds. Seeds that are missing or failed
-    are shown in their place, and what else is amiss stands above the table (for csv, on stderr).
+    Accuracy is measured with binary weights and shown as mean ± standard deviation over seeds. Where seeds are missing
+    or have failed, the entry says so. Other problems are listed above the table (for csv, on stderr).
 
     \b
     Examples:
@@ -132,15 +139,16 @@ def tables(
 
 @app.command()
 def figures(
-    output: Annotated[Path, typer.Option(help="Folder for the pictures, each as PDF and as PNG.")],
+    output: Annotated[Path, typer.Option(help="Folder for the figures, each saved as PDF and PNG.")],
     grid: Grid = None,
     root: Roots = None,
     tracking_uri: TrackingUri = None,
     strict: Strict = False,
 ) -> None:
-    """Forest plot, performance profiles, curves and flip rates, soft-hard gap, accuracy against size, ranks.
+    """Forest plot, performance profiles, training curves, flip rates, soft-hard gap, accuracy against size, ranks.
 
-    Writes each picture of each data set as PDF and PNG, and prints their names; what cannot be drawn is told on stderr.
+    Writes each figure of each data set as PDF and PNG and prints the file names. On stderr, says what it cannot draw
+    and why.
 
     \b
     Example:
@@ -174,26 +182,31 @@ def power(
     root: Roots = None,
     tracking_uri: TrackingUri = None,
     strict: Strict = False,
-    difference: Annotated[float, typer.Option(metavar="POINTS", help="The difference you want to find.")] = 1.0,
-    seeds: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Numbers of seeds on each model to show.")
-    ] = "3,5,10,20",
-    chance: Annotated[float, typer.Option("--power", help="The chance to find it, between 0 and 1.")] = 0.8,
+    difference: Annotated[
+        float, typer.Option(metavar="POINTS", help="Difference in accuracy that you want to detect.")
+    ] = 1.0,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of seeds per model to show.")] = "3,5,10,20",
+    chance: Annotated[
+        float, typer.Option("--power", help="Probability of detecting that difference, between 0 and 1.")
+    ] = 0.8,
     sd: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="Assume this spread of the paired differences instead of reading runs."),
+        typer.Option(
+            metavar="POINTS", help="Assume this standard deviation of the paired differences instead of reading runs."
+        ),
     ] = None,
     models: Annotated[
-        int | None, typer.Option(min=1, help="Models of the design.  [default: those of the grid; 1 with --sd]")
+        int | None, typer.Option(min=1, help="Number of models.  [default: as in the grid; 1 with --sd]")
     ] = None,
     family: Annotated[
-        int | None, typer.Option(min=1, help="Comparisons tested together.  [default: those of the grid; 1 with --sd]")
+        int | None,
+        typer.Option(min=1, help="Number of comparisons tested together.  [default: as in the grid; 1 with --sd]"),
     ] = None,
 ) -> None:
-    """What difference seeds x models can detect, and how many seeds one takes, before a GPU-hour is spent.
+    """Plan a study: the difference that a number of seeds can detect, and the seeds that a difference needs.
 
-    Of the runs only the spread of their paired differences is used, never their mean, and none is shown: choosing the
-    number of seeds by it does not change the error rate of the later test. Two seeds are enough to begin with.
+    Uses only the spread of the runs' paired differences, never their mean, and shows no results, so choosing the number
+    of seeds from this table does not change the error rate of the later test. Two seeds are enough to start with.
 
     \b
     Examples:
@@ -221,7 +234,7 @@ def power(
 
 
 def _draw(markdown: str) -> None:
-    """For eyes: aligned columns, bold headings."""
+    """Renders Markdown for a terminal: aligned columns, bold headings."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -234,10 +247,10 @@ def tuning(
     root: Roots = None,
     strict: Strict = False,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the pictures, each as PDF and as PNG.")
+        Path | None, typer.Option(metavar="DIR", help="Also draw figures into this folder, each as PDF and PNG.")
     ] = None,
 ) -> None:
-    """How each method was tuned: trials, scores against each knob, choices, edges, hours, what a smaller budget gives.
+    """How each method was tuned: trials, their scores, choices at the edge of a range, hours, value of smaller budgets.
 
     \b
     Examples:
@@ -281,12 +294,12 @@ def report(
     strict: Strict = False,
     against: AgainstOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write.  [default: ROOT/GRID/report.html, or ROOT/report.html]")
+        Path | None, typer.Option(help="HTML file to write.  [default: ROOT/GRID/report.html, or ROOT/report.html]")
     ] = None,
 ) -> None:
-    """One HTML file with everything: the answers, a forest plot, tables, figures, methods, provenance, missing cells.
+    """Everything in one HTML file: answers, forest plot, tables, figures, methods, provenance, missing cells.
 
-    It needs no network and no other file. The same runs give the same bytes. Prints its path.
+    The file needs no network and no other file. The same runs give the same bytes. Prints its path.
 
     \b
     Examples:
@@ -313,7 +326,8 @@ def bundle(
 ) -> None:
     """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables, versions.
 
-    Its README.txt has the command that rebuilds the tables from it, byte for byte. No checkpoints. Prints its path.
+    Its README.txt gives the command that rebuilds the tables byte for byte. Checkpoints are not included. Prints its
+    path.
 
     \b
     Examples:
@@ -368,7 +382,7 @@ def _page(place: Place, grid: str | None, against: str | None, *, strict: bool, 
 
 
 def main() -> None:
-    """Runs the command line; what the user got wrong is told on stderr, with exit status 2."""
+    """Runs the command line. Usage errors go to stderr and give exit status 2."""
     try:
         app()
     except (OSError, UserError) as error:

@@ -1,4 +1,4 @@
-"""Where a command's runs are, and what it reads there. Heavy imports wait until something is read."""
+"""Where a command's runs are, and how it reads them. Heavy imports wait until something is read."""
 
 import os
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Place:
-    """Run directories in some roots, or an MLflow store: what every command reads from and `look` writes to.
+    """The run directories under some roots, or an MLflow store. Every command reads through it.
 
-    roots: None: PROXBENCH_ROOT, else ./runs. tracking_uri: None: the run directories.
+    roots: None: PROXBENCH_ROOT, else ./runs. tracking_uri: None: read the run directories.
     """
 
     def __init__(self, roots: list[Path] | None, tracking_uri: str | None) -> None:
@@ -27,7 +27,7 @@ class Place:
         self.uri = tracking_uri
 
     def results(self, grid: str | None, *, strict: bool) -> "Results":
-        """The cells. Raises UserError with --strict if there are doubts."""
+        """The cells. With `strict`, raises UserError if findings put numbers in doubt."""
         if self.uri is not None:
             from analysis.runs import store
 
@@ -41,7 +41,7 @@ class Place:
         return found
 
     def backgrounds(self, results: "Results") -> "Mapping[tuple[str, str], Background]":
-        """Recipes, provenance and reasons, by grid and cell id."""
+        """Recipes, provenance and failure reasons, by grid and cell id."""
         from analysis.runs import folders, store
 
         return folders.backgrounds(results.frame) if self.uri is None else store.backgrounds(self.uri, results.frame)
@@ -55,7 +55,7 @@ class Place:
         return curves.curves_of(store.histories(self.uri, results.frame, curves.METRICS))
 
     def look(self, results: "Results", command: str) -> None:
-        """Records in each grid's folder that its results were looked at. A store has no place for it."""
+        """Records in each grid's folder that its results were looked at. Does nothing for a store."""
         from analysis.runs.looks import record
 
         if self.uri is not None:
@@ -74,7 +74,7 @@ class Place:
         completions: bool = False,
         images: bool = False,
     ) -> "Table":
-        """The comparisons."""
+        """The table of comparisons."""
         from analysis.compare import family, table
         from analysis.runs import folders
 

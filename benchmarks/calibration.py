@@ -1,13 +1,13 @@
-"""Are the statistics what they say? Simulations of what is known to be true, and how often each test or interval errs.
+"""Do the statistics keep their promises? Simulates data with a known truth and counts errors of tests and intervals.
 
     python benchmarks/calibration.py
     python benchmarks/calibration.py --simulations 2000 --part family_errors
 
-Prints a table: each claim, the number of simulations, the rate measured, the rate wanted (none: measured for the docs).
-Exit status: 0 every rate is as wanted, 1 one is not. The tests run a part of it, and check that the fast formulas here,
-over many simulations at once, give what the functions of `analysis` give one at a time.
+Prints a table: each claim, the number of simulations, the measured rate, and the wanted rate (none if measured only for
+the docs). Exit status: 0 if every rate is as wanted, else 1. The tests run a part of it, and check that the fast
+formulas here, which treat many simulations at once, agree with the functions of `analysis`.
 
-Every design has five baselines that share the candidate's runs, as a study's comparisons do. Axes: S simulations, N
+Every design has five baselines that share the candidate's runs, as in a real study. Axes: S simulations, N
 seeds, M models, C comparisons, P sign patterns, Q methods.
 """
 
@@ -39,7 +39,7 @@ RUNS: dict[str, Draw] = {
     "lognormal": lambda rng, shape: rng.lognormal(size=shape) / np.sqrt((np.e - 1) * np.e),
     "discrete": lambda rng, shape: rng.binomial(359, 0.97, size=shape) / np.sqrt(359 * 0.97 * 0.03),
 }
-"""Distributions of runs, of variance 1: symmetric; skewness 6.2; 359 test images, with many ties."""
+"""Distributions of runs, with variance 1: symmetric; skewness 6.2; 359 test images, with many ties."""
 DESIGNS = ((2, 4), (6, 3), (3, 8))
 """Models x seeds."""
 NUM_BASELINES = 5
@@ -49,15 +49,15 @@ EFFECTS: dict[str, tuple[float, bool]] = {
     "effects by model of 1 sd": (1.0, False),
     "effects by model of 2 sd, unequal variances": (2.0, True),
 }
-"""Standard deviation over models of the true differences, of mean 0; whether the models' noise is 0.5 to 2."""
+"""(sd over models of the true differences, whose mean is 0; whether the models' noise varies from 0.5 to 2)."""
 NUM_PATTERNS = 1000
-"""Sign patterns of a test with more than eleven pairs; the test is valid with any number."""
+"""Sampled sign patterns for a test with more than eleven pairs; the test is valid with any number."""
 _AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened in `num` simulations, and how often it may; `wanted` None: only measured."""
+    """How often an event occurred in `num` simulations, and its allowed range; `wanted` None: only measured."""
 
     claim: str
     num: int
@@ -66,12 +66,12 @@ class Rate:
 
     @property
     def as_wanted(self) -> bool:
-        """Whether the rate is within what is wanted, if anything is."""
+        """Whether the rate is in the wanted range, if there is one."""
         return self.wanted is None or self.wanted[0] <= self.rate <= self.wanted[1]
 
     @property
     def near_wanted(self) -> bool:
-        """Whether it is as wanted but for three standard errors of the simulation."""
+        """Whether the rate is in the wanted range, give or take three standard errors of the simulation."""
         if self.wanted is None:
             return True
         slack = 3 * float(np.sqrt(max(abs(self.rate) * (1 - abs(self.rate)), 1 / self.num) / self.num))
@@ -79,14 +79,14 @@ class Rate:
 
 
 def stratified_p(x_SMN: Array, rng: np.random.Generator, statistic: Statistic = "studentised") -> Array:
-    """Two-sided p of every sample's stratified sign-flip test: `SignFlip.raw_p`, or the same of |T| alone. [S]"""
+    """Two-sided p of each sample's stratified sign-flip test: as `SignFlip.raw_p`, or with |T| as the statistic. [S]"""
     _, num_models, num_seeds = x_SMN.shape
     v = 1 / (num_models**2 * (num_seeds - 1)) if num_seeds > 1 else 0.0
     w = 1 / (num_models**2 * num_seeds)
     found = []
     for start in range(0, len(x_SMN), _AT_ONCE):
         part = x_SMN[start : start + _AT_ONCE]
-        # Drawn anew: the error of one set of patterns would be in every simulation.
+        # New patterns for each part: with one fixed set, its sampling error would affect every simulation.
         signs_PMN = _patterns(num_models * num_seeds, rng).reshape(-1, num_models, num_seeds)
         a, aa = np.zeros((len(part), len(signs_PMN))), np.zeros((len(part), len(signs_PMN)))
         for m in range(num_models):
@@ -102,7 +102,7 @@ def stratified_p(x_SMN: Array, rng: np.random.Generator, statistic: Statistic = 
 
 
 def _patterns(n: int, rng: np.random.Generator) -> Array:
-    """The data's own pattern first; all of them, up to opposite ones, or NUM_PATTERNS drawn ones. [P, n]"""
+    """The data's own pattern first; all patterns up to their opposites, or NUM_PATTERNS random ones. [P, n]"""
     if 2 ** (n - 1) <= 2 * NUM_PATTERNS:
         return np.array([(1.0, *rest) for rest in itertools.product((1.0, -1.0), repeat=n - 1)])
     signs: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(NUM_PATTERNS, n)).astype(np.float64)
@@ -111,7 +111,7 @@ def _patterns(n: int, rng: np.random.Generator) -> Array:
 
 
 def holm_rejects(p_SC: Array) -> npt.NDArray[np.bool_]:
-    """Which comparisons Holm's method rejects at ALPHA, each row a family. [S, C]."""
+    """Which comparisons Holm's method rejects at ALPHA; each row is a family. [S, C]."""
     size = p_SC.shape[1]
     order = np.argsort(p_SC, axis=1)
     passes = np.take_along_axis(p_SC, order, axis=1) <= ALPHA / np.arange(size, 0, -1)
@@ -123,7 +123,7 @@ def holm_rejects(p_SC: Array) -> npt.NDArray[np.bool_]:
 def differences(
     rng: np.random.Generator, draw: Draw, num: int, design: tuple[int, int], effect: tuple[float, bool] = (0.0, False)
 ) -> Array:
-    """Candidate minus each baseline, divided so that its noise has variance 1 (times the model's). [S, C, M, N]"""
+    """Candidate minus each baseline, scaled to noise of variance 1 (times the model's variance). [S, C, M, N]"""
     num_models, num_seeds = design
     spread, is_unequal = effect
     scale_M = np.geomspace(0.5, 2, num_models) if is_unequal else np.ones(num_models)
@@ -138,7 +138,7 @@ def _p_of_all(d_SCMN: Array, rng: np.random.Generator, statistic: Statistic = "s
 
 
 def family_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the primary family rejects anything when every mean over models is 0; and when some are not."""
+    """How often the primary family rejects a true null: all means over models are 0, or two of five are not."""
     for design, (name, draw), (what, effect) in itertools.product(DESIGNS, RUNS.items(), EFFECTS.items()):
         p_SC = _p_of_all(differences(rng, draw, num, design, effect), rng)
         where = f"{design[0]} x {design[1]}, {name} runs, {what}"
@@ -151,13 +151,13 @@ def family_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def interval_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the inverted 95 % interval holds the mean over models: where the test of the truth does not reject."""
+    """How often the inverted 95 % interval covers the mean over models, i.e. the test of the truth does not reject."""
     for design, (name, draw), (what, effect) in itertools.product(DESIGNS, RUNS.items(), EFFECTS.items()):
         d_SMN = differences(rng, draw, num, design, effect)[:, 0]
         covered = float((stratified_p(d_SMN, rng) > 1 - CONFIDENCE).mean())
         highest = 0.97 if name != "discrete" and effect[0] == 0 else 1.0
         yield Rate(f"coverage: {design[0]} x {design[1]}, {name} runs, {what}", num, covered, (0.945, highest))
-    few = max(200, num // 20)  # one at a time; so few scatter by 0.7 points, and the rows above carry the bar
+    few = max(200, num // 20)  # slow, one at a time; so few scatter by 0.7 points, and the rows above carry the bar
     for design, (what, effect) in itertools.product(DESIGNS, EFFECTS.items()):
         held = num_raised = 0
         for own in differences(rng, RUNS["normal"], few, design, effect)[:, 0]:
@@ -171,7 +171,7 @@ def interval_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def gatekept_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often a difference is claimed on a model where there is none, while on other models there is one."""
+    """How often a difference is claimed on a model without one, while another model has one."""
     num = max(200, num // 4)
     for (num_models, num_seeds), num_true in itertools.product(((3, 8), (2, 12), (3, 12)), (0, 1, 4, 5)):
         d = differences(rng, RUNS["normal"], num, (num_models, num_seeds))
@@ -189,7 +189,7 @@ def gatekept_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def power_table(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the primary test finds a difference of 1 sd in a family of five; by the mean alone, for comparison."""
+    """Power to find a difference of 1 sd in a family of five; also for the mean as the statistic, for comparison."""
     num = max(200, num // 4)
     for design, (what, effect) in itertools.product(DESIGNS, EFFECTS.items()):
         d_SMN = differences(rng, RUNS["normal"], num, design, effect)[:, 0] + 1.0
@@ -207,10 +207,10 @@ def power_table(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def equivalence_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often two methods as far apart as the margin are said to be equivalent, at the first step of the family."""
+    """How often methods that differ by exactly the margin are judged equivalent, at the first step of the family."""
     for design, (name, draw) in itertools.product(DESIGNS, RUNS.items()):
         d_SMN = differences(rng, draw, num, design)[:, 0]
-        # At +margin the truth is 0 of x - margin; the other side is 20 sd away and always rejected.
+        # At +margin, x - margin has a true mean of 0; the other side is 20 sd away and always rejected.
         below = d_SMN.mean(axis=(1, 2)) < 0
         one_sided = np.where(below, stratified_p(d_SMN, rng) / 2, 1.0)
         error = float((one_sided <= ALPHA).mean())
@@ -218,7 +218,7 @@ def equivalence_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def image_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the two-way bootstrap holds the difference that infinitely many images and seeds have."""
+    """How often the two-way bootstrap interval covers the difference for infinitely many images and seeds."""
     num, num_images = min(400, max(50, num // 50)), 400  # one at a time
     for num_models, num_seeds in (*DESIGNS, (3, 3), (3, 10)):
         covered = 0
@@ -236,7 +236,7 @@ def image_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def profile_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the interval of the interquartile mean over runs holds it, for normal scores, whose mean it is."""
+    """How often the interval of the interquartile mean covers it, for normal scores, whose interquartile mean is 0."""
     num = min(1000, max(50, num // 20))  # one at a time
     for num_tasks, num_runs in itertools.product((1, 2, 6), (3, 4, 10)):
         covered = 0
@@ -247,7 +247,7 @@ def profile_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def spread_bound(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often the upper bound on a standard deviation is one."""
+    """How often the upper bound on a standard deviation exceeds the true one."""
     for n in (3, 5, 10):
         sd = rng.normal(size=(num, n)).std(axis=1, ddof=1)
         held = sd * np.sqrt((n - 1) / stats.chi2.isf(SD_CONFIDENCE, n - 1)) >= 1
@@ -256,7 +256,7 @@ def spread_bound(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def random_ranks(rng: np.random.Generator, num: int, num_models: int, num_methods: int) -> Array:
-    """Ranks 1 to Q of methods that are all alike, on each model. [S, M, Q]."""
+    """Ranks 1 to Q on each model of methods that are all alike. [S, M, Q]."""
     order_SMQ = rng.normal(size=(num, num_models, num_methods)).argsort(axis=2)
     return np.asarray(order_SMQ.argsort(axis=2) + 1, dtype=np.float64)
 
@@ -286,7 +286,7 @@ def rank_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
 
 
 def verdict_errors(rng: np.random.Generator, num: int) -> Iterator[Rate]:
-    """How often a method at the margin's edge is said to be reproduced, and one within it to differ."""
+    """How often a method exactly at the margin is judged `reproduced` or `differs`; both are errors there."""
     num, sd, margin = min(num, 10_000), 0.5, 1.0  # one at a time
     for n, (known, num_published) in itertools.product((3, 5, 10), {"exact": 0, "one run": 1, "3 runs": 3}.items()):
         verdicts = Counter[Verdict]()
@@ -319,9 +319,9 @@ PARTS: tuple[Callable[[np.random.Generator, int], Iterator[Rate]], ...] = (
 
 
 def main(
-    simulations: Annotated[int, typer.Option(min=100, help="Simulations of each claim, fewer where slow.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Of the simulations.")] = 0,
-    part: Annotated[str | None, typer.Option(help="One part only: family_errors, power_table, ...")] = None,
+    simulations: Annotated[int, typer.Option(min=100, help="Simulations per claim; slow claims use fewer.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Random seed of the simulations.")] = 0,
+    part: Annotated[str | None, typer.Option(help="Run only this part: family_errors, power_table, ...")] = None,
 ) -> None:
     """Measures how often each test and interval errs."""
     print("| claim | simulations | rate | wanted |\n| --- | --- | --- | --- |")

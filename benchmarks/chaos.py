@@ -1,17 +1,17 @@
-"""A grid on a real SLURM cluster that is disturbed at random; it must end with the bits of an undisturbed one.
+"""Disturbs a grid on a real SLURM cluster at random; it must end bit-identical to an undisturbed one.
 
     python benchmarks/chaos.py --seed 0
     for seed in $(seq 0 9); do python benchmarks/chaos.py --seed $seed --reference digests.json; done
     python benchmarks/chaos.py --seed 0 --two-hosts
 
-Starts a private cluster of four nodes (as tests/cluster does: root, and `make setup`), launches a tuned grid of small
-cells (trials, and the cells that follow from their choices) and, while they train, kills nodes, preempts workers, with
-and without a requeue, requeues them, sends them USR2, and kills launchers, the first of them in the middle of its
+Starts a private cluster of four nodes (like tests/cluster: needs root and `make setup`) and launches a tuned grid of
+small cells: trials, and the cells that follow from their choices. While they train, it kills nodes, preempts workers
+with and without a requeue, requeues them, sends them USR2, and kills launchers, the first one in the middle of its
 launch. Then it launches again, as a user would, until every cell is settled. With --two-hosts, ROOT has no flock, two
-launchers start at once, nobody sees the processes of others (each worker has its own namespace of process ids), and
-workers are paused past their lease and woken. Clean means: all cells are done, each with one result.json that was never
-written twice, with the undisturbed weights, and no attempt wrote to a journal after a later one had begun. The last
-line of standard output is the verdict, in JSON; exit status 0 is clean, 1 is not, and then the runs are kept.
+launchers start at once, workers cannot see each other's processes (each has its own process id namespace), and some
+workers are paused beyond their lease and then woken. The result is clean if all cells are done with the undisturbed
+weights, each result.json was written only once, and no attempt wrote to a journal after a later one had begun. The
+last line of standard output is the verdict in JSON. Exit status: 0 if clean, else 1; then the runs are kept.
 """
 
 import heapq
@@ -59,12 +59,12 @@ GRID: dict[str, Any] = {
 ON_SLURM = ["--workers", "4", "--cpus-per-task", "1", "--mem", "2G", "--time", "1h"]
 PAUSE_SECONDS = LEASE_SECONDS + 15
 NO_FLOCK = "#include <errno.h>\nint flock(int file, int operation) { errno = ENOLCK; return -1; }\n"
-LAUNCH_SECONDS = 30.0  # between a user's launches, once nothing disturbs any more
+LAUNCH_SECONDS = 30.0  # between a user's launches, after the last disturbance
 PATIENCE_SECONDS = 1200.0
 
 
 class Chaos:
-    """A disturbed grid: what is to happen when, what has happened, and which results were seen."""
+    """A disturbed grid: the agenda of disturbances, the events so far, and the results seen."""
 
     def __init__(self, lab: Lab, root: Path, grid: Path, seed: int, *, two_hosts: bool = False) -> None:
         self.lab, self.root, self.grid, self.two_hosts = lab, root, grid, two_hosts
@@ -78,14 +78,14 @@ class Chaos:
         self.down: set[str] = set()
         self.launch_seconds = 0.0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()  # the earlier entry first where two are due at once
+        self._numbers = count()  # breaks ties: of two actions due at once, the earlier entry comes first
 
     def plan(self, num_disturbances: int) -> None:
-        """Puts the disturbances, each kind as often as the next, at random moments of the agenda."""
+        """Puts the disturbances, all kinds equally often, at random moments of the agenda."""
         kinds = [self.kill_node, self.preempt, self.requeue, self.send_usr2, self.kill_launcher, self.cancel_worker]
         chosen = [kinds[number % len(kinds)] for number in range(num_disturbances)]
         self.chance.shuffle(chosen)
-        if self.two_hosts:  # early: a pause lasts longer than the rest of the grid
+        if self.two_hosts:  # early, because a pause would outlast the rest of the grid
             chosen[1:1] = [self.pause_worker] * 2
         after = 5.0
         for kind in chosen:
@@ -97,17 +97,17 @@ class Chaos:
         heapq.heappush(self._agenda, (time.monotonic() + seconds, next(self._numbers), action))
 
     def act(self) -> bool:
-        """Does what is due; whether more is to come."""
+        """Performs the actions that are due; returns whether more are planned."""
         while self._agenda and self._agenda[0][0] <= time.monotonic():
             heapq.heappop(self._agenda)[2]()
         return bool(self._agenda)
 
     def note(self, event: str, target: str = "") -> None:
-        """Adds a line to the story."""
+        """Adds an event to the story."""
         self.events.append((time.monotonic() - self.start, event, target))
 
     def kill_node(self) -> None:
-        """Cuts a node's power, for less or more time than SLURM takes to notice; one node is always left."""
+        """Cuts a node's power, for a shorter or longer time than SLURM needs to notice; always leaves one node up."""
         up = [name for name in self.lab.nodes if name not in self.down]
         if len(up) == 1:
             self.note("no node to spare")
@@ -125,22 +125,22 @@ class Chaos:
         self.later(self.chance.uniform(2, 45), start)
 
     def preempt(self) -> None:
-        """A short job of a higher partition wants a whole node."""
+        """A short job of a higher-priority partition claims a whole node."""
         name = self.chance.choice(self.lab.nodes)
         self.note("preempt", f"{name}: {self._job_on(name)}")
         where = ["--partition", "urgent", "--exclusive", "--nodelist", name, "--chdir", "/", "--output", "/dev/null"]
         self.lab.run("sbatch", *where, "--wrap", f"sleep {self.chance.uniform(1, 6):.1f}")
 
     def requeue(self) -> None:
-        """An administrator requeues a worker."""
+        """Requeues a worker, as an administrator would."""
         self._on_a_task("requeue", "scontrol", "requeue")
 
     def cancel_worker(self) -> None:
-        """A worker's job is cancelled: a preemption after which SLURM does not start it again."""
+        """Cancels a worker's job: like a preemption after which SLURM does not restart it."""
         self._on_a_task("cancel worker", "scancel")
 
     def pause_worker(self) -> None:
-        """A worker and its children stand still until others have taken their cells, and then go on."""
+        """Pauses a worker and its children until other workers have taken over their cells, then resumes them."""
         tasks = self._running().split()
         if not tasks:
             self.note("no task to pause")
@@ -162,11 +162,11 @@ class Chaos:
         self.later(PAUSE_SECONDS, wake)
 
     def send_usr2(self) -> None:
-        """What a time limit sends, to a task's processes."""
+        """Sends a task's processes the signal of an approaching time limit."""
         self._on_a_task("USR2", "scancel", "--signal=USR2")
 
     def kill_launcher(self) -> None:
-        """Launches the grid once more, and kills that before it is through."""
+        """Launches the grid once more, and kills the launcher before it finishes."""
         with (self.root / "launchers.log").open("ab") as log:
             launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.environment)
 
@@ -179,7 +179,7 @@ class Chaos:
         self.later(self.chance.uniform(0, self.launch_seconds), kill)
 
     def launch_halfway(self) -> None:
-        """Launches the grid for the first time, and kills that at one of its steps."""
+        """Launches the grid for the first time, and kills the launcher at one of its steps."""
         step = self.chance.choice(["launches.jsonl", "plan.json", "*/cell.yaml", "jobs/*/spec.json", "jobs/*/*.pkl"])
         with (self.root / "launchers.log").open("ab") as log:
             launcher = subprocess.Popen(self._launch(), stdout=log, stderr=log, env=self.environment)
@@ -190,7 +190,7 @@ class Chaos:
         self.note("kill launcher", f"after it wrote {step}")
 
     def launch(self) -> None:
-        """Launches the grid, as a user would; from two machines at once with two hosts.
+        """Launches the grid as a user would; with two hosts, from two launchers at once.
 
         Raises:
             RuntimeError: a launch failed; its messages are in launchers.log.
@@ -207,13 +207,13 @@ class Chaos:
         self.launch_seconds = time.monotonic() - start
 
     def statuses(self) -> list[dict[str, Any]]:
-        """What `status --json` says of the cells."""
+        """The cells' states according to `status --json`."""
         command = [sys.executable, "-m", "launch", "status", "--json", "--root", str(self.root)]
         found: list[dict[str, Any]] = json.loads(self.lab.run(*command))
         return found
 
     def watch(self) -> int:
-        """Notes what new results look like; how many there are."""
+        """Remembers each new result; returns the number of results."""
         for path in (self.root / GRID["name"]).glob("*/result.json"):
             if path.parent.name not in self.results:
                 self.results[path.parent.name] = look(path)
@@ -239,12 +239,12 @@ class Chaos:
         task = self.chance.choice(tasks)
         done = subprocess.run(
             [*command, task], env=self.lab.environment, capture_output=True, text=True, check=False
-        )  # the task may have ended this moment
+        )  # the task may have just ended
         self.note(event, f"{task} {done.stderr.strip()}")
 
 
 def without_flock(folder: Path) -> Path:
-    """A library that makes flock fail, as on a file system without it."""
+    """Builds a library that makes flock fail, as on a file system without locks."""
     source, library = folder / "noflock.c", folder / "noflock.so"
     source.write_text(NO_FLOCK, encoding="utf-8")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
@@ -252,23 +252,23 @@ def without_flock(folder: Path) -> Path:
 
 
 def is_python(pid: int) -> bool:
-    """Whether it is one of a worker's own processes, rather than SLURM's or the shell's."""
+    """Whether the process is a worker's own, not SLURM's or the shell's."""
     with suppress(OSError):
         return b"python" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
     return False
 
 
 def look(path: Path) -> tuple[int, bytes]:
-    """By what a rewritten file would differ: when it was written, and what is in it."""
+    """Modification time and content, which reveal that a file was rewritten."""
     return path.stat().st_mtime_ns, path.read_bytes()
 
 
 def undisturbed(grid: Path, reference: Path | None) -> dict[str, str]:
-    """Cell id -> weights_sha256 of the grid trained without SLURM, from the `reference` file if it is there."""
+    """Cell id -> weights_sha256 of the grid trained without SLURM; read from the `reference` file if it exists."""
     if reference and reference.exists():
         digests: dict[str, str] = json.loads(reference.read_text(encoding="utf-8"))
         return digests
-    # One thread for each cell, as on the cluster: with more, sums come in another order.
+    # One thread per cell, as on the cluster: more threads would change the order of sums.
     command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--workers", str(os.cpu_count())]
     with tempfile.TemporaryDirectory() as root:
         subprocess.run([*command, "--root", root], check=True, stdout=subprocess.DEVNULL)
@@ -280,7 +280,7 @@ def undisturbed(grid: Path, reference: Path | None) -> dict[str, str]:
 
 
 def disturb(chaos: Chaos, num_cells: int, num_disturbances: int, console: Console) -> None:
-    """Launches, disturbs, and launches again until all cells are settled. TimeoutError if they never are."""
+    """Launches, disturbs, and launches again until all cells are settled. TimeoutError if that takes too long."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("disturbing", total=num_cells)
@@ -299,18 +299,18 @@ def disturb(chaos: Chaos, num_cells: int, num_disturbances: int, console: Consol
             while time.monotonic() < end and chaos.watch() < num_cells:
                 progress.update(bar, completed=chaos.watch(), description="launching again".ljust(20))
                 time.sleep(0.5)
-        while chaos.lab.run("squeue", "-h"):  # a job that goes on after its result could still rewrite it
+        while chaos.lab.run("squeue", "-h"):  # a job still running after its result could rewrite it
             time.sleep(0.5)
         progress.update(bar, completed=chaos.watch())
 
 
 def is_settled(statuses: list[dict[str, Any]], num_cells: int) -> bool:
-    """Whether nothing is left to train, the cells that follow from choices included."""
+    """Whether nothing is left to train, including the cells that follow from choices."""
     return len(statuses) >= num_cells and all(each["state"] in {"done", "failed", "cancelled"} for each in statuses)
 
 
 def faults(chaos: Chaos, expected: dict[str, str]) -> list[str]:
-    """What is wrong with the settled grid, a line each; empty if it is clean."""
+    """Problems of the settled grid, one line each; empty if it is clean."""
     folder = chaos.root / GRID["name"]
     found = [
         f"{each['name']} ({each['cell']}): {each['state']}: {each['cause']}: {each['reason']}"
@@ -332,14 +332,14 @@ def faults(chaos: Chaos, expected: dict[str, str]) -> list[str]:
 
 
 def mixed(journal: Path) -> bool:
-    """Whether an attempt wrote to the journal after a later one had: attempts or epochs that go back."""
+    """Whether an attempt wrote to the journal after a later attempt had: attempt numbers decrease."""
     found = [json.loads(line) for line in journal.read_bytes().splitlines() if line.endswith(b"}")]
     numbers = [each["attempt"] for each in found if "attempt" in each]
     return numbers != sorted(numbers)
 
 
 def story(chaos: Chaos) -> Table:
-    """What happened when."""
+    """The events with their times."""
     table = Table("seconds", "event", "target")
     for seconds, event, target in chaos.events:
         table.add_row(f"{seconds:.0f}", event, target)
@@ -347,15 +347,15 @@ def story(chaos: Chaos) -> Table:
 
 
 def main(
-    seed: Annotated[int, typer.Option(help="Of the disturbances and their moments.")] = 0,
-    disturbances: Annotated[int, typer.Option(min=0, help="How many.")] = 12,
+    seed: Annotated[int, typer.Option(help="Random seed of the disturbances and their times.")] = 0,
+    disturbances: Annotated[int, typer.Option(min=0, help="Number of disturbances.")] = 12,
     two_hosts: Annotated[
-        bool, typer.Option("--two-hosts", help="Without flock, two launchers at once, workers paused past their lease.")
+        bool, typer.Option("--two-hosts", help="No flock, two launchers at once, workers paused beyond their lease.")
     ] = False,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="JSON of the undisturbed weights' digests; made where it is missing. Stale once code changes."
+            help="JSON file of the undisturbed weights' digests; created if missing. Delete it when code changes."
         ),
     ] = None,
 ) -> None:
@@ -363,13 +363,13 @@ def main(
     if why := obstacle():
         print(why, file=sys.stderr)
         raise SystemExit(2)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the virtual nodes would share a GPU, and its sums
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the virtual nodes would share a GPU, which changes sums
     console, root = Console(stderr=True), Path(tempfile.mkdtemp(prefix="chaos-"))
     grid = root / "grid.yaml"
     grid.write_text(yaml.safe_dump(GRID, sort_keys=False), encoding="utf-8")
     with console.status("the undisturbed grid"):
         expected = undisturbed(grid, reference)
-    # One core a node: one cell a node. Where preemption has grace it sends USR2 first, else it kills.
+    # One core and so one cell per node. Preemption with a grace period sends USR2 first; without, it kills.
     settings = Settings(cpus_per_node=1, gpus_per_node=0, grace_seconds=random.Random(seed).choice([0, 20]))  # noqa: S311
     with Lab(settings) as lab:
         chaos = Chaos(lab, root, grid, seed, two_hosts=two_hosts)

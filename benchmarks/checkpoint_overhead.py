@@ -1,10 +1,10 @@
-"""What checkpoints cost: the seconds of a save over those of the steps between two saves, in one run, alternating.
+"""Cost of checkpoints: seconds of a save over seconds of the steps between two saves, alternating in one run.
 
     python benchmarks/checkpoint_overhead.py --every 100
     python benchmarks/checkpoint_overhead.py --models resnet20 --steps 20        a shorter measurement
 
-A save is all that training waits for: gathering the state, its checksum, the write and the flush to the disk. With
-`--steps` below `--every`, fewer steps are timed between the saves, and their mean is taken for the others.
+A save includes everything that training waits for: gathering the state, its checksum, the write and the flush to disk.
+If `--steps` is below `--every`, fewer steps are timed between saves, and their mean is used for the others.
 """
 
 import statistics
@@ -27,7 +27,7 @@ def measure(trainer: Trainer, num_steps: int, num_saves: int, folder: Path) -> t
     saves: list[float] = []
     path = folder
     stepping = Stepping(trainer)
-    for _ in range(3):  # the first ones allocate
+    for _ in range(3):  # the first steps allocate memory
         stepping.step()
     for _ in range(num_saves):
         steps.extend(stepping.step() for _ in range(num_steps))
@@ -39,14 +39,16 @@ def measure(trainer: Trainer, num_steps: int, num_saves: int, folder: Path) -> t
 
 def main(
     every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
-    steps: Annotated[int, typer.Option(help="Steps that are timed between two saves.")] = 100,
-    saves: Annotated[int, typer.Option(help="How many saves are timed.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps timed between two saves.")] = 100,
+    saves: Annotated[int, typer.Option(help="Number of saves to time.")] = 3,
     models: str = "resnet20,vit_mini_patch4_32",
     batch_size: int = 128,
     precision: str = "float32",
-    folder: Annotated[Path | None, typer.Option(help="On the disk that counts; default: a temporary one.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder, on the disk to measure; default: a temporary one.")
+    ] = None,
 ) -> None:
-    """Time training steps and checkpoints of BNN++ models."""
+    """Times training steps and checkpoints of BNN++ models."""
     print(f"{describe()}\nbatch {batch_size}, {precision}")
     for model in models.split(","):
         trainer = trainer_of(model, "bnn++", batch_size, precision)

@@ -1,11 +1,11 @@
-"""What a grid's training takes, as an estimate: operations counted on the networks, over a rate that is assumed.
+"""Estimates the cost of training a grid: operations counted on the networks, divided by an assumed rate.
 
     python benchmarks/cost.py imagenet
     python benchmarks/cost.py cifar10 --share 0.01
 
 GPU-hours = cells x epochs x (images trained x operations of a step + images held out x operations of a forward pass) /
-(share x peak). Operations are two for each multiply-add, as torch's counter finds them in one forward and one backward
-pass; element-wise work is not among them. No network is trained, and none is even drawn.
+(share x peak). A multiply-add counts as two operations, as torch's counter reports them for one forward and one
+backward pass; element-wise work is not counted. No network is trained or even initialised.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from suite.recipe.grid_file import load_grid
 
 
 def table(cells: list[Cell], rate: float) -> list[str]:
-    """Markdown: a row for each model, start and length, then the sum. `rate` is in operations per second."""
+    """Markdown: one row per model, start and length, then the sum. `rate` is in operations per second."""
     lines = [
         "| model | start | epochs | GFLOP an image and step | images/s | hours a cell | cells | GPU-hours |",
         "|---|---|---|---|---|---|---|---|",
@@ -39,11 +39,11 @@ def table(cells: list[Cell], rate: float) -> list[str]:
 
 
 def main(
-    grid: Annotated[str, typer.Argument(help="A bundled grid, or a file.")],
-    peak: Annotated[float, typer.Option(help="TFLOP/s of the GPU; 312 is an A100's, dense bf16.")] = 312.0,
-    share: Annotated[float, typer.Option(help="Of the peak, what training is assumed to sustain.")] = 0.2,
+    grid: Annotated[str, typer.Argument(help="Name of a bundled grid, or a file.")],
+    peak: Annotated[float, typer.Option(help="Peak TFLOP/s of the GPU; 312 is an A100's, dense bf16.")] = 312.0,
+    share: Annotated[float, typer.Option(help="Share of the peak that training is assumed to sustain.")] = 0.2,
 ) -> None:
-    """Print a Markdown table: hours of one cell and of all, by model, start and length."""
+    """Prints a Markdown table: hours of one cell and of all cells, by model, start and length."""
     cells = list(load_grid(grid).untuned().cells())
     if unknown := {cell.dataset for cell in cells} - SIZES.keys():
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the number of images is not known here")

@@ -1,16 +1,16 @@
-"""Everything this project claims about GPUs, checked and measured on one NVIDIA GPU, offline, in under 25 minutes.
+"""Checks and measures every GPU claim of this project on one NVIDIA GPU, offline, in under 25 minutes.
 
-    make gpu                                            without a GPU: checks that it could run, and says so
+    make gpu                                            without a GPU: only checks that it could run
     python -m launch doctor --gpu --data-dir DATA       the same on a node without make
-    python benchmarks/gpu.py --only speed               one part; the page keeps the others as they were measured
+    python benchmarks/gpu.py --only speed               one part; the report keeps earlier results of the others
     python benchmarks/gpu.py --rehearse --out FOLDER    the whole program on a CPU, at toy sizes, in two minutes
 
-Three parts. checks: tests/gpu, under pytest. speed: the optimizer, training steps eager and compiled, our loop, cells
-side by side. science: CIFAR-10 with ResNet-20 and six quantizers, as many seeds and epochs as fit into the rest; needs
-DATA with cifar10.tar.xz, cifar10/{train,test}/CLASS/*.jpg, or torchvision's cifar-10-batches-py.
+Three parts. checks: tests/gpu, under pytest. speed: the optimizer, eager and compiled training steps, our loop, several
+cells on one GPU. science: CIFAR-10 with ResNet-20 and six quantizers, with as many seeds and epochs as fit into the
+remaining time; needs DATA with cifar10.tar.xz, cifar10/{train,test}/CLASS/*.jpg, or torchvision's cifar-10-batches-py.
 
-Writes gpu.json after each part, and gpu.md from it. benchmarks/gpu_wheels.py lists the packages it needs.
-Exit status: 0 all that could run did, 1 a check or a measurement failed. A bar that is missed is a result.
+Writes gpu.json after each part, and gpu.md from it. benchmarks/gpu_wheels.py lists the required packages. Exit status:
+0 if all that could run did, 1 if a check or a measurement failed. A missed bar is a result, not a failure.
 """
 
 import json
@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # the project may be a checkout that is not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the project may not be installed, only checked out
 from gpu_report import PICTURE, draw, markdown
 from gpu_science import METHODS, USUAL_RATE, Design, design, train
 from gpu_speed import NO_TIME, PER_HOUR, REHEARSAL, Measured, Sizes, measure
@@ -41,11 +41,11 @@ from suite.run.provenance import code_version
 SOURCE = Path(__file__).resolve().parents[1]
 CHECKS = "tests/gpu/test_on_a_gpu.py"
 CHECKS_SHARE, SPEED_SHARE = 0.35, 0.65
-"""Of all minutes, when the part should have ended."""
+"""Fractions of the total minutes by which the part should have ended."""
 
 
 def _former(path: Path) -> dict[str, Any]:
-    """What earlier calls have found."""
+    """Results of earlier calls."""
     if not path.exists():
         return {}
     try:
@@ -57,13 +57,13 @@ def _former(path: Path) -> dict[str, Any]:
 
 
 class Part(str, Enum):
-    """What can be asked for by itself."""
+    """A part that --only can select."""
 
     CHECKS, SPEED, SCIENCE = "checks", "speed", "science"
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The hardware and software that the numbers depend on."""
     code, found = code_version(), {"device": "rehearsal", "driver": None}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -92,7 +92,7 @@ def _driver() -> str | None:
 
 
 def checks(seconds: float) -> dict[str, Any]:
-    """Runs CHECKS under pytest: each test's outcome, and why it failed or was skipped."""
+    """Runs CHECKS under pytest; returns each test's outcome, with the reason for a failure or a skip."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
@@ -115,7 +115,7 @@ def checks(seconds: float) -> dict[str, Any]:
 
 def _outcomes(path: Path) -> "list[tuple[str, str]]":
     found = []
-    for case in ET.parse(path).iter("testcase"):  # noqa: S314  (pytest has just written it)
+    for case in ET.parse(path).iter("testcase"):  # noqa: S314  (written by pytest just now)
         outcome = "passed"
         for kind, tag in (("failed", "failure"), ("failed", "error"), ("skipped", "skipped")):
             if (each := case.find(tag)) is not None:
@@ -126,7 +126,7 @@ def _outcomes(path: Path) -> "list[tuple[str, str]]":
 
 
 def speed(sizes: Sizes, until: float, console: Console) -> dict[str, Any]:
-    """All measurements."""
+    """Runs all measurements."""
     rows = []
     for each in measure(sizes, until, lambda what: console.print(f"[dim]{what}[/]")):
         rows.append(each)
@@ -136,7 +136,7 @@ def speed(sizes: Sizes, until: float, console: Console) -> dict[str, Any]:
 
 
 def science(found: dict[str, Any], data_dir: Path, seconds: float, *, rehearse: bool) -> dict[str, Any]:
-    """CIFAR-10, at the number of cells at a time, and the rate, that the speed part has found best."""
+    """Trains CIFAR-10 with the number of cells at a time, and the training rate, that were best in the speed part."""
     at_once, rate = 4, USUAL_RATE
     rows = [Measured(**each) for each in found.get("speed", {}).get("measured", ())]
     if cells := [each for each in rows if each.quantity == PER_HOUR]:
@@ -152,10 +152,10 @@ def science(found: dict[str, Any], data_dir: Path, seconds: float, *, rehearse: 
 
 
 def could_run() -> str:
-    """That everything a GPU would run can be imported and collected, in one line.
+    """Checks that all a GPU would run can be imported and collected; returns one line that says so.
 
     Raises:
-        RuntimeError: it cannot.
+        RuntimeError: the checks cannot be collected.
     """
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", CHECKS]
     done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=False)
@@ -169,15 +169,18 @@ def could_run() -> str:
 
 
 def main(
-    only: Annotated[list[Part] | None, typer.Option(help="A part by itself. Repeatable.")] = None,
-    minutes: Annotated[float, typer.Option(min=1, help="For all parts together.")] = 25,
+    only: Annotated[list[Part] | None, typer.Option(help="Run only this part. Repeatable.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="Time for all parts together.")] = 25,
     data_dir: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Where CIFAR-10 lies; without it, no science.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder that holds CIFAR-10; without it, the science part is skipped."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of gpu.json and gpu.md.")] = SOURCE / "docs" / "results",
-    rehearse: Annotated[bool, typer.Option(help="On a CPU, at toy sizes.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md.")] = SOURCE / "docs" / "results",
+    rehearse: Annotated[bool, typer.Option(help="Run on a CPU, at toy sizes.")] = False,
 ) -> None:
-    """Check and measure what only a GPU shows."""
+    """Checks and measures what needs a GPU."""
     console, begin = Console(), time.monotonic()
     if not rehearse and not torch.cuda.is_available():
         try:

@@ -1,4 +1,4 @@
-"""What `gpu.py` found, from its JSON to a page, and to a picture where matplotlib is installed."""
+"""Turns the JSON of `gpu.py` into a page, and into a picture if matplotlib is installed."""
 
 import statistics
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PICTURE = "gpu-curves.png"
 
 
 def markdown(found: dict[str, Any], *, has_picture: bool) -> str:
-    """The page of a report that has any of the sections checks, speed and science."""
+    """The Markdown page; `found` has any of the sections checks, speed and science."""
     lines = [
         TITLE,
         "",
@@ -97,7 +97,7 @@ def _science(part: dict[str, Any]) -> Iterator[str]:
 
 
 def by_method(cells: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The cells of each quantizer that has some, in METHODS' order."""
+    """Quantizer -> its cells, in METHODS' order; quantizers without cells are left out."""
     found = {method: [cell for cell in cells if cell["quantizer"] == method] for method in METHODS}
     return {method: rows for method, rows in found.items() if rows}
 

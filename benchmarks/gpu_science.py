@@ -1,7 +1,7 @@
-"""CIFAR-10 with ResNet-20 on a GPU: full precision and five binary methods, in the time that is left.
+"""CIFAR-10 with ResNet-20 on a GPU: full precision and five binary methods, in the remaining time.
 
-The recipe is the bundled grid cifar10's, untuned and shortened: it shows that grids train on a GPU and how methods
-start.
+The recipe comes from the bundled grid cifar10, untuned and shortened: it shows that grids train on a GPU, and the
+methods' first epochs.
 """
 
 import tarfile
@@ -22,23 +22,24 @@ METHODS = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
 NUM_IMAGES = 45_000
 """The grid trains on 90 % of CIFAR-10's training images and validates on the rest."""
 USUAL_RATE = 20_000.0
-"""Training images a second of all cells together, where it has not been measured: little, for a GPU."""
+"""Training images per second over all cells, if not measured: a low estimate for a GPU."""
 SHARE = 0.7
-"""Of the time left that is planned with; start-up, tests of the networks and errors of the estimate take the rest."""
+"""Planned share of the remaining time; the rest is for start-up, tests of the networks and estimation errors."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """Cells: METHODS times seeds."""
+    """Numbers of seeds and epochs; the cells are METHODS times seeds."""
 
     num_seeds: int
     epochs: int
 
 
 def design(seconds: float, rate: float) -> Design | None:
-    """The design that fits into `seconds` at `rate` images a second: 3 seeds, up to 60 epochs, then up to 8 seeds.
+    """The design that fits into `seconds` at `rate` images per second.
 
-    None if not even 3 seeds of 2 epochs fit.
+    It has 3 seeds of up to 60 epochs; beyond that, up to 8 seeds; beyond that, up to 300 epochs. None if not even 3
+    seeds of 2 epochs fit.
     """
     epochs_in_all = int(SHARE * seconds * rate / NUM_IMAGES)
     per_seed = epochs_in_all // len(METHODS)
@@ -49,7 +50,7 @@ def design(seconds: float, rate: float) -> Design | None:
 
 @contextmanager
 def images(place: Path) -> Iterator[Path]:
-    """The directory of the data sets: `place`, or where its cifar10.tar.xz is unpacked for the time being."""
+    """Folder of the data sets: `place`, or a temporary folder into which its cifar10.tar.xz is unpacked."""
     archive = place / "cifar10.tar.xz"
     if (place / "cifar10").is_dir() or not archive.is_file():
         yield place
@@ -68,7 +69,7 @@ def train(
     seconds: float,
     model: str = "resnet20",
 ) -> dict[str, Any]:
-    """What came of the grid: its design, a row for each cell that is done, and the seconds it took.
+    """Trains the grid; returns its design, a row for each done cell, and the seconds it took.
 
     Raises:
         RuntimeError: the grid cannot run.

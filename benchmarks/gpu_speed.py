@@ -1,7 +1,7 @@
-"""What a GPU makes of the optimizer's step, of training steps and of cells side by side: each a ratio within one run.
+"""Speed on a GPU of optimizer steps, training steps and cells that share it, as ratios within one run.
 
-Two ways that are compared take turns; a turn is many steps, queued without waiting for the GPU, as training does it.
-Ratios are medians over the turns. `gpu.py` runs this; on a CPU it is a rehearsal, whose numbers mean nothing.
+The two sides of a ratio take turns. A turn is many steps, queued without waiting for the GPU, as in training. Ratios
+are medians over the turns. `gpu.py` runs this; on a CPU it is only a rehearsal, whose numbers mean nothing.
 """
 
 import os
@@ -37,7 +37,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured, on which kind of device."""
+    """Sizes of the measurement, and the kind of device."""
 
     device: Literal["cuda", "cpu"] = "cuda"
     turns: int = 9
@@ -55,7 +55,7 @@ REHEARSAL = Sizes("cpu", 2, 1, ("resnet8",), 8, ("eager",), (1, 2), ("resnet8", 
 
 @dataclass(frozen=True)
 class Measured:
-    """A `quantity` of `what`; `bar` is what it should at most (or at least) be. `problem`: why there is no value."""
+    """A `quantity` of `what`; `bar` is its upper (or lower) limit. `problem` says why there is no value."""
 
     part: str
     what: str
@@ -67,14 +67,14 @@ class Measured:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the bar is met; None without one, or without a value."""
+        """Whether the bar is met; None if there is no bar or no value."""
         if self.bar is None or self.value is None:
             return None
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
 def measure(sizes: Sizes, until: float, say: Callable[[str], None]) -> Iterator[Measured]:
-    """All measurements. None begins after `until` (in seconds of time.monotonic); one that fails says why."""
+    """All measurements. None starts after `until` (seconds of time.monotonic); a failed one reports its reason."""
     steps = [
         (f"{STEP}: {network}, {how}", partial(_training_steps, network, how, sizes))
         for how in sizes.ways_to_run
@@ -95,7 +95,7 @@ def measure(sizes: Sizes, until: float, say: Callable[[str], None]) -> Iterator[
         try:
             with joined(execution=Execution(determinism="fast")):
                 yield from measuring()
-        except Exception as error:  # noqa: BLE001  (one measurement that cannot be had must not cost the others)
+        except Exception as error:  # noqa: BLE001  (one failed measurement must not stop the others)
             last = (str(error).strip() or "no message").splitlines()[0]
             yield Measured(part, what, "", None, problem=f"{type(error).__name__}: {last}")
         if sizes.device == "cuda":
@@ -136,12 +136,12 @@ def _optimizer_steps(sizes: Sizes) -> Iterator[Measured]:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over turns of ours / theirs, both in the same turn."""
+    """Median over turns of ours / theirs, both from the same turn."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def num_launches(way: Way, device: str) -> int:
-    """Kernels that one step launches; on a CPU, the operations that torch dispatches, views included."""
+    """Kernels that one step launches; on a CPU, operations that torch dispatches, including views."""
     if device == "cpu":
         with OperandBytes() as counted:  # type: ignore[no-untyped-call]
             way.step()
@@ -158,7 +158,7 @@ def _training_steps(network: str, how: str, sizes: Sizes) -> Iterator[Measured]:
     precision = "bf16" if sizes.device == "cuda" else "float32"
     seconds: dict[str, list[float]] = {"fp": [], "bnn++": []}
     running = {name: Stepping(trainer_of(network, name, sizes.batch_size, precision, execution)) for name in seconds}
-    for turn in range(-1, sizes.turns):  # the first compiles, and finds the fastest kernels
+    for turn in range(-1, sizes.turns):  # the first turn compiles and selects kernels
         for name, stepping in running.items():
             taken = stepping.step(sizes.steps)
             if turn >= 0:
@@ -170,7 +170,7 @@ def _training_steps(network: str, how: str, sizes: Sizes) -> Iterator[Measured]:
 
 
 def plain_loop(network: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
-    """What anybody would write: the step that ours is measured against."""
+    """The obvious training step, as the baseline for ours."""
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
@@ -211,7 +211,7 @@ def _loop(sizes: Sizes) -> Iterator[Measured]:
 
 
 def _cells_at_once(sizes: Sizes) -> Iterator[Measured]:
-    """One grid for each number of cells at a time, from the command to its end: start-up and records are included."""
+    """One grid for each number of cells at a time, timed from command to exit: includes start-up and records."""
     model, epochs = sizes.cell
     with tempfile.TemporaryDirectory(prefix="gpu-") as name:
         folder = Path(name)
@@ -223,7 +223,7 @@ def _cells_at_once(sizes: Sizes) -> Iterator[Measured]:
 
 
 def cells_seconds(folder: Path, model: str, epochs: int, num_cells: int, at_once: int, device: str) -> float:
-    """Seconds from the command `launch grid` to its end, of cells on the CIFAR images in folder/data."""
+    """Seconds of `launch grid`, from command to exit, for cells on the CIFAR images in folder/data."""
     grid = {
         "name": f"at-once-{at_once}",
         "dataset": "cifar10",
@@ -244,10 +244,10 @@ def cells_seconds(folder: Path, model: str, epochs: int, num_cells: int, at_once
 def launch(
     grid: Path, root: Path, data_dir: Path, at_once: int, device: str, *more: str, seconds: float | None = None
 ) -> None:
-    """Runs `launch grid --local` with `at_once` cells at a time; stops those that are not done after `seconds`.
+    """Runs `launch grid --local` with `at_once` cells at a time; interrupts it after `seconds`.
 
     Raises:
-        RuntimeError: it failed; with what it said of the first cell that did.
+        RuntimeError: the launch failed; includes its message about the first failed cell.
     """
     share = ["--cells-per-gpu", str(at_once)] if device == "cuda" else ["--workers", str(at_once)]
     command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--root", str(root)]
@@ -274,7 +274,7 @@ def launch(
 
 
 def _noise_folder(place: Path, num_images: int) -> None:
-    """Class folders of random 32-pixel JPEGs, a fifth as many to test."""
+    """Writes class folders of random 32-pixel JPEGs; the test set has a fifth as many."""
     generator = np.random.default_rng(0)
     for split, number in (("train", num_images), ("test", num_images // 5)):
         for label in range(10):

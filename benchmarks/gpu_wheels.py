@@ -1,14 +1,14 @@
-"""What `gpu.py` needs besides torch, for a GPU machine that reaches no registry: a list, and the wheels.
+"""Lists, or fetches, the wheels that `gpu.py` needs besides torch on a GPU machine without a package registry.
 
-    make gpu-wheels                                                 lists them; nothing is downloaded
-    python benchmarks/gpu_wheels.py --into wheels                   fetches them, and says how large they are
+    make gpu-wheels                                                 lists them, downloads nothing
+    python benchmarks/gpu_wheels.py --into wheels                   fetches them and prints their sizes
     python benchmarks/gpu_wheels.py --into wheels --python 3.12 --platform manylinux_2_28_x86_64
-    python3 -m pip install --no-index --no-deps --target site wheels/*.whl         over there, then:
+    python3 -m pip install --no-index --no-deps --target site wheels/*.whl         on the GPU machine, then:
     PYTHONPATH=site python3 benchmarks/gpu.py --data-dir DATA
 
-Listed are the packages in ROOTS and their requirements, in the versions of this environment, except torch and its
-requirements. scikit-learn is carried for the file of the digits, and is never imported, so that SciPy stays at home.
-torchao (for PARQ's optimizer), matplotlib (curves), deepspeed and ffcv are used where they are.
+The list has the packages in ROOTS and their requirements, in this environment's versions, without torch and its
+requirements. scikit-learn is included only for the file of the digits and is never imported, so SciPy is not needed.
+torchao (for PARQ's optimizer), matplotlib (curves), deepspeed and ffcv are used if they are installed.
 """
 
 import subprocess
@@ -35,11 +35,11 @@ ROOTS = (
 FILES_ONLY = ("scikit-learn",)
 LIMIT_MEGABYTES = 60
 GLIBC = ("2_28", "2_27", "2_17")
-"""Of the platform tags that a machine of today takes."""
+"""Versions in the platform tags that a current machine accepts."""
 
 
 def required(roots: Iterable[str], without: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Names of the distributions, and of all that they require here, as they are installed; not those `without`."""
+    """Names of the distributions and of all their installed requirements, minus those in `without`."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -64,7 +64,7 @@ def required(roots: Iterable[str], without: frozenset[str] = frozenset()) -> fro
 
 
 def needed() -> dict[str, str]:
-    """Versions by name, of all that has to be carried to a machine that has torch."""
+    """Name -> version of each distribution that a machine with torch lacks."""
     names = required(ROOTS, required(["torch"])) | set(FILES_ONLY)
     return {name: distribution(name).version for name in sorted(names)}
 
@@ -72,13 +72,13 @@ def needed() -> dict[str, str]:
 def main(
     into: Annotated[Path | None, typer.Option(help="Fetch the wheels into this folder.")] = None,
     python: Annotated[
-        str, typer.Option(help="The other machine's.")
+        str, typer.Option(help="Python version of the GPU machine.")
     ] = f"{sys.version_info.major}.{sys.version_info.minor}",
     platform: Annotated[
-        list[str] | None, typer.Option(help="Its wheels' tag; default: Linux on x86_64. Repeatable.")
+        list[str] | None, typer.Option(help="Platform tag of the GPU machine; default: Linux on x86_64. Repeatable.")
     ] = None,
 ) -> None:
-    """List what the GPU program needs besides torch, and fetch it."""
+    """Lists the packages that the GPU program needs besides torch, or fetches them."""
     packages = needed()
     if into is None:
         print("\n".join(f"{name}=={version}" for name, version in packages.items()))

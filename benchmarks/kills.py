@@ -1,4 +1,4 @@
-"""Kill a training again and again, with SIGKILL and at random; it must end with the bits of an undisturbed one.
+"""Kills a training run repeatedly at random with SIGKILL; it must end bit-identical to an undisturbed one.
 
     python benchmarks/kills.py --kills 100
     python benchmarks/kills.py --kills 20 --set engine=deepspeed --set zero_stage=2
@@ -6,14 +6,15 @@
     python benchmarks/kills.py --kills 30 --forked --at-writes
 
 Two processes under torchrun train ResNet-8 on the digits and save a checkpoint after every step. The whole process tree
-is killed at a moment drawn evenly over a run's life: while torch is imported, in a step, while a checkpoint is written.
-Then the run is taken up again, until it is done; then comes the next run, until there were enough kills. Each run's
-weights, accuracies and journal are compared with the undisturbed one's, and it may have been done once only. Before
-half of the kills the next launch starts while the first still lives: it is refused, or waits in its imports until the
-first is dead and takes over. Exit status: 0 all equal, 1 not.
+is killed at a time drawn uniformly over a run's life: while importing torch, in a step, while writing a checkpoint. The
+run is then resumed until it is done, and another run begins, until there were enough kills. Each run's weights,
+accuracies and journal are compared with an undisturbed run's, and each must have been done only once. Before half of
+the kills, the next launch starts while the first is still alive: it is refused, or it is still importing when the
+first dies and then takes over. Exit status: 0 if all are equal, else 1.
 
-With `--forked` the two processes are forked from one that has torch imported, without torchrun: a life is short, and
-nearly all kills hit training or its checkpoints. With `--at-writes` a kill waits until a checkpoint is being written.
+With `--forked`, the two processes are forked from one that has already imported torch, without torchrun: lives are
+short, and nearly all kills hit training or its checkpoints. With `--at-writes`, each kill waits until a checkpoint is
+being written.
 """
 
 import json
@@ -44,11 +45,11 @@ from suite.run.directory import RunDir
 from suite.train import main as main_of_a_run
 
 MARK = "PROXBENCH_KILLS"
-"""The environment variable by which all descendants of a launch are found, whatever their session."""
+"""Environment variable that marks all descendants of a launch, whatever their session."""
 
 
 def cell_of(epochs: int, *, is_averaged: bool) -> Cell:
-    """ResNet-8, 20 steps an epoch; with an average where the engine has one, which is more to lose."""
+    """ResNet-8 with 20 steps per epoch; with weight averaging if the engine supports it, which adds state to lose."""
     average = 0.9 if is_averaged else None
     return Cell.model_validate(
         {
@@ -70,17 +71,17 @@ def cell_of(epochs: int, *, is_averaged: bool) -> Cell:
 
 
 class Launch(Protocol):
-    """One start of a run, with everything it starts."""
+    """One start of a run, including every process it starts."""
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether it ended by itself within the time. RuntimeError if it failed."""
+        """Whether it ended by itself within `seconds`. RuntimeError if it failed."""
 
     def kill(self) -> None:
-        """SIGKILL to all of it, until nothing of it is left."""
+        """Sends SIGKILL to all processes until none is left."""
 
 
 class Torchrun:
-    """As a user starts it."""
+    """A launch with torchrun, as a user would start it."""
 
     def __init__(self, run: RunDir, num_processes: int, execution: str) -> None:
         self.run, self.mark = run, uuid.uuid4().hex
@@ -92,7 +93,7 @@ class Torchrun:
             self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """As Launch has it."""
+        """See Launch."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -101,7 +102,7 @@ class Torchrun:
         return True
 
     def kill(self) -> None:
-        """As Launch has it."""
+        """See Launch."""
         while found := self._living():
             for pid in found:
                 with suppress(ProcessLookupError):
@@ -123,7 +124,7 @@ class Torchrun:
 
 
 class Forked:
-    """The same program in processes that have everything imported."""
+    """The same program in forked processes that have already imported everything."""
 
     def __init__(self, run: RunDir, num_processes: int, execution: str) -> None:
         self.run, self.execution = run, execution
@@ -152,7 +153,7 @@ class Forked:
             os._exit(status)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """As Launch has it."""
+        """See Launch."""
         deadline = time.monotonic() + (1e9 if seconds is None else seconds)
         while self.pids:
             for pid in list(self.pids):
@@ -166,7 +167,7 @@ class Forked:
         return True
 
     def kill(self) -> None:
-        """As Launch has it."""
+        """See Launch."""
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
         for pid in self.pids:
@@ -174,13 +175,13 @@ class Forked:
 
 
 def require_success(run: RunDir, status: int) -> None:
-    """RuntimeError unless the status is 0."""
+    """Raises RuntimeError unless the status is 0."""
     if status:
         raise RuntimeError(f"{run.path}: {run.state().state}: {run.state().reason}; see {run.path / 'log'}")
 
 
 def moment(run: RunDir, stale: set[Path]) -> str:
-    """What a run was doing when it was killed, by what it left besides the `stale` files of earlier kills."""
+    """The activity of a run when it was killed, inferred from its files except the `stale` ones of earlier kills."""
     if _unfinished(run) - stale:
         return "writing a checkpoint"
     if run.result_path.exists():
@@ -191,29 +192,33 @@ def moment(run: RunDir, stale: set[Path]) -> str:
 
 
 def _unfinished(run: RunDir) -> set[Path]:
-    """Checkpoints that are being written, or were when their writer was killed."""
+    """Checkpoints that are being written, or that a killed process left unfinished."""
     return set(run.checkpoints.glob(".*.tmp"))
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
-    """All numbers of a done run but for its speed."""
+    """All numbers of a done run except its speed."""
     metrics = journal.read_metrics(run.journal)
     kept = {epoch: {k: v for k, v in row.items() if not k.startswith("time/")} for epoch, row in metrics.items()}
     return {"result": run.result(), "journal": kept}
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How many in total.")] = 100,
-    epochs: Annotated[int, typer.Option(help="Of 20 steps each.")] = 10,
+    kills: Annotated[int, typer.Option(help="Number of kills in total.")] = 100,
+    epochs: Annotated[int, typer.Option(help="Epochs per run, of 20 steps each.")] = 10,
     processes: int = 2,
-    forked: Annotated[bool, typer.Option(help="Without torchrun and its start-up.")] = False,
-    at_writes: Annotated[bool, typer.Option("--at-writes", help="Kill while a checkpoint is written.")] = False,
-    followed: Annotated[float, typer.Option(min=0, max=1, help="Share of kills before which the next starts.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    execution: Annotated[list[str], typer.Option("--set", help="A key of execution, engine=deepspeed say.")] = [],  # noqa: B006  (typer's)
-    out: Annotated[Path | None, typer.Option(help="Where the runs are kept; default: a temporary folder.")] = None,
+    forked: Annotated[bool, typer.Option(help="Fork the processes: no torchrun and no start-up time.")] = False,
+    at_writes: Annotated[
+        bool, typer.Option("--at-writes", help="Kill only while a checkpoint is being written.")
+    ] = False,
+    followed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of kills before which the next launch starts.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Random seed of the kill times.")] = 0,
+    execution: Annotated[list[str], typer.Option("--set", help="An execution setting, e.g. engine=deepspeed.")] = [],  # noqa: B006  (typer's)
+    out: Annotated[Path | None, typer.Option(help="Folder to keep the runs in; default: a temporary one.")] = None,
 ) -> None:
-    """Kill trainings at random moments, take them up again, compare."""
+    """Kills training runs at random times, resumes them, and compares the results."""
     settings = {key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in execution)}
     is_deepspeed = settings.get("engine") == "deepspeed"
     cell, chance = cell_of(epochs, is_averaged=not is_deepspeed), random.Random(seed)  # noqa: S311  (no secret)
@@ -253,7 +258,7 @@ def main(
 
 @dataclass(frozen=True)
 class Plan:
-    """How to kill: by what chance, how often in all, and before what share of kills the next launch starts."""
+    """Plan of the kills: random generator, total number, and share of kills before which the next launch starts."""
 
     chance: random.Random
     kills: int
@@ -262,14 +267,14 @@ class Plan:
 
 
 def num_ends(run: RunDir) -> int:
-    """How many attempts say that they wrote the result."""
+    """Number of attempts that recorded writing the result."""
     return sum((attempt.end() or {}).get("state") == "done" for attempt in run.all_attempts())
 
 
 def _train_and_kill(
     run: RunDir, start_of: Callable[[RunDir], Launch], plan: Plan, life_seconds: float, moments: Counter[str]
 ) -> float:
-    """Trains to the end, with kills on the way until there were enough; the seconds of a life, as last seen."""
+    """Trains to the end, with kills until there were enough; returns the latest duration of a life in seconds."""
     chance, first = plan.chance, True
     follower: Launch | None = None
     while run.result() is None:
@@ -286,7 +291,7 @@ def _train_and_kill(
                 _wait(run, launch, chance.uniform(0, life_seconds / 2), is_follower=False)
             launch.kill()
             moments[f"{moment(run, stale)}{', followed' if follower else ''}"] += 1
-        elif first:  # untouched: a machine that has others to serve is not always as fast
+        elif first:  # not killed: update the duration, because a shared machine varies in speed
             life_seconds = time.monotonic() - start
         first = False
     if follower is not None:
@@ -295,7 +300,7 @@ def _train_and_kill(
 
 
 def _wait(run: RunDir, launch: Launch, seconds: float | None, *, is_follower: bool) -> bool:
-    """Whether the launch has ended within the time: of itself, or refused, which only a follower may be."""
+    """Whether the launch ended in time, by itself or (only allowed for a follower) because it was refused."""
     try:
         return launch.wait(seconds)
     except RuntimeError:

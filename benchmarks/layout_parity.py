@@ -1,13 +1,13 @@
-"""Does a cell train the same on one process, DDP and ZeRO? Losses of the first steps and signs at the end.
+"""Does a cell train the same on one process, DDP and ZeRO? Compares losses of the first steps and final signs.
 
     torchrun --nproc-per-node 2 benchmarks/layout_parity.py --out parity.json
     torchrun --nproc-per-node 2 benchmarks/layout_parity.py --quantizers bc bnn++ --steps 20
 
-A ViT without batch norm (vit_mini_patch2_8) on scikit-learn's digits in memory, float32, AdamW at the rate of the
-digits grid; each quantizer's mu moves along its usual shape over `--steps`. Every layout sees the same global batches.
-The first layout, one process, is what the others are compared with: the largest relative difference of a step's loss,
-and how many of the quantized weights have another sign after the last step; how many changed theirs in training says
-what that is worth.
+A ViT without batch norm (vit_mini_patch2_8) on scikit-learn's digits in memory, float32, AdamW at the learning rate of
+the digits grid; each quantizer's mu follows its usual schedule over `--steps`. Every layout sees the same global
+batches. The first layout, one process, is the reference. Reported for the others: the largest relative difference of a
+step's loss, the number of quantized weights with a different sign after the last step, and, for scale, the number of
+weights whose sign changed in training.
 """
 
 import argparse
@@ -43,7 +43,7 @@ BATCH_SIZE = 24  # 53 steps per epoch of the digits; 12 images on each of two pr
 
 
 def cell_of(quantizer: str, **training: object) -> Cell:
-    """The cell that every layout trains: the one recipe but for what is given of it."""
+    """The cell that every layout trains; `training` overrides its recipe."""
     shape = QUANTIZERS[quantizer].usual_mu
     mu: dict[str, Any] = {}
     if isinstance(shape, Constant):
@@ -65,7 +65,7 @@ def cell_of(quantizer: str, **training: object) -> Cell:
 
 @dataclass(frozen=True)
 class Trained:
-    """The loss of each step over the global batch; the signs of all latents before the first and after the last."""
+    """Loss of each step over the global batch; signs of all latents before the first and after the last step."""
 
     losses: list[float]
     signs_before: Tensor
@@ -73,7 +73,7 @@ class Trained:
 
 
 def train(cell: Cell, layout: Layout, num_steps: int, execution: Execution = AS_IS) -> Trained:
-    """The cell's first steps on a layout."""
+    """Trains the cell's first steps on a layout."""
     source = datasets.load(cell.dataset, Path("no-data-needed"))
     loaders = build_loaders(cell, source, layout, execution)
     engine = build_engine(cell, *build_model(cell, source.description, None), layout, execution)
@@ -92,7 +92,7 @@ def train(cell: Cell, layout: Layout, num_steps: int, execution: Execution = AS_
 
 
 def signs_of(engine: Engine) -> Tensor:
-    """w* >= 0 for every quantized weight, bool [number of them]."""
+    """w* >= 0 for every quantized weight, bool [number of quantized weights]."""
     signs = [latent.w_star.flatten() >= 0 for latent in engine.latents()]
     return torch.cat(signs) if signs else torch.zeros(0, dtype=torch.bool)
 
@@ -100,7 +100,7 @@ def signs_of(engine: Engine) -> Tensor:
 def compare(
     quantizer: str, layout: Layout, num_steps: int, training: dict[str, Any], names: Iterable[str] = LAYOUTS
 ) -> list[dict[str, Any]]:
-    """One row per layout but the first: how far it is from one process."""
+    """One row per layout but the first, with its differences from one process."""
     rows = []
     reference = train(cell_of(quantizer, **training), Layout(device=layout.device), num_steps)
     for name in names:
@@ -135,7 +135,7 @@ def compare(
 
 
 def main() -> None:
-    """Run the matrix; rank 0 prints it and writes it."""
+    """Runs all combinations; rank 0 prints and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantizers", nargs="+", default=list(QUANTIZERS), choices=QUANTIZERS, metavar="NAME")
     parser.add_argument("--steps", type=int, default=50)

@@ -4,11 +4,11 @@
     python benchmarks/loading.py --source DIR --samples 400 --repeats 2 --plot curve.png
     python benchmarks/loading.py --source DIR --augmented   with RandAugment and random erasing
 
-All do the same to an image: random window, resized to 224 px, mirrored or not, normalised. All have the same number of
-workers, and their batches come to one process, which does nothing else. The files are read again and again until there
-are enough samples, so they come from memory. The ways take turns, and a ratio is the median over the turns.
+All loaders apply the same steps: random crop resized to 224 px, random flip, normalisation. All have the same number of
+workers and deliver batches to one process that does nothing else. The files are read repeatedly until there are enough
+samples, so they come from memory. The loaders take turns, and a ratio is the median over the turns.
 
-"To bytes" is the processor's part where a GPU does the rest: FFCV's pipeline mirrors before that, ours after it.
+"To bytes" is the CPU's part when a GPU does the rest: FFCV's pipeline flips before that point, ours after it.
 """
 
 import os
@@ -25,19 +25,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:  # --help must not wait for torch
+if TYPE_CHECKING:  # keeps --help fast
     from torch import Tensor
 
     from suite.data.source import Part
 
 SIZE, QUALITY, RESOLUTION = 224, 90, 400
 SHARES, RESOLUTIONS = (0.0, 0.25, 0.5, 1.0), (256, 400, 500)
-"""Of images stored as JPEG; longest sides, in pixels. Those of the curve."""
+"""Shares of images stored as JPEG, and longest sides in pixels, for the curve."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all have in common. One epoch is `num_samples` images."""
+    """Common settings of all loaders. One epoch is `num_samples` images."""
 
     num_samples: int
     batch_size: int
@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass
 class Way:
-    """A way to load; `epoch(k)` gives batches of images. `rates` are images per second, one per turn."""
+    """A loader; `epoch(k)` yields batches of images. `rates` are images per second, one per turn."""
 
     name: str
     epoch: Callable[[int], Iterator["Tensor"]]
@@ -64,9 +64,9 @@ class Way:
 
 
 def torchvision(name: str, folder: Path, setting: Setting, policy: object = None) -> Way:
-    """ImageFolder and DataLoader as in torchvision's own recipe. Its workers stay from epoch to epoch.
+    """ImageFolder and DataLoader as in torchvision's own recipe, with persistent workers.
 
-    With a policy, a transform of a Pillow image, a quarter of the images are also erased in part.
+    With a policy (a transform of Pillow images), a quarter of the images also get random erasing.
     """
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision import datasets, transforms
@@ -157,13 +157,13 @@ def ffcv_imagenet(name: str, beton: Path, setting: Setting, dtype: str = "float3
 
 @dataclass(frozen=True)
 class Stock:
-    """A folder of images, and data files made of it in `place` as `suite.data prepare` makes them."""
+    """A folder of images; data files made from it go to `place`, in the form that `suite.data prepare` writes."""
 
     source: Path
     place: Path
 
     def beton(self, max_resolution: int, share: float) -> Path:
-        """The data file of this much, made if it is not there."""
+        """The data file with this resolution and JPEG share, created if missing."""
         from suite.data.beton import BetonWriter
 
         path = self.place / f"{max_resolution}-{share}.beton"
@@ -175,7 +175,7 @@ class Stock:
         return path
 
     def jpegs(self, max_resolution: int) -> Path:
-        """The folder of the same images as JPEG files."""
+        """The folder with the same images as JPEG files."""
         folder = self.place / f"{max_resolution}"
         for path, sample in self._stored(max_resolution, 1.0):
             (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ class Stock:
         return folder
 
     def files(self) -> list[Path]:
-        """Sorted by class and name."""
+        """The source files, sorted by class and name."""
         return sorted(path for path in self.source.glob("*/*") if path.suffix.lower() in {".jpg", ".jpeg"})
 
     def _stored(self, max_resolution: int, share: float) -> Iterator[tuple[Path, Any]]:
@@ -198,7 +198,7 @@ class Stock:
 
 
 def encoded(beton: Path) -> "Part":
-    """All samples of a data file."""
+    """All samples of a data file, as a Part."""
     import torch
 
     from suite.data.beton import read_index
@@ -209,7 +209,7 @@ def encoded(beton: Path) -> "Part":
 
 
 def take_turns(ways: list[Way], repeats: int, console: Console) -> None:
-    """One epoch each to start workers, compile and fill the page cache; then `repeats` rounds, each a new order."""
+    """One epoch each to start workers, compile and fill the page cache, then `repeats` rounds in alternating order."""
     with console.status("warming up") as status:
         for way in ways:
             status.update(f"warming up: {way.name}")
@@ -221,13 +221,13 @@ def take_turns(ways: list[Way], repeats: int, console: Console) -> None:
 
 
 def ratio(one: Way, other: Way) -> str:
-    """Median of one over the other, turn by turn, and its range."""
+    """Median over turns of one rate over the other, and its range."""
     ratios = [a / b for a, b in zip(one.rates, other.rates, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def compare(stock: Stock, setting: Setting, repeats: int, console: Console) -> None:
-    """Prints ratios and rates of all ways at 400 px."""
+    """Prints ratios and rates of all loaders at 400 px."""
     import torch
 
     from suite.data.source import Files
@@ -285,7 +285,7 @@ def compare_augmented(stock: Stock, setting: Setting, repeats: int, console: Con
 
 
 def draw(stock: Stock, setting: Setting, repeats: int, console: Console, path: Path) -> None:
-    """Measures what size buys in speed, prints it, and draws it to `path`."""
+    """Measures loading speed against file size, prints it, and draws it to `path`."""
     from matplotlib.figure import Figure
 
     from suite.data.beton import read_index
@@ -325,16 +325,18 @@ def _machine() -> str:
 
 def main(
     source: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Class folders of JPEG files.")],
-    samples: Annotated[int, typer.Option(min=64, help="Images of an epoch.")] = 2048,
-    repeats: Annotated[int, typer.Option(min=1, help="Epochs of each way that are counted.")] = 5,
+    samples: Annotated[int, typer.Option(min=64, help="Images per epoch.")] = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured epochs per loader.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    workers: Annotated[int, typer.Option(min=1, help="Of each way: threads, or processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Workers per loader: threads or processes.")] = 2,
     augmented: Annotated[
-        bool, typer.Option("--augmented", help="With RandAugment and random erasing instead, beside torchvision's.")
+        bool, typer.Option("--augmented", help="Compare with torchvision under RandAugment and random erasing instead.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Measure sizes and JPEG shares too, and draw them here.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also measure file sizes and JPEG shares, and draw them to this file.")
+    ] = None,
 ) -> None:
-    """Compare loaders on the same images."""
+    """Compares loaders on the same images."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="loading-") as folder:
         stock = Stock(source, Path(folder))
@@ -342,7 +344,7 @@ def main(
             raise typer.BadParameter(f"{source}: no CLASS/*.jpg or .JPEG files in it")
         import torch
 
-        torch.set_num_threads(1)  # as torchrun does; the workers are what is compared
+        torch.set_num_threads(1)  # as torchrun does; the comparison is about the workers
         setting = Setting(samples, batch_size, workers)
         console.print(
             f"{_machine()}; {len(stock.files())} files; {setting}; torch {torch.__version__}", highlight=False

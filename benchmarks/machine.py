@@ -1,4 +1,4 @@
-"""What every benchmark's output begins with, and how it says whether a bar is met."""
+"""The first line of every benchmark's output, and the format of its verdicts."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ from pathlib import Path
 from suite.run.provenance import code_version
 
 BAR = "bar: "
-"""Lines that begin so are a program's verdicts; `run_all.py` gathers them."""
+"""Prefix of the lines that hold a program's verdicts; `run_all.py` collects them."""
 
 
 def describe() -> str:
-    """Processor, cores, memory, GPU if torch sees one, torch's version and threads, commit, load: one line."""
+    """Processor, cores, memory, GPU if torch sees one, torch's version and threads, commit and load, in one line."""
     import torch
 
     parts = [f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_bytes() / 2**30:.0f} GiB"]
@@ -21,12 +21,12 @@ def describe() -> str:
     code = code_version()
     if code["commit"] is not None:
         parts.append(f"commit {code['commit'][:12]}{' and changes' if code['diff'] else ''}")
-    parts.append(f"load {os.getloadavg()[0]:.1f}")  # who else was at work
+    parts.append(f"load {os.getloadavg()[0]:.1f}")  # load by other processes
     return "; ".join(parts)
 
 
 def verdict(what: str, value: float, limit: float, *, at_least: bool = False, unit: str = "") -> str:
-    """`bar: WHAT <= LIMIT: VALUE, met` (or missed); >= with `at_least`."""
+    """`bar: WHAT <= LIMIT: VALUE, met` (or missed); with `at_least`, >=."""
     is_met = value >= limit if at_least else value <= limit
     sign = ">=" if at_least else "<="
     return f"{BAR}{what} {sign} {limit:g}{unit}: {value:.3g}{unit}, {'met' if is_met else 'missed'}"

@@ -1,16 +1,17 @@
-"""What a training step holds at its peak, against what it has to: are there hidden copies?
+"""Does a training step hold hidden copies? Compares its peak memory with the necessary minimum.
 
     python benchmarks/memory.py
 
-The limit is 4 bytes a parameter for each of w, gradient and momentum, one more for w* of each quantized one, and the
-activations. These are what full precision's peak has above its own three: the same network on the same batch. What is
-left over is counted in copies of the quantized parameters. One of them is known: a layer with a gain keeps g W for its
-backward pass (models.layers), so a transformer, all of whose layers have one, has 1. The peak of the optimizer's step,
-where no activations are, is shown for itself: its temporaries are hidden wherever activations are larger.
+The limit is 4 bytes per parameter for each of w, gradient and momentum (two moments for AdamW), 4 more for w* of each
+quantized parameter, and the activations. The latter are full precision's peak less its own w, gradient and momentum, on
+the same network and batch. The excess is counted in copies of the quantized parameters. One copy is expected: a layer
+with a gain keeps g W for its backward pass (models.layers), so a transformer, in which all layers have a gain, has 1.
+The peak of the optimizer's step, without activations, is shown separately: larger activations would hide its
+temporaries.
 
-On a GPU the peaks are torch.cuda.max_memory_allocated's. On a processor they are the running sum of what torch's
-allocator gives and takes back over one step, on top of what network and optimizer hold before it; and, since
-oneDNN and malloc have memory of their own, the peak of the whole process over that of its imports and data (Linux).
+On a GPU, peaks are torch.cuda.max_memory_allocated. On a CPU, they are the running sum over one step of the memory that
+torch's allocator takes and returns, on top of the network's and optimizer's memory before it. Since oneDNN and malloc
+have memory of their own, the peak of the whole process less its imports and data is shown as well (Linux).
 """
 
 import gc
@@ -35,11 +36,11 @@ from suite.training.trainer import Trainer
 CASES = (("resnet20", 128), ("resnet18@64", 16), ("vit_mini_patch4_32", 32))
 QUANTIZERS = ("fp", "bnn++")
 BAR = 0.0
-"""Copies of the parameters that nobody asked for, rounded to a tenth."""
+"""Unnecessary copies of the parameters, rounded to a tenth."""
 
 
 def state_bytes(trainer: Trainer) -> int:
-    """Bytes of the parameters, buffers, latents and the base optimizer's state: what a step finds and leaves."""
+    """Bytes of parameters, buffers, latents and the base optimizer's state, i.e. the memory held between steps."""
     tensors: list[Tensor] = [*trainer.engine.model.parameters(), *trainer.engine.model.buffers()]
     tensors += [latent.w_star for latent in trainer.engine.latents()]
     tensors += [value for state in trainer.optimizer.state.values() for value in state.values() if _is_tensor(value)]
@@ -47,7 +48,7 @@ def state_bytes(trainer: Trainer) -> int:
 
 
 def peak(call: Callable[[], object]) -> int:
-    """Bytes that torch holds at the call's peak, over those it holds before."""
+    """Peak bytes that torch holds during the call, less the bytes held before."""
     gc.collect()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
@@ -66,7 +67,7 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def measure(model: str, quantizer: str, batch_size: int) -> dict[str, float]:
-    """Bytes of one cell, in this process. The gradients of the step before are let go, as they are in training."""
+    """Bytes of one cell, in this process. The previous step's gradients are released first, as in training."""
     _warm_up()
     before = _resident()
     trainer = trainer_of(model, quantizer, batch_size)
@@ -88,14 +89,14 @@ def measure(model: str, quantizer: str, batch_size: int) -> dict[str, float]:
 
 
 def _warm_up() -> None:
-    """Data, threads and libraries are there before the measurement begins."""
+    """Loads data, threads and libraries before the measurement begins."""
     for size in {int((model + "@32").split("@")[1]) for model, _ in CASES}:
         LOADERS[data_set(size)](Path(), with_test=True)
     Stepping(trainer_of("resnet8", "bnn++", 8)).step()
 
 
 def _resident(*, peak: bool = False) -> int:
-    """Bytes of this process in memory; with `peak`, the most since the last call without. 0 where Linux is not."""
+    """Resident bytes of this process; with `peak`, the maximum since the last call without. 0 if not on Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
@@ -141,11 +142,13 @@ def _report(model: str, batch_size: int, found: dict[str, dict[str, float]], con
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Of one measurement in this process, as JSON; default: all.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Measure only this model, in this process, and print JSON; default: all models.")
+    ] = "",
     quantizer: str = "bnn++",
     batch_size: int = 128,
 ) -> None:
-    """Measure the memory of cells, each in a process of its own."""
+    """Measures the memory of cells, each in its own process."""
     if model:
         print(json.dumps(measure(model, quantizer, batch_size)))
         return

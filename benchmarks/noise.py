@@ -1,4 +1,4 @@
-"""Data sets of random pixels, CIFAR-10's size and shape or larger: what is in them is nothing to what a step costs.
+"""Data sets of random pixels in CIFAR-10's size and shape, or larger: the cost of a step does not depend on content.
 
 A model is written `resnet20`, or `resnet18@64` for images of 64 px instead of 32.
 """
@@ -21,13 +21,13 @@ from suite.training.trainer import Trainer
 
 SIZE = 32
 NUM_BYTES = 20_000 * 3 * SIZE * SIZE
-"""Of a data set's training images, whatever their size."""
+"""Bytes of a data set's training images, for any image size."""
 
 
 def data_set(size: int) -> str:
-    """The name of a data set of random images of `size` px, which it registers: for nobody else."""
+    """Registers a data set of random images of `size` px and returns its name; only benchmarks use it."""
     name = f"noise{size}"
-    LOADERS.setdefault(name, lambda _, *, with_test: _noise(size))  # noqa: ARG005  (it has the loaders' signature)
+    LOADERS.setdefault(name, lambda _, *, with_test: _noise(size))  # noqa: ARG005  (signature of LOADERS)
     return name
 
 
@@ -41,7 +41,7 @@ def _noise(size: int) -> Source:
 
 
 def cell_of(model: str, quantizer: str, batch_size: int, precision: str = "float32", **training: object) -> Cell:
-    """SGD with momentum for convolutions, AdamW for transformers; crops and flips; what `training` says instead."""
+    """SGD with momentum for convolutions, AdamW for transformers; crops and flips; `training` overrides the recipe."""
     name, _, size = model.partition("@")
     base: dict[str, Any] = (
         {"optimizer": "adamw", "learning_rate": 1e-3}
@@ -78,14 +78,14 @@ def trainer_of(
 
 
 class Stepping:
-    """A trainer's steps, one at a time, epoch after epoch."""
+    """Single steps of a trainer, repeating its first epoch."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
 
     def step(self, number: int = 1) -> float:
-        """Seconds of each of the next steps, with their loading: the mean."""
+        """Mean seconds per step of the next `number` steps, including loading."""
         start = time.perf_counter()
         for _ in range(number):
             batch = next(self._batches, None)
@@ -98,6 +98,6 @@ class Stepping:
 
 
 def synchronize() -> None:
-    """Waits for the GPU, if there is one, so that a clock read next is true."""
+    """Waits for the GPU, if there is one, so that the next clock reading includes its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,19 +1,20 @@
-"""An optimizer's step at ImageNet ResNet-18's size: ours, fused and eager, against torch's own and PARQ's.
+"""An optimizer step at ImageNet ResNet-18's size: ours, fused and eager, against torch's own and PARQ's.
 
     python benchmarks/optimizer_step.py
     python benchmarks/optimizer_step.py --threads 1 --repeats 50
 
-11.7 million parameters in 62 tensors, all of them quantized, with gradients that are there already; nothing else runs.
-In every repeat each way makes one step, so that a machine that slows down slows all. Medians; the ratios are to torch's
+11.7 million parameters in 62 tensors, all quantized, with gradients already present; nothing else runs. In every repeat
+each optimizer makes one step, so a machine that slows down slows all of them. Times are medians; ratios are to torch's
 fused SGD (AdamW's to torch's fused AdamW) in the same repeats. PARQ's optimizer (torchao.prototype.parq) needs torchao
-on PYTHONPATH, and is left out with a line that says so where it is missing.
+on PYTHONPATH; without it, a line says that PARQ is left out.
 
-Bytes are what the arithmetic touches in memory for each parameter: of ours and torch's fused steps by construction, of
-the others by counting the operands of each of torch's operations. GB/s are those bytes over the time, beside the rate
-of a copy of one large tensor, which reads and writes 4 bytes an element.
+Bytes are the memory traffic of the arithmetic per parameter: known by construction for our and torch's fused steps,
+otherwise counted from the operands of each of torch's operations. GB/s are those bytes over the time; for comparison, a
+copy of one large tensor is timed, which reads and writes 4 bytes per element each.
 
-A clipped step is `clip_grad_norm_` and the step; its ratio is to the same step without. At the end, how many operations
-an eager step of a whole ResNet-56 dispatches (base with foreach=True, as on a GPU): there, each is a kernel or more.
+A clipped step is `clip_grad_norm_` and the step; its ratio is to the step without clipping. At the end: the number of
+operations that an eager step of a whole ResNet-56 dispatches (base with foreach=True, as on a GPU, where each operation
+is one kernel or more).
 """
 
 import importlib.util
@@ -41,20 +42,20 @@ NUM_PARAMETERS = 11_689_512
 """ResNet-18's for ImageNet."""
 PARQ = "PARQ, hard map, 1 bit"
 BARS = {"bc": 1.6, "bnn": 1.6, "bnn++": 3.0}
-"""What a step may take of torch's fused SGD's."""
+"""Upper limits for the time of a step over torch's fused SGD's."""
 PARQ_BAR = 10.0
 CLIPPED_BAR = 1.6
-"""What clipping may add: the time of a clipped fused step of bnn++ over that of the step alone."""
+"""Upper limit for clipping: the time of a clipped fused step of bnn++ over an unclipped one."""
 OPERATIONS_BARS = {"bc": 60, "bnn++": 80}
-"""Operations that an eager step of ResNet-56 may dispatch."""
+"""Upper limits for the operations that an eager step of ResNet-56 dispatches."""
 COPIED = 2**26
-"""Elements of the tensor that is copied: 256 MB, far more than any cache."""
+"""Elements of the copied tensor: 256 MB, far more than any cache."""
 VIEWS = {"aten::detach", "aten::view", "aten::expand", "aten::slice", "aten::unsqueeze", "aten::squeeze", "aten::alias"}
 
 
 @dataclass
 class Way:
-    """A way to step all tensors; `peer` is what its time is divided by; seconds of each repeat."""
+    """A way to step all tensors; its time is divided by `peer`'s. `seconds` are per step, one entry per repeat."""
 
     name: str
     step: Callable[[], Any]
@@ -63,7 +64,7 @@ class Way:
     seconds: list[float] = field(default_factory=list)
 
     def run(self, num_steps: int = 1) -> None:
-        """A turn of so many steps; their mean time counts."""
+        """One turn of num_steps steps; records their mean time."""
         synchronize()
         start = time.perf_counter()
         for _ in range(num_steps):
@@ -73,17 +74,17 @@ class Way:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median seconds of a step."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float:
-        """Bytes a second that the arithmetic touches."""
+        """Bytes per second that the arithmetic touches."""
         return (self.bytes_moved or 0.0) * NUM_PARAMETERS / self.median
 
 
 class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that torch's operations read and write, as if nothing stayed in a cache."""
+    """Counts the bytes that torch's operations read and write, as if there were no cache."""
 
     total = 0
     num_operations: int = 0
@@ -99,7 +100,7 @@ class OperandBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         self.num_operations += 1
         if func._schema.name not in VIEWS:  # noqa: SLF001
-            # What copy_, zero_ and empty fill is not read.
+            # The tensors that copy_, zero_ and empty fill are not read.
             read = args[1:] if func._schema.name in {"aten::copy_", "aten::zero_"} else args  # noqa: SLF001
             made = () if func._schema.name.startswith("aten::empty") else (result,)  # noqa: SLF001
             self.total += sum(tensor.numel() * tensor.element_size() for tensor in _tensors((*read, *made)))
@@ -113,14 +114,14 @@ def _tensors(values: Any) -> list[Tensor]:  # noqa: ANN401
 
 
 def shapes() -> list[tuple[int, ...]]:
-    """Those of ResNet-18's parameters for ImageNet."""
+    """Shapes of ResNet-18's parameters for ImageNet."""
     import timm
 
     return [tuple(p.shape) for p in timm.create_model("resnet18").parameters()]
 
 
 def parameters(device: str = "cpu") -> list[torch.nn.Parameter]:
-    """Tensors of those shapes with gradients: normal numbers, the same each time."""
+    """Tensors of those shapes with gradients: normally distributed, the same each time."""
     generator = torch.Generator().manual_seed(0)
     made = [torch.nn.Parameter((0.3 * torch.randn(shape, generator=generator)).to(device)) for shape in shapes()]
     for p in made:
@@ -129,7 +130,7 @@ def parameters(device: str = "cpu") -> list[torch.nn.Parameter]:
 
 
 def ways(device: str = "cpu") -> list[Way]:
-    """All that are compared, after two steps, which make the state, and compile. On a GPU ours are eager."""
+    """All optimizers to compare, after two steps that create the state and compile. On a GPU ours are eager."""
     found = _ways(device)
     for way in found:
         for _ in range(2):
@@ -176,13 +177,13 @@ def _ours(quantizer: str, base: str, device: str, *, fused: bool) -> ProxConnect
 
 
 def _clipped(optimizer: ProxConnect) -> Callable[[], None]:
-    """Clips so that gradients are scaled each time, and steps."""
+    """A step with clipping that scales the gradients every time."""
     maximum = float(optimizer.clip_grad_norm_(1e30))
     optimizer.step()
 
     def step() -> None:
         nonlocal maximum
-        maximum *= 0.999  # below what the call before has left
+        maximum *= 0.999  # below the norm that the previous call left
         optimizer.clip_grad_norm_(maximum)
         optimizer.step()
 
@@ -190,7 +191,7 @@ def _clipped(optimizer: ProxConnect) -> Callable[[], None]:
 
 
 def _parq(device: str) -> Optimizer | None:
-    """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD, or None without torchao."""
+    """PARQ's QuantOptimizer with the hard map on one bit, around torch's fused SGD; None without torchao."""
     if importlib.util.find_spec("torchao") is None:
         return None
     from torchao.prototype import parq  # type: ignore[import-not-found,unused-ignore]
@@ -201,7 +202,7 @@ def _parq(device: str) -> Optimizer | None:
 
 
 def num_operations(model: str, quantizer: str) -> int:
-    """Operations that an eager step around SGD with momentum dispatches for a whole model, norms and head included."""
+    """Operations dispatched by an eager step around SGD with momentum, for a whole model with norms and head."""
     network = models.create(model, 10, 32, 3)
     split = models.binarize(network)
     named = dict(network.named_parameters())
@@ -221,7 +222,7 @@ def num_operations(model: str, quantizer: str) -> int:
 
 
 def copy_rate(repeats: int, device: str = "cpu") -> float:
-    """Bytes a second that a copy of COPIED float32 elements reads and writes: the median."""
+    """Median bytes per second that a copy of COPIED float32 elements reads and writes."""
     source, target = torch.ones(COPIED, device=device), torch.zeros(COPIED, device=device)
     way = Way("copy", lambda: target.copy_(source), "copy")
     for _ in range(repeats):
@@ -230,10 +231,10 @@ def copy_rate(repeats: int, device: str = "cpu") -> float:
 
 
 def main(
-    threads: Annotated[str, typer.Option(help="Numbers of threads, each measured by itself.")] = "1,2",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, measured separately.")] = "1,2",
     repeats: int = 25,
 ) -> None:
-    """Time the ways to make an optimizer's step."""
+    """Times the steps of the optimizers."""
     print(f"{describe()}: medians of {repeats} interleaved repeats")
     found = ways()
     for number in threads.split(","):
@@ -246,7 +247,7 @@ def main(
 
 
 def _measure(found: list[Way], what: str, repeats: int) -> None:
-    """Prints what each way takes."""
+    """Prints the time of each optimizer."""
     copied = copy_rate(repeats)
     for way in found:
         way.seconds.clear()

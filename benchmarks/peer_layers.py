@@ -1,22 +1,22 @@
-"""Binary weights once a step, in the optimizer, against a sign in each forward pass: images per second of whole steps.
+"""Binarizing once per step in the optimizer, against a sign in each forward pass: images per second of whole steps.
 
     python benchmarks/peer_layers.py
     python benchmarks/peer_layers.py --models resnet18@64 --batch-size 16
 
-The peers have full-precision weights v, binarized inside each layer by an autograd function whose backward is the
-straight-through estimator. Three are written here from the mathematics, as lean as can be; the last is a library's own.
+The peers keep full-precision weights v and binarize them inside each layer, by an autograd function whose backward pass
+is the straight-through estimator. Three are written here from their equations, as lean as possible; one is a library's:
 
     sign       W = sign(v),                               dl/dv = dl/dW where |v| <= 1, else 0
     gain       W = m sign(v), m = mean |v| per channel    the same, through m, too           (XNOR-Net's)
     standard   v' = (v - mean v) / std v per channel, W = 2^round(log2 mean |v'|) sign(v'), dl/dv through it (IR-Net's)
-    bitorch    QConv2d_NoAct of bitorch, inputs as they are: sign, and zeros put around the input by a call of their own
+    bitorch    QConv2d_NoAct of bitorch, inputs not binarized: sign, and explicit padding of the input with zeros
 
 bitorch is left out where it is not installed (pip install --no-deps --target DIRECTORY bitorch, on PYTHONPATH).
 
-Ours are rows bnn (that same sign and clip) and bnn++. All have the same network, base optimizer (SGD with momentum),
-data, loop and memory format. They take turns step by step, and a ratio is the median over the turns, with quartiles:
-where these are wide apart, the machine was busy. What binarization takes by itself is timed apart, without the network:
-for the peers the signs of all layers forward and backward, for ours the optimizer's step less full precision's.
+Ours are the rows bnn (the same sign and clip) and bnn++. All have the same network, base optimizer (SGD with momentum),
+data, loop and memory format. They take turns step by step. A ratio is the median over the turns, with quartiles: if
+these are far apart, the machine was busy. Binarization is also timed separately, without the network: for the peers,
+the signs of all layers forward and backward; for ours, the optimizer's step less full precision's.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
-        """The gradient, cut off where |v| > 1."""
+        """The gradient, set to 0 where |v| > 1."""
         v: Tensor = ctx.saved_tensors[0]
         return gradients[0] * (v.abs() <= 1)
 
@@ -78,7 +78,7 @@ class GainConv2d(SignConv2d):
 
 
 class StandardConv2d(SignConv2d):
-    """Convolution with standardised weights, and a power of two for a scale."""
+    """Convolution with standardised weights, scaled by a power of two."""
 
     def binarized(self) -> Tensor:
         """W: (C_out, C_in, k, k)."""
@@ -95,9 +95,9 @@ if importlib.util.find_spec("bitorch") is not None:
     from bitorch.layers.qconv2d import QConv2d_NoAct  # type: ignore[import-not-found,unused-ignore]
 
     class BitorchConv2d(QConv2d_NoAct):  # type: ignore[misc,unused-ignore]
-        """bitorch's layer for what a layer of ours was."""
+        """bitorch's layer, as a replacement for one of our layers."""
 
-        _pad_value = 0.0  # its own is -1, for binary inputs
+        _pad_value = 0.0  # bitorch's default is -1, for binary inputs
         _weight_quantize = staticmethod(config.get_quantization_function("sign"))
 
         def binarized(self) -> Tensor:
@@ -110,20 +110,20 @@ OURS = ("bnn", "bnn++")
 
 
 def peer(name: str, model: str, batch_size: int) -> Trainer:
-    """A full-precision trainer whose layers that ours make binary are the peer's."""
+    """A full-precision trainer in which the peer's layers replace the layers that we make binary."""
     binary = trainer_of(model, "bnn", batch_size).split.binary
     trainer = trainer_of(model, "fp", batch_size)
     for parameter in binary:
         layer = trainer.engine.model.get_submodule(parameter.removesuffix(".weight"))
         if type(layer) is not nn.Conv2d:
             raise typer.BadParameter(f"{model}: {parameter} is no convolution, and the peers are")
-        layer.__class__ = PEERS[name]  # the parameters stay, so the optimizer need not know
+        layer.__class__ = PEERS[name]  # the parameters stay the same, so the optimizer needs no change
     return trainer
 
 
 @dataclass
 class Way:
-    """A way to train; seconds of its steps, one a turn, and what binarization alone takes of them."""
+    """A way to train; `seconds` of its steps, one per turn; `alone`: seconds of just the binarization."""
 
     name: str
     trainer: Trainer
@@ -145,7 +145,7 @@ def _median_seconds(call: Callable[[], object], num_calls: int = 20) -> float:
 
 
 def _signs_alone(model: nn.Module) -> float:
-    """Seconds of the signs of all of a peer's layers, forward and backward."""
+    """Seconds for the signs of all of a peer's layers, forward and backward."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, tuple(PEERS.values()))]
     gradients = [torch.ones_like(layer.weight) for layer in layers]
 
@@ -161,9 +161,9 @@ def _signs_alone(model: nn.Module) -> float:
 def main(
     models: str = "resnet20",
     batch_size: int = 128,
-    turns: Annotated[int, typer.Option(min=2, help="Steps of each way that are counted.")] = 40,
+    turns: Annotated[int, typer.Option(min=2, help="Measured steps for each way to train.")] = 40,
 ) -> None:
-    """Compare binary weights kept by the optimizer with those made in each forward pass."""
+    """Compares binary weights kept by the optimizer with weights binarized in each forward pass."""
     print(describe())
     console = Console()
     for model in models.split(","):
@@ -174,14 +174,14 @@ def main(
             for turn in range(-2, turns):
                 for way in ways if turn % 2 else reversed(ways):
                     seconds = way.step()
-                    if turn >= 0:  # those before warm up
+                    if turn >= 0:  # negative turns warm up
                         way.seconds.append(seconds)
             _time_alone(ways)
         _report(model, batch_size, ways, console)
 
 
 def _time_alone(ways: list[Way]) -> None:
-    """Last of all: steps without new gradients train nothing."""
+    """Times binarization by itself. Runs last, because steps without new gradients train nothing."""
     full_precision = _median_seconds(ways[-1].trainer.optimizer.step)
     for way in ways[: len(OURS)]:
         way.alone = _median_seconds(way.trainer.optimizer.step) - full_precision
@@ -204,7 +204,7 @@ def _report(model: str, batch_size: int, ways: list[Way], console: Console) -> N
 
 
 def _ratios(one: Way, other: Way) -> list[float]:
-    """Of images per second, turn by turn."""
+    """Ratios of images per second, turn by turn."""
     return [theirs / ours for ours, theirs in zip(one.seconds, other.seconds, strict=True)]
 
 

@@ -1,12 +1,12 @@
-"""ProxConnect's bc with a scale beside torchao's PARQ with its hard map: the same latents, step for step.
+"""Compares ProxConnect's bc with a scale to torchao's PARQ with its hard map: the latents agree at every step.
 
     python benchmarks/peer_parq.py            compare; needs torchao beside torch, in an environment of its own
-    python benchmarks/peer_parq.py --record   and write tests/quantizers/parq_trajectory.npz, for the tests
+    python benchmarks/peer_parq.py --record   also write tests/quantizers/parq_trajectory.npz, for the tests
 
-PARQ's QuantOptimizer (Jin et al., 2025) with ProxHardQuant, one bit and LSBQuantizer keeps latents u and sets
-w = s sign(u) after each step, s = mean |u| of the tensor or of each channel: BinaryConnect with a scale, "STE" in its
-tables. It takes its first gradient at u itself, and ours is at w from the start, so the first gradient here is taken at
-w for both.
+PARQ's QuantOptimizer (Jin et al., 2025) with ProxHardQuant, one bit and LSBQuantizer keeps latents u and sets w = s
+sign(u) after each step, with s = mean |u| of the tensor or of each channel. This is BinaryConnect with a scale, "STE"
+in its tables. PARQ takes its first gradient at u, while ours is at w from the start, so here the first gradient is
+taken at w for both.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TRAJECTORY = Path(__file__).parents[1] / "tests" / "quantizers" / "parq_trajecto
 
 
 class Problem:
-    """A network of tanh units fitted to fixed data: u [8, 5] and v [1, 8] quantized, c [8] not."""
+    """A network of tanh units fitted to fixed data: u [8, 5] and v [1, 8] quantized, c [8] not quantized."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -42,7 +42,7 @@ class Problem:
         self.x, self.y = uniform(32, 5) * 2, uniform(32, 1) * 2
 
     def backward(self) -> None:
-        """The gradients at the present parameters."""
+        """Computes the gradients at the current parameters."""
         for p in (self.u, self.v, self.c):
             p.grad = None
         (linear(linear(self.x, self.u, self.c).tanh(), self.v) - self.y).square().mean().backward()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def ours(scale: Scale, dtype: torch.dtype = torch.float32) -> NDArray[np.floatin
 
 
 def theirs(scale: Scale, dtype: torch.dtype = torch.float32) -> NDArray[np.floating]:
-    """The same of torchao's QuantOptimizer. ImportError without torchao."""
+    """The same for torchao's QuantOptimizer. ImportError without torchao."""
     from torchao.prototype.parq.optim import ProxHardQuant, QuantOptimizer
     from torchao.prototype.parq.quant import LSBQuantizer
 
@@ -99,7 +99,7 @@ def _flat(*tensors: Tensor) -> NDArray[np.floating]:
 
 
 def main() -> None:
-    """Compares, and records if asked to."""
+    """Compares the trajectories; with --record, also writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Synthetic photographs: JPEG files of ImageNet's usual size and weight, where there are no real ones."""
+"""Synthetic photographs in place of real ones: JPEG files of ImageNet's usual dimensions and file size."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from PIL import Image
 NUM_CLASSES, NUM_PER_CLASS = 4, 16
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
 GRAIN = 10.0
-"""Standard deviation of the noise on the smooth picture, in levels: with it a file has ImageNet's 110 kB or so."""
+"""Standard deviation of the noise on the smooth picture, in levels; it gives files ImageNet's 110 kB or so."""
 
 
 def photographs(folder: Path) -> Path:
-    """Writes FOLDER/CLASS/NUMBER.jpg, smooth colours with grain, always the same; the folder."""
+    """Writes FOLDER/CLASS/NUMBER.jpg, smooth colours with grain, the same every time; returns the folder."""
     rng = np.random.default_rng(0)
     for number in range(NUM_CLASSES * NUM_PER_CLASS):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))

@@ -1,11 +1,11 @@
-"""Every benchmark once, in settings that fit into a quarter of an hour on two cores; writes benchmarks/RESULTS.md.
+"""Runs every benchmark once, with settings that take a quarter of an hour on two cores; writes benchmarks/RESULTS.md.
 
     make bench
     python benchmarks/run_all.py --only peer_layers --only shares --out results.md
 
-The programs run one after the other, on one thread each unless told otherwise: ratios that repeat are worth more than
-short times. What is not here (FFCV, photographs, SLURM) is left out by name, with the reason. Exit status: 0 all that
-could run did, 1 one failed or ran out of time. A bar that is missed is a result.
+The programs run one after the other, on one thread each by default: repeatable ratios are worth more than short times.
+The results name programs that cannot run here (FFCV, photographs, SLURM), with the reason. Exit status: 0 if all that
+could run did, 1 if one failed or timed out. A missed bar is a result, not a failure.
 """
 
 import os
@@ -27,12 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 300.0
-"""Of a program; those here are planned with a third of it."""
+"""Time limit of a program; the settings here are planned to take a third of it."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A question, and the command that answers it. `lacks` says what is not there for it to run; empty: nothing."""
+    """A question, and the command that answers it. `lacks` returns a missing requirement, or an empty string."""
 
     name: str
     question: str
@@ -44,7 +44,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a program. `problem` is why there is no output, or not all of it; empty: there is."""
+    """Result of a program. `problem` says why output is missing or incomplete, else it is empty."""
 
     program: Program
     output: str = ""
@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def bars(self) -> list[str]:
-        """The verdicts, as machine.verdict writes them, without the word."""
+        """The verdict lines in machine.verdict's format, without their prefix."""
         return [line.removeprefix(BAR) for line in self.output.splitlines() if line.startswith(BAR)]
 
 
@@ -162,7 +162,7 @@ PROGRAMS = (
 
 
 def run(program: Program, threads: int, source: Path | None) -> Outcome:
-    """Runs a program to its end, or until its time is up."""
+    """Runs a program until it ends or its time limit passes."""
     path = HERE / f"{program.name}.py"
     if not path.exists():
         return Outcome(program, problem=f"benchmarks/{path.name} is not there")
@@ -189,7 +189,7 @@ def run(program: Program, threads: int, source: Path | None) -> Outcome:
 
 
 def markdown(outcomes: list[Outcome], machine: str, threads: int, photographs_are: str) -> str:
-    """RESULTS.md: the verdicts of all programs, then one section for each question."""
+    """RESULTS.md: the verdicts of all programs, then one section per question."""
     minutes = sum(outcome.seconds for outcome in outcomes) / 60
     lines = [
         "# Benchmarks, as measured",
@@ -221,14 +221,14 @@ def markdown(outcomes: list[Outcome], machine: str, threads: int, photographs_ar
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="A program's name. Repeatable.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of each program.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this program. Repeatable.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each program.")] = 1,
     source: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Class folders of JPEG files; default: synthetic.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The Markdown file.")] = HERE / "RESULTS.md",
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = HERE / "RESULTS.md",
 ) -> None:
-    """Run the benchmarks and write down what they say."""
+    """Runs the benchmarks and writes their results to a file."""
     programs = [program for program in PROGRAMS if not only or program.name in only]
     if unknown := set(only or []) - {program.name for program in PROGRAMS}:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not among {', '.join(p.name for p in PROGRAMS)}")
@@ -245,7 +245,7 @@ def main(
             progress.advance(task)
             what = outcome.problem or f"{outcome.seconds:.0f} s"
             console.print(f"{program.name}: {what}", *outcome.bars, sep="\n  ", markup=False, highlight=False)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, to say what the programs had
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported: describe() reports it
     photographs_are = "synthetic photographs" if source is None else "the photographs given"
     out.write_text(markdown(outcomes, describe(), threads, photographs_are), encoding="utf-8")
     console.print(f"written to {out}", highlight=False)

@@ -1,15 +1,15 @@
-"""What is not training in a training cell: the shares of loader, journal, checkpoints and the MLflow forwarder.
+"""Time in a training cell besides training: the shares of loader, journal, checkpoints and the MLflow forwarder.
 
     python benchmarks/shares.py
 
-The cells run as `suite.train` runs them, in this process, on a loader in memory: every call of the four is timed where
-it is made. An epoch is put together of medians: its first batch (which draws the epoch's order and augmentation), its
-other batches (their mean, for several are made together), its steps with their signs of life, and its end: journal
-and checkpoint (where epochs are short, its part of one). So a few steps stand for an epoch of a real data
-set's length. Shares are of the whole epoch, without validation.
+The cells run in this process as under `suite.train`, with a loader in memory, and every call to the four is timed in
+place. An epoch's time is composed of medians: its first batch (which draws the epoch's order and augmentation), its
+other batches (their mean, because several are made together), its steps with their heartbeats, and its end: journal
+and checkpoint (a part of one, if epochs are short). So a few steps represent an epoch of a real data set's length.
+Shares are of the whole epoch, without validation.
 
-The forwarder is no part of a cell: the launcher calls it every few seconds. Its share is the processor time of a call
-that finds one of the grid's cells changed, over that interval, as if it took the core that trains.
+The forwarder is not part of a cell: the launcher calls it every few seconds. Its share is the CPU time of a call that
+finds one changed cell in the grid, over that interval, as if it used the core that trains.
 """
 
 import statistics
@@ -41,7 +41,7 @@ from suite.training.trainer import Trainer
 
 BAR = 0.01
 NUM_CELLS = 36
-"""Of the grid that is forwarded: as many as the bundled digits'."""
+"""Cells of the forwarded grid: as many as in the bundled digits grid."""
 NAMES = (
     *("train/loss", "train/top1", "val/top1", "mu", "health/flip_rate", "health/latent_gap", "health/masked_share"),
     *("time/images_per_second", "time/loader_stall_share"),
@@ -52,7 +52,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Case:
-    """A cell, and how many steps an epoch of the real data set has; None: as many as the cell's own."""
+    """A cell, and the number of steps per epoch of the real data set; None: the cell's own."""
 
     name: str
     cell: Cell
@@ -60,13 +60,13 @@ class Case:
 
 
 class Clock:
-    """Seconds of calls, by what they were for."""
+    """Seconds of calls, by purpose."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def time(self, what: str, call: Callable[[], Result]) -> Result:
-        """What the call returns."""
+        """Times the call; returns its result."""
         start = time.perf_counter()
         result = call()
         synchronize()
@@ -74,16 +74,16 @@ class Clock:
         return result
 
     def median(self, what: str) -> float:
-        """Seconds of a call; 0 where there was none."""
+        """Median seconds of a call; 0 without calls."""
         return statistics.median(self.seconds[what] or [0.0])
 
     def mean(self, what: str) -> float:
-        """The same where calls do unequal work."""
+        """Mean seconds of a call, for calls that do unequal work; 0 without calls."""
         return statistics.fmean(self.seconds[what] or [0.0])
 
 
 def run(case: Case, folder: Path, num_epochs: int, max_steps: int) -> tuple[Clock, int]:
-    """(seconds of the parts, steps of an epoch), after an epoch that warms up."""
+    """(seconds of the parts, steps per epoch), measured after one warm-up epoch."""
     directory = RunDir.create(folder / case.cell.id, case.cell)
     with joined() as layout:
         trainer = Trainer(case.cell, layout, folder, None)
@@ -104,7 +104,7 @@ def run(case: Case, folder: Path, num_epochs: int, max_steps: int) -> tuple[Cloc
 def _epoch(
     trainer: Trainer, record: Record, checkpoints: Checkpoints, heartbeat: Heartbeat, clock: Clock, max_steps: int
 ) -> None:
-    """As `suite.train` goes through it, with an end after `max_steps`."""
+    """One epoch as in `suite.train`, ended after `max_steps`."""
     batches = trainer.loaders.train.epoch(trainer.epoch)
     for step in range(min(max_steps, trainer.steps_per_epoch)):
         images, labels = clock.time("loader" if step else "first batch", lambda: next(batches))
@@ -117,7 +117,7 @@ def _epoch(
 
 
 def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
-    """Of an epoch of so many steps; the forwarder's comes as it is."""
+    """Share of each part in an epoch of num_steps steps; the forwarder's share is passed through."""
     per_step = {what: num_steps * clock.median(what) for what in ("training", "signs of life", "looking at the clock")}
     parts = {
         "loader": clock.median("first batch") + (num_steps - 1) * clock.mean("loader"),
@@ -125,13 +125,13 @@ def shares(clock: Clock, num_steps: int, forwarder: float) -> dict[str, float]:
         "checkpoint": clock.median("checkpoint") + per_step["looking at the clock"],
     }
     seconds = per_step["training"] + sum(parts.values())
-    # Where one after each epoch would take more than its share, they are so much rarer.
+    # If a checkpoint after each epoch would exceed SAVING_SHARE, suite.train saves less often.
     parts["checkpoint"] = min(parts["checkpoint"], SAVING_SHARE * seconds + per_step["looking at the clock"])
     return {what: part / seconds for what, part in parts.items()} | {"forwarder": forwarder}
 
 
 def forwarder_share(folder: Path, num_calls: int) -> float:
-    """Processor seconds of a call of `mlflow_replica.sync` over the seconds between two, in a grid of NUM_CELLS."""
+    """CPU seconds of a call of `mlflow_replica.sync` over the seconds between calls, in a grid of NUM_CELLS cells."""
     template = load_grid("digits").untuned().cells()[0]
     cells = [Cell.model_validate(template.model_dump() | {"seed": seed}) for seed in range(NUM_CELLS)]
     grid = folder / "forwarded"
@@ -148,11 +148,15 @@ def forwarder_share(folder: Path, num_calls: int) -> float:
 
 
 def main(
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs that are timed.")] = 3,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of an epoch at the most; medians stand for the rest.")] = 30,
-    folder: Annotated[Path | None, typer.Option(help="On the disk that counts; default: a temporary one.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Timed epochs.")] = 3,
+    steps: Annotated[
+        int, typer.Option(min=2, help="Steps to run per epoch, at most; medians represent the rest.")
+    ] = 30,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for the runs, on the disk to measure; default: a temporary one.")
+    ] = None,
 ) -> None:
-    """Measure what surrounds the training steps of two cells."""
+    """Measures the time around the training steps of two cells."""
     print(describe())
     digits = next(cell for cell in load_grid("digits").untuned().cells() if cell.name == "digits/resnet8/bnn++/s0")
     cases = [

@@ -1,12 +1,12 @@
-"""Does one process train S seeds of a small cell faster than S processes' worth of steps, their weights stacked?
+"""Does one process train S seeds of a small cell faster with their weights stacked than one after the other?
 
     python benchmarks/stacked_seeds.py
     python benchmarks/stacked_seeds.py --models resnet8,resnet20 --seeds 1,3,8 --batch-size 64
 
-S networks of one (model, quantizer) are stacked by torch.func and trained as one by vmap, with one ProxConnect over the
-stacked weights (its maps are elementwise); the peer trains the S networks one after the other in the same process, as
-the launcher's cells do on a core. Whole steps: forward, backward, B, AdamW, F. Both start from the same weights, and
-after the first steps their losses are compared. Decision 011 says what follows from it.
+torch.func stacks S networks of one (model, quantizer), and vmap trains them as one, with one ProxConnect over the
+stacked weights (its maps are elementwise). The baseline trains the S networks one after the other in the same process,
+like the launcher's cells on a core. Whole steps are timed: forward, backward, B, AdamW, F. Both start from the same
+weights, and their losses are compared after the first steps. Decision 011 draws the conclusion.
 """
 
 import copy
@@ -28,7 +28,7 @@ from models import Split
 from quantizers import ProxConnect
 
 SIDES = {"resnet8": (1, 8), "vit_mini_patch2_8": (1, 8), "resnet20": (3, 32), "vit_mini_patch4_32": (3, 32)}
-"""Channels and side of the images of small models: digits' or CIFAR's."""
+"""(channels, side) of the images of small models, as in the digits or CIFAR."""
 BAR = 1.5
 
 
@@ -49,7 +49,7 @@ def _optimizer(parameters: dict[str, Tensor], split: Split) -> ProxConnect:
 
 
 def _separate(networks: list[tuple[nn.Module, Split]], images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-    """A step of every network, one after the other; gives their losses."""
+    """A step of every network, one after the other; the step returns their losses."""
     optimizers = [_optimizer(dict(network.named_parameters()), split) for network, split in networks]
 
     def step() -> Tensor:
@@ -66,7 +66,7 @@ def _separate(networks: list[tuple[nn.Module, Split]], images: Tensor, labels: T
 
 
 def _stacked(networks: list[tuple[nn.Module, Split]], images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-    """A step of all networks at once; gives their losses."""
+    """A step of all networks at once; the step returns their losses."""
     stacked, buffers = stack_module_state([network for network, _ in networks])
     parameters = {name: tensor.detach().requires_grad_() for name, tensor in stacked.items()}
     skeleton = copy.deepcopy(networks[0][0]).to("meta")
@@ -91,9 +91,9 @@ def main(
     models: str = "resnet8,vit_mini_patch2_8,resnet20",
     seeds: Annotated[str, typer.Option(help="Numbers of seeds S.")] = "1,3,8",
     batch_size: int = 64,
-    steps: Annotated[int, typer.Option(help="Steps of each, alternating; the median counts.")] = 15,
+    steps: Annotated[int, typer.Option(help="Steps of each kind, alternating; reports medians.")] = 15,
 ) -> None:
-    """Compare S stacked networks with S separate ones."""
+    """Compares S stacked networks with S separate ones."""
     warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap of attention: part of the answer
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{describe()}: {device}, bnn++, AdamW, batch {batch_size}")

@@ -1,14 +1,14 @@
-"""From the command to the first training step: seconds, and where they go; here, or on a real SLURM cluster.
+"""Time from the command to the first training step, and its parts; on this machine or on a real SLURM cluster.
 
     python benchmarks/start_up.py                  the command on this machine, and --help of every command
-    python benchmarks/start_up.py --on-cluster     a job on a private cluster (as tests/cluster: root, `make setup`)
+    python benchmarks/start_up.py --on-cluster     a job on a private cluster (like tests/cluster: root, `make setup`)
 
-Here, `suite.train` runs the digits grid's first steps again and again; the parts are those of a process that does the
-same one after the other. So do children of the nursery, whose own start is not counted. The best of the repeats counts:
-whatever else the machine does makes a start longer. Seconds of processor time beside those of the clock tell how busy
-it was.
+On this machine, `suite.train` repeatedly runs the first step of a digits cell. The parts are measured in a process that
+performs the same steps in order. Children of the nursery do so as well; the nursery's own start is not counted. The
+best repeat counts, because other load only makes a start longer. CPU seconds beside the wall-clock seconds show how
+busy the machine was.
 
-On the cluster one worker trains small cells one after another, and the moments are times of files: what the batch
+On the cluster, one worker trains small cells one after another. The moments are times of files: the one that the batch
 script's first line writes, the attempt's record, provenance.json (written when data, network and optimizer are ready),
 the checkpoint after the first step, and the result.
 """
@@ -34,7 +34,7 @@ from launch.worker.nursery import Nursery
 from suite.recipe.grid_file import load_grid
 from suite.run.directory import RunDir, run_dirs
 
-# Also where the packages are: or tests/models would be `models`.
+# Also the repository root, and before tests: otherwise tests/models would be imported as `models`.
 sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "tests"))
 from cluster.lab import Lab, obstacle
 from tiny_cells import tiny_grid
@@ -82,9 +82,9 @@ MOMENTS = (
 
 
 def timed(command: Sequence[str], folder: str) -> tuple[float, float, str]:
-    """(seconds by the clock, seconds of processor time, output) of a command that runs in `folder`."""
+    """(wall-clock seconds, CPU seconds, output) of a command that runs in `folder`."""
     before, start = os.times(), time.perf_counter()
-    # Where the packages lie, for a folder that is not theirs.
+    # The packages are not in `folder`.
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     output = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
     seconds, after = time.perf_counter() - start, os.times()
@@ -93,7 +93,7 @@ def timed(command: Sequence[str], folder: str) -> tuple[float, float, str]:
 
 
 def here(repeats: int, console: Console) -> list[str]:
-    """Prints the parts of a start on this machine, and what --help takes; the verdicts."""
+    """Prints the parts of a start on this machine and the times of --help; returns the verdicts."""
     digits = next(cell for cell in load_grid("digits").untuned().cells() if cell.name == "digits/resnet8/bnn++/s0")
     with tempfile.TemporaryDirectory(prefix="start-up-") as folder, console.status("starting") as status:
         cell = Path(folder) / "cell.yaml"
@@ -130,11 +130,11 @@ def here(repeats: int, console: Console) -> list[str]:
 
 
 def _warm(cell: Path, repeats: int) -> float:
-    """Seconds from asking a running nursery for a child to the child's end after one step."""
+    """Seconds from requesting a child of a running nursery to the child's end after one step."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     nursery = Nursery(environment, cell.parent)
     seconds = []
-    for _ in range(repeats + 1):  # the first child waits for the nursery
+    for _ in range(repeats + 1):  # the first child also waits for the nursery's start
         start = time.perf_counter()
         nursery.spawn([str(cell), "--max-steps", "1"], {}, cell.with_name("log.txt")).wait()
         seconds.append(time.perf_counter() - start)
@@ -143,7 +143,7 @@ def _warm(cell: Path, repeats: int) -> float:
 
 
 def _parts(command: Sequence[str], folder: str) -> dict[str, tuple[float, float]]:
-    """(seconds by the clock, of processor time) of the parts of a start, the last one from the command on."""
+    """Part of a start -> (wall-clock seconds, CPU seconds); the first part begins with the command."""
     start = time.time()
     stamps = json.loads(timed(command, folder)[2])
     before = [(start, 0.0), *((clock, busy) for _, clock, busy in stamps)]
@@ -163,13 +163,13 @@ def moments(run: RunDir, before: float) -> list[float]:
 
 
 def cluster(cells: int, console: Console) -> None:
-    """Prints the moments of the cells of one worker on a private cluster: the first one, and medians of the others."""
+    """Prints the moments of one worker's cells on a private cluster: its first cell, and medians over the others."""
     if why := obstacle():
         print(why, file=sys.stderr)
         raise SystemExit(2)
     root = Path(tempfile.mkdtemp(prefix="start-up-"))
     grid = root / "tiny.yaml"
-    # Two epochs of one step: the checkpoint after the first is still there at the end.
+    # Two epochs of one step each, so that the checkpoint after the first still exists at the end.
     training = {"epochs": 2, "batch_size": 1024, "optimizer": "adamw", "learning_rate": 0.003}
     grid.write_text(yaml.safe_dump(tiny_grid(seeds=list(range(cells)), quantizers=["bnn++"], training=training)))
     asked = ["--partition", "gpu", "--gpus-per-node", "0", "--cpus-per-task", "1", "--workers", "1"]
@@ -193,11 +193,11 @@ def cluster(cells: int, console: Console) -> None:
 
 
 def main(
-    repeats: Annotated[int, typer.Option(min=1, help="How often each command is started here.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Starts of each command on this machine.")] = 3,
     on_cluster: Annotated[bool, typer.Option("--on-cluster", help="Start a worker on a private cluster.")] = False,
-    cells: Annotated[int, typer.Option(min=2, help="How many there; medians are shown.")] = 6,
+    cells: Annotated[int, typer.Option(min=2, help="Number of cells on the cluster; shows medians.")] = 6,
 ) -> None:
-    """Measure what it costs to start a cell."""
+    """Measures the cost of starting a cell."""
     print(describe())
     console = Console()
     if on_cluster:

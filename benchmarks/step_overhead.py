@@ -1,11 +1,11 @@
-"""What binarization costs in training: a BNN++ step over a full-precision step of the same model, in one run.
+"""Cost of binarization in training: a BNN++ step over a full-precision step of the same model, in one run.
 
     python benchmarks/step_overhead.py
     python benchmarks/step_overhead.py --models resnet20,resnet18@64 --precision bf16 --batch-size 256
 
-The two take turns step by step, so that a machine that slows down slows both; a ratio is the median over the turns,
-with quartiles. The rest is divided into what the optimizer does more (B times the gradient before the base's step, F
-of the latents after it), timed by itself in the same steps, and what the model does more (gains, copies).
+The two take turns step by step, so a machine that slows down slows both. A ratio is the median over the turns, with
+quartiles. The extra time has three parts: in the optimizer (B times the gradient before the base's step, F of the
+latents after it) and in its base, timed separately in the same steps, and the rest in the model (gains, copies).
 """
 
 import statistics
@@ -27,7 +27,7 @@ BAR = 1.05
 
 @dataclass
 class Timed:
-    """Seconds of a trainer's steps, and of the parts of its optimizer's."""
+    """Seconds of a trainer's steps, of its optimizer's steps, and of the base optimizer's steps."""
 
     trainer: Trainer
     steps: list[float] = field(default_factory=list)
@@ -41,11 +41,11 @@ class Timed:
         proxconnect.base.step = self._timing(proxconnect.base.step, self.base)  # type: ignore[method-assign]
 
     def run(self) -> None:
-        """A step, timed with its loading."""
+        """One step, timed including its loading."""
         self.steps.append(self._stepping.step())
 
     def forget(self) -> None:
-        """Drops what was measured while the machine warmed up."""
+        """Discards the measurements of the warm-up."""
         for seconds in (self.steps, self.base, self.optimizer):
             seconds.clear()
 
@@ -66,9 +66,9 @@ def main(
     models: str = "resnet20,resnet18@64,vit_mini_patch4_32",
     batch_size: int = 128,
     precision: str = "float32",
-    turns: Annotated[int, typer.Option(min=2, help="Steps of each of the two that are counted.")] = 40,
+    turns: Annotated[int, typer.Option(min=2, help="Measured steps of each of the two.")] = 40,
 ) -> None:
-    """Compare training steps of bnn++ and fp."""
+    """Compares training steps of bnn++ and fp."""
     print(describe())
     console, lines = Console(), []
     table = Table(
@@ -89,13 +89,13 @@ def main(
 
 
 def _report(model: str, fp: Timed, binary: Timed, table: Table) -> str:
-    """Adds the model's row; its verdict."""
+    """Adds the model's row; returns its verdict."""
     ours, theirs = statistics.median(binary.steps), statistics.median(fp.steps)
     base = statistics.median(binary.base)
     more = statistics.median(binary.optimizer) - base - (statistics.median(fp.optimizer) - statistics.median(fp.base))
     base_more = base - statistics.median(fp.base)
     parts = (more, base_more, ours - theirs - more - base_more)
-    # Of neighbours, which share the machine's moods.
+    # Pair neighbouring steps, which see the same load on the machine.
     ratios = [one / other for one, other in zip(binary.steps, fp.steps, strict=True)]
     low, ratio, high = statistics.quantiles(ratios)
     milliseconds = [f"{1e3 * part:+.1f}" for part in parts]

@@ -1,10 +1,10 @@
-"""How long `python -m analysis tables` takes for a large grid: run directories, or an MLflow store, to markdown.
+"""Time that `python -m analysis tables` takes for a large grid, from run directories or an MLflow store to markdown.
 
 python benchmarks/tables.py --cells 10000
 
-MLflow makes the store and one run as launch sync does; SQLAlchemy copies that run, because ten thousand runs
-through MLflow's own client take minutes. Six quantizers, ten seeds, as many models as it takes. The peer is MLflow:
-what its search_runs alone takes for the same store. CPU seconds beside those of the clock, for busy machines.
+MLflow makes the store and one run as launch sync does. SQLAlchemy then copies that run, because ten thousand runs
+through MLflow's own client take minutes. Six quantizers, ten seeds, and as many models as needed. The baseline is
+MLflow's own search_runs on the same store. CPU seconds are shown beside wall-clock seconds, for busy machines.
 """
 
 import argparse
@@ -60,12 +60,12 @@ print(len(found))
 
 
 def make_store(root: Path, num_cells: int) -> None:
-    """ROOT/mlflow.db with one experiment, `large`, of num_cells done cells: tags, recipe, curves and test accuracy."""
+    """Makes ROOT/mlflow.db with an experiment `large` of num_cells done cells: tags, recipe, curves, test accuracy."""
     uri = f"sqlite:///{root}/mlflow.db"
     _one_run(uri, root)
     store = sa.create_engine(uri)
     everything = sa.MetaData()
-    everything.reflect(store, only=TABLES)  # and what these refer to
+    everything.reflect(store, only=TABLES)  # and the tables that these refer to
     tables = {name: everything.tables[name] for name in TABLES}
     rng = np.random.default_rng(0)
     with store.begin() as connection:
@@ -124,7 +124,7 @@ def _one_run(uri: str, root: Path) -> None:
 
 
 def _changes(number: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Tags and metrics of cell `number`: seeds go round first, then quantizers, then models."""
+    """Tags and metrics of cell `number`: the seed varies fastest, then the quantizer, then the model."""
     rest, seed = divmod(number, NUM_SEEDS)
     model, quantizer = divmod(rest, len(QUANTIZERS))
     name = f"synthetic/resnet{model}/{QUANTIZERS[quantizer]}/s{seed}"
@@ -143,7 +143,7 @@ def _changes(number: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def make_folders(root: Path, num_cells: int) -> None:
-    """ROOT/folders: the same cells as run directories, planned, done, each with one attempt."""
+    """Makes ROOT/folders with the same cells as run directories, planned and done, each with one attempt."""
     rng, grid_dir = np.random.default_rng(0), root / "folders"
     training = {"epochs": 1, "batch_size": 128, "optimizer": "sgd", "learning_rate": 0.1}
     sharpness = {"bnn++": {"start": 2.0}, "pc": {"start": 1.0}, "bnn+": {"start": 5.0}}
@@ -173,7 +173,7 @@ def make_folders(root: Path, num_cells: int) -> None:
 
 
 def _copy(row: dict[str, Any], number: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """The row of the first run as cell `number` has it."""
+    """The first run's row, changed to describe cell `number`."""
     copy = {**row, "run_uuid": f"{number:032x}"}
     if "start_time" in row:
         copy["start_time"] = 1 + number
@@ -183,7 +183,7 @@ def _copy(row: dict[str, Any], number: int, changes: dict[str, Any]) -> dict[str
 
 
 def _timed(name: str, command: list[str]) -> float:
-    """Runs and prints it; returns its CPU seconds."""
+    """Runs and times the command, and prints the result; returns its CPU seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -193,7 +193,7 @@ def _timed(name: str, command: list[str]) -> float:
 
 
 def main() -> None:
-    """Makes a store and times the command on it."""
+    """Makes a store and run directories, and times the command on them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10_000)
     num_cells = parser.parse_args().cells

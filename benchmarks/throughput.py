@@ -2,12 +2,12 @@
 
     python benchmarks/throughput.py                               ours, submitit and, if installed, hydra
     python benchmarks/throughput.py --checkout ../before          also `launch grid --local` of another checkout
-    pip install hydra-core hydra-submitit-launcher                what the hydra line needs
+    pip install hydra-core hydra-submitit-launcher                requirements of the hydra line
 
-Every line trains the same cells: ResNet-8 on the digits, as many epochs as take about five seconds to start and train
-in a process of its own. Ours is `launch grid --local`. The array is submitit's local executor calling one process of
-`suite.train` a cell, two at a time; hydra starts all jobs of a sweep at once. Lines
-take turns, so that what else the machine does hits all of them; the best of the repeats counts.
+Every line trains the same cells: ResNet-8 on the digits, with as many epochs as make a cell take about five seconds
+in its own process, including its start. Ours is `launch grid --local`. The array is submitit's local executor, with one
+process of `suite.train` per cell and one cell per core at a time; hydra starts all jobs of a sweep at once. Lines take
+turns, so that other load affects all of them; the best repeat counts.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ main()
 
 
 def cells_in(folder: Path, num_cells: int, epochs: int) -> Path:
-    """A grid file with that many cells."""
+    """Writes a grid file with num_cells cells."""
     training = {"epochs": epochs, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.003}
     grid = tiny_grid(seeds=list(range(num_cells // 2)), quantizers=["bc", "bnn++"], training=training)
     path = folder / "tiny.yaml"
@@ -55,7 +55,7 @@ def cells_in(folder: Path, num_cells: int, epochs: int) -> Path:
 
 
 def ours(grid: Path, root: Path, checkout: Path = SOURCE) -> None:
-    """One `launch grid --local`."""
+    """Runs `launch grid --local` once."""
     command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--root", str(root)]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -66,7 +66,7 @@ def _made(grid: Path, root: Path) -> list[RunDir]:
 
 
 def bare_submitit(grid: Path, root: Path) -> None:
-    """One submitit job a cell, two at a time."""
+    """Runs one submitit job per cell, one per core at a time."""
     import submitit
 
     runs = _made(grid, root)
@@ -83,7 +83,7 @@ def bare_submitit(grid: Path, root: Path) -> None:
 
 
 def hydra_submitit(grid: Path, root: Path) -> None:
-    """A hydra sweep over the cells with its local submitit launcher."""
+    """Runs a hydra sweep over the cells with its local submitit launcher."""
     runs = _made(grid, root)
     script = root / "sweep.py"
     script.write_text(HYDRA, encoding="utf-8")
@@ -102,17 +102,16 @@ def _require_done(runs: list[RunDir]) -> None:
 
 
 def main(
-    num_cells: Annotated[int, typer.Option("--cells", min=2, help="How many cells a turn.")] = 12,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a cell.")] = 6,
+    num_cells: Annotated[int, typer.Option("--cells", min=2, help="Cells per turn.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per cell.")] = 6,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each line.")] = 2,
-    checkout: Annotated[
-        Path | None, typer.Option(help="Another checkout of this project, for a line of its own.")
-    ] = None,
+    checkout: Annotated[Path | None, typer.Option(help="Also measure this other checkout of the project.")] = None,
     grid: Annotated[
-        str | None, typer.Option(help="A grid that tunes nothing instead of the tiny cells; ours and --checkout only.")
+        str | None,
+        typer.Option(help="Train this grid (without tuning) instead of the tiny cells; only ours and --checkout."),
     ] = None,
 ) -> None:
-    """Measure cells per hour."""
+    """Measures cells per hour."""
     os.environ["OMP_NUM_THREADS"] = "1"
     lines: dict[str, Callable[[Path, Path], None]] = {"ours": ours}
     if grid is None:

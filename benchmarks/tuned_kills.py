@@ -1,12 +1,12 @@
-"""Kill the launcher of a tuned grid again and again, at random; choices and results must be an undisturbed grid's.
+"""Kills the launcher of a tuned grid repeatedly at random; choices and results must equal an undisturbed grid's.
 
     python benchmarks/tuned_kills.py --kills 20
 
-Trials, the choice and the cells that follow from it, fine-tuned ones among them, all of tiny cells on this machine.
-Half of the kills hit everything that the launch has started, the others the launcher alone, whose cells train on as
-orphans while the next launch begins. The moments are drawn evenly over a launch's first seconds, half of them from its
-start and half from when it first trains something new. Then it is launched again, until the grid is over. Exit status:
-0 all equal, 1 not.
+The grid has trials, the choice, and the cells that follow from it, including fine-tuned ones; all cells are tiny and
+run on this machine. Half of the kills hit every process of the launch. The others hit only the launcher, whose cells
+train on as orphans while the next launch begins. Kill times are drawn uniformly over a launch's first seconds, counted
+for half of the kills from its start and for half from its first new attempt. Then the grid is launched again, until it
+is done. Exit status: 0 if all are equal, else 1.
 """
 
 import os
@@ -46,12 +46,12 @@ GRID: dict[str, Any] = {
     "blocks": [{}, {"init": "finetune", "quantizers": ["bnn++"]}],
 }
 SPAN_SECONDS = 12.0
-"""A kill comes so long after its launch, or its launch's first new attempt, at most."""
+"""Latest kill, in seconds after the launch or after its first new attempt."""
 PATIENCE_SECONDS = 900.0
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """One launch, the leader of a process group of its own."""
+    """Starts a launch as the leader of its own process group."""
     command = [sys.executable, "-m", "launch", "grid", str(folder / "tuned.yaml"), "--local", "--root", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "log").open("ab") as log:
@@ -61,19 +61,19 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(folder: Path) -> None:
-    """Launches until the grid is over."""
+    """Launches the grid once more and waits until it is done."""
     process = start(folder)
     if status := process.wait(PATIENCE_SECONDS):
         raise SystemExit(f"the last launch ended with status {status}: see {folder / 'log'}")
 
 
 def num_attempts(folder: Path) -> int:
-    """Begun so far, of all cells."""
+    """Number of attempts begun so far, over all cells."""
     return sum(len(run.all_attempts()) for run in run_dirs(folder / "tuned"))
 
 
 def kill(folder: Path, chance: random.Random) -> str:
-    """Launches, kills at a random moment; returns what was hit, empty if the grid was over before."""
+    """Launches, and kills at a random time; returns what was killed, or "" if the launch ended first."""
     before, process = num_attempts(folder), start(folder)
     if chance.random() < 0.5:  # noqa: PLR2004  (half of the kills)
         while num_attempts(folder) == before and process.poll() is None:
@@ -92,7 +92,7 @@ def kill(folder: Path, chance: random.Random) -> str:
 
 
 def facts(folder: Path) -> dict[str, object]:
-    """What must be equal: the choices, and each cell's result."""
+    """The facts that must be equal: the choices, and each cell's result."""
     found: dict[str, object] = {"choices.yaml": (folder / "tuned" / "choices.yaml").read_text(encoding="utf-8")}
     for run in run_dirs(folder / "tuned"):
         found[run.path.name] = run.result()
@@ -100,10 +100,10 @@ def facts(folder: Path) -> dict[str, object]:
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=0, help="How many.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="Number of kills.")] = 20,
+    seed: Annotated[int, typer.Option(help="Random seed of the kill times.")] = 0,
 ) -> None:
-    """Compares a grid that was killed again and again with one that was not."""
+    """Compares a grid that was killed repeatedly with one that was not."""
     chance, console = random.Random(seed), Console(stderr=True)  # noqa: S311  (no secret)
     with tempfile.TemporaryDirectory() as place:
         disturbed, quiet = Path(place) / "disturbed", Path(place) / "quiet"

@@ -1,1 +1,1 @@
-"""Many runs: a grid's cells onto a machine or a cluster, and their life cycle."""
+"""Runs a grid's cells on this machine or a cluster, and manages them until they end."""

@@ -1,4 +1,4 @@
-"""The launcher's commands; `python -m launch --help` teaches them."""
+"""The launcher's commands; see `python -m launch --help`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +39,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Runs grids of (model x quantizer x seed) and tells how they stand.\n\n"
-    "A first one, minutes on a laptop: [bold]python -m launch grid digits --local[/]\n\n"
+    help="Run grids of (model x quantizer x seed) and show their status.\n\n"
+    "A first grid, minutes on a laptop: [bold]python -m launch grid digits --local[/]\n\n"
     "Then: [bold]python -m analysis tables digits[/]",
 )
 First = Annotated[
@@ -48,7 +48,7 @@ First = Annotated[
 ]
 ConfirmGpuHours = Annotated[
     float | None,
-    typer.Option(min=0, help="Ask before launching more GPU-hours than this, by estimate.", show_default="100"),
+    typer.Option(min=0, help="Ask before launching more than this many estimated GPU-hours.", show_default="100"),
 ]
 
 
@@ -64,19 +64,19 @@ def grid(
     only: Only = None,
     first: First = None,
     keep_former: Annotated[
-        bool, typer.Option("--keep-former", help="Finish cells that the grid had before it was edited.")
+        bool, typer.Option("--keep-former", help="Finish the cells that the edited grid no longer has.")
     ] = False,
     cancel_former: Annotated[
-        bool, typer.Option("--cancel-former", help="Cancel cells that the grid had before it was edited.")
+        bool, typer.Option("--cancel-former", help="Cancel the cells that the edited grid no longer has.")
     ] = False,
     confirm_gpu_hours: ConfirmGpuHours = None,
     only_tune: Annotated[
-        bool, typer.Option("--only-tune", help="Run the grid's trials and choose; do not train its own cells yet.")
+        bool, typer.Option("--only-tune", help="Run only the grid's trials and choose values; train no other cells.")
     ] = False,
     choices: Annotated[
         Path | None,
         typer.Option(
-            help="Take the values chosen in this file, or bundled under this name, instead of running trials.",
+            help="Use the values chosen in this file, or in the bundled choices of this name; run no trials.",
             metavar="FILE",
         ),
     ] = None,
@@ -84,7 +84,7 @@ def grid(
     on_finish: Annotated[
         str | None,
         typer.Option(
-            help="Shell command to run when the grid is over; PROXBENCH_GRID and PROXBENCH_SUMMARY say how.",
+            help="Shell command to run when the grid has ended; PROXBENCH_GRID and PROXBENCH_SUMMARY describe it.",
             metavar="CMD",
         ),
     ] = None,
@@ -93,7 +93,7 @@ def grid(
     tracking_uri: TrackingUri = None,
     where: Where,
 ) -> None:
-    """Run a grid's cells that are not done: by workers on SLURM, or with --local here.
+    """Run a grid's unfinished cells: with workers on SLURM, or with --local on this machine.
 
     [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
 
@@ -101,9 +101,9 @@ def grid(
 
     [dim]python -m launch grid digits --local --set tune=null[/]
 
-    Launching again goes on where the last launch stopped: done cells stay done, killed ones resume from their newest
-    checkpoint, failed ones wait for [bold]retry[/]. A grid with a [bold]tune[/] block runs its trials first, chooses
-    for each method and model the values that did best, and trains its own cells with them.
+    Launching again resumes the grid: done cells stay done, killed cells resume from their newest checkpoint, failed
+    cells wait for [bold]retry[/]. A grid with a [bold]tune[/] block first runs its trials, then chooses the best values
+    for each method and model, and trains its own cells with them.
     """
     from launch.plan import matches
     from launch.tuning import look_ahead, planned
@@ -112,9 +112,9 @@ def grid(
     loaded = load_grid(grid, set_)
     for name, is_given in (("--only-tune", only_tune), ("--choices", choices is not None)):
         if is_given and not loaded.is_tuned:
-            fail(f"{name}: {grid} tunes nothing; it has no tune block")
+            fail(f"{name}: {grid} has no tune block; omit {name}, or add one")
     if keep_former and cancel_former:
-        fail("--keep-former and --cancel-former: one of them")
+        fail("--keep-former and --cancel-former exclude each other: give one of them")
     if not dry_run:
         _require_a_place(where)
     is_asking_slurm = not dry_run or where.flags or where.cluster
@@ -122,7 +122,7 @@ def grid(
     grid_dir = (root or profile.root or DEFAULT_ROOT) / loaded.name
     ahead = look_ahead(grid_dir, loaded, choices, only or [], only_tune=only_tune)
     if not ahead.wanted:
-        fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without it lists them")
+        fail(f"--only {' --only '.join(only or [])} matches no cell of {grid}; --dry-run without --only lists them")
     if lost := [pattern for pattern in first or [] if not any(matches(cell, pattern) for cell in ahead.whole.cells)]:
         fail(f"--first {lost[0]} matches no cell of {grid}; --dry-run lists them")
     tuning = replace(ahead.tuning, shapes=_shapes(grid_dir, ahead.whole.cells, where, profile))
@@ -160,12 +160,12 @@ def grid(
 @app.command()
 def debug(
     grid: GridArgument = "digits",
-    cell: Annotated[str, typer.Option(help="An id, or a pattern as in --only; the first that fits is run.")] = "bnn++",
+    cell: Annotated[str, typer.Option(help="A cell id, or a pattern as in --only; the first match runs.")] = "bnn++",
     max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to take.")] = 10,
     set_: Set = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Train the first steps of one cell in this very process, recorded nowhere: breakpoints work.
+    """Train the first steps of one cell in this process, so that breakpoints work. Nothing is recorded.
 
     [dim]python -m pdb -m launch debug digits --cell resnet8/bnn++/s0[/]
     """
@@ -186,17 +186,17 @@ def retry(
     *,
     cells: Cells = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only failed cells, not cancelled ones.")] = False,
-    oom: Annotated[bool, typer.Option("--oom", help="Only cells whose memory ran out; see --mem.")] = False,
+    oom: Annotated[bool, typer.Option("--oom", help="Only cells that ran out of memory; see --mem.")] = False,
     timeout: Annotated[
-        bool, typer.Option("--timeout", help="Only cells that hung or got no further in their time.")
+        bool, typer.Option("--timeout", help="Only cells that hung, or saved no checkpoint within the time limit.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which cells; change and start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which cells would start; change nothing.")] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="execution.KEY=VALUE",
-            help="Run them in another way, execution.micro_batch_size=64 say; their recipe stays.",
+            help="Change how they run, e.g. execution.micro_batch_size=64; their recipe stays the same.",
         ),
     ] = None,
     confirm_gpu_hours: ConfirmGpuHours = None,
@@ -207,7 +207,7 @@ def retry(
     tracking_uri: TrackingUri = None,
     where: Where,
 ) -> None:
-    """Start failed and cancelled cells again, from their newest checkpoints. What is not said is as in the last launch.
+    """Restart failed and cancelled cells from their newest checkpoints. Omitted options are as in the last launch.
 
     [dim]python -m launch retry --failed[/]
 
@@ -231,9 +231,9 @@ def retry(
         or (row.state.state == "cancelled" and not (failed or causes))
     ]
     if not again:
-        fail("nothing to retry: no such cell has failed or was cancelled")
+        fail("nothing to retry: no matching cell has failed or was cancelled")
     if any(row.cell.trial and row.planned.tuned in chosen_already(rows) for row in again):
-        print("some of these are trials of settings already chosen: the choices stay, and analysis will tell")
+        print("some of these are trials whose choice is already made: the choice stays, and analysis reports changes")
     last = launches.last(grid_dir)
     where = where.after(last)
     _require_a_place(where)
@@ -273,9 +273,9 @@ def worker(
     grid: GridName = None,
     only: Only = None,
     stay: Annotated[
-        bool, typer.Option("--stay", help="Wait for cells that others train, until the grid is over.")
+        bool, typer.Option("--stay", help="Wait for cells that other workers train, until the grid has ended.")
     ] = False,
-    slots: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: all that fit.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: as many as fit.")] = None,
     gpus_per_cell: GpusPerCell = None,
     cells_per_gpu: CellsPerGpu = None,
     cpus_per_cell: CpusPerCell = None,
@@ -284,7 +284,7 @@ def worker(
 ) -> None:
     """Train cells of a launched grid in this process: in a PBS or LSF job, a pod, or on a colleague's machine.
 
-    Any number of workers that see ROOT share a grid; each cell is trained by one of them.
+    Any number of workers that see ROOT can share a grid; each cell is trained by one of them.
 
     [dim]python -m launch worker digits --root /project/runs --data-dir /project/data[/]
     """
@@ -335,7 +335,7 @@ for _command in (
 
 
 def _shapes(grid_dir: Path, cells: "Iterable[Cell]", where: Where, profile: "Profile") -> dict[str, str]:
-    """The cells' shapes, by `place_of`; a launch here leaves those that SLURM's workers go by."""
+    """The cells' shapes, by `place_of`. A local launch keeps the planned ones: SLURM's workers pick cells by shape."""
     from suite.run.directory import read_plan
     from suite.run.tuning import place_of
 
@@ -368,7 +368,7 @@ def _start(
     from suite.run.mlflow_replica import default_uri
 
     asked = [profile.for_cell(cell) for cell in every or [each.cell for each in planned.values()]]
-    resources = {each.shape: each.model_dump(mode="json") for each in asked}  # Start leaves out shapes of no cell
+    resources = {each.shape: each.model_dump(mode="json") for each in asked}  # Start drops shapes that no cell has
     name, content, overrides = text
     launch = Launch(
         command,

@@ -1,4 +1,4 @@
-"""Takes finished runs over from another ROOT, or from another cluster's copy, after checking them."""
+"""Copies finished runs from another ROOT, or from another cluster's copy, after checking them."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from suite.run.directory import RunDir, planned_cells
 
 @dataclass(frozen=True)
 class Adopted:
-    """What became of one run: its name or folder, and why it was left; empty if it was taken."""
+    """The outcome for one run: its cell's name (or folder), and why it was not adopted; empty if it was."""
 
     name: str
     refusal: str = ""
@@ -24,8 +24,8 @@ class Adopted:
 def adopt(grid_dir: Path, source: Path) -> list[Adopted]:
     """Copies the finished runs of `source`, a grid's folder in another ROOT, into this grid.
 
-    A run is taken if its cell is in the grid's plan, its id is the hash of its cell.yaml, its checkpoints match their
-    checksums, and the cell has no attempt here. Its result is copied last, so that an interrupted copy is not done.
+    A run is adopted if its cell is in the grid's plan, its id is the hash of its cell.yaml, its checkpoints match their
+    checksums, and the cell has no attempt here. Its result is copied last: an interrupted copy does not count as done.
 
     Raises:
         UserError: `source` holds no runs.
@@ -47,9 +47,9 @@ def _adopt(grid_dir: Path, run: RunDir, planned: set[str]) -> Adopted:
         return Adopted(cell.name, refusal)
     mine.attempts.mkdir(parents=True, exist_ok=True)
     try:
-        Attempt(mine.attempts, 1).path.mkdir()  # the claim: a worker that wants the cell does the same
+        Attempt(mine.attempts, 1).path.mkdir()  # claims the cell, just as a worker would
     except FileExistsError:
-        return Adopted(cell.name, "it has been begun here")
+        return Adopted(cell.name, "it was already started here")
     shutil.copytree(run.attempts, mine.attempts, dirs_exist_ok=True)
     for path in sorted(run.path.iterdir()):
         if path.is_dir() and path != run.attempts:
@@ -68,7 +68,7 @@ def _refusal(run: RunDir, mine: RunDir, cell_id: str, planned: set[str]) -> str:
     if cell_id not in planned:
         return "the grid has no such cell"
     if mine.newest() is not None:
-        return "it has been begun here"
+        return "it was already started here"
     try:
         state = run.state().state
     except DamagedFileError as error:

@@ -1,4 +1,4 @@
-"""What can be deleted of a launched grid without losing anything still in use: listed first, deleted on request."""
+"""Lists the files of a launched grid that nothing uses any more, and deletes them on request."""
 
 import shutil
 from collections.abc import Collection, Iterable, Sequence
@@ -12,7 +12,7 @@ from suite.run.directory import RunDir, run_dirs
 
 @dataclass(frozen=True)
 class Waste:
-    """A file or folder that may go: what it is, for people, and its size. `run`: whose; training keeps it."""
+    """A deletable file or folder, a description and its size. `run`: the run it belongs to; kept while that is live."""
 
     path: Path
     what: str
@@ -23,13 +23,13 @@ class Waste:
 def old_jobs(
     grid_dir: Path, live_jobs: Collection[Path] | None, last_code: str, *, has_live_workers: bool
 ) -> list[Waste]:
-    """Folders of jobs that left the queue, and code snapshots that no worker uses, except the last launch's.
+    """Folders of jobs that left the queue, and code snapshots that no worker uses, except the last launch's snapshot.
 
     Args:
         grid_dir: the grid.
-        live_jobs: folders of the jobs in the queue; None: SLURM could not be asked, and nothing is deleted.
+        live_jobs: folders of the jobs in the queue; None: SLURM does not answer, so nothing is listed.
         last_code: the last launch's code snapshot.
-        has_live_workers: some may use any of the code.
+        has_live_workers: live workers may use any snapshot, so no code is listed.
     """
     if live_jobs is None:
         return []
@@ -43,7 +43,7 @@ def old_jobs(
 
 
 def old_checkpoints(grid_dir: Path, rows: Iterable[Standing]) -> list[Waste]:
-    """All checkpoints of done cells but the newest, from which others are finetuned and 1-bit files exported."""
+    """All but the newest checkpoint of each done cell; finetuning and 1-bit export use the newest."""
     return [
         _waste(path, f"checkpoint of {row.cell.name}, done with a newer one", RunDir(grid_dir / row.cell.id))
         for row in rows
@@ -53,7 +53,7 @@ def old_checkpoints(grid_dir: Path, rows: Iterable[Standing]) -> list[Waste]:
 
 
 def orphans(grid_dir: Path, planned: Collection[str]) -> list[Waste]:
-    """Run directories of former recipes: no longer in the plan, and trained by nobody."""
+    """Run directories of former recipes: no longer in the plan, and not live."""
     return [
         _waste(run.path, f"run of a former recipe, {run.cell().name}, {run.state().state}", run)
         for run in run_dirs(grid_dir)
@@ -62,10 +62,10 @@ def orphans(grid_dir: Path, planned: Collection[str]) -> list[Waste]:
 
 
 def delete(waste: Sequence[Waste]) -> int:
-    """Deletes what nobody uses, and returns how many bytes that were."""
+    """Deletes the waste, but skips runs that are live by now; returns the number of bytes deleted."""
     num_bytes = 0
     for each in waste:
-        if each.run is not None and each.run.is_live():  # checked before, but the answer may have taken hours
+        if each.run is not None and each.run.is_live():  # checked when listed, perhaps hours before the user answered
             continue
         _remove(each.path)
         num_bytes += each.num_bytes
@@ -83,6 +83,6 @@ def _waste(path: Path, what: str, run: RunDir | None = None) -> Waste:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # a job's last process may still write: what it leaves goes next time
+        shutil.rmtree(path, ignore_errors=True)  # a job's last process may still write; run clean again
     else:
         path.unlink(missing_ok=True)

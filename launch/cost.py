@@ -7,7 +7,7 @@ from typing import NamedTuple
 from suite.recipe.cell import Cell
 
 PEAK = 312e12
-"""Operations per second of an A100 in dense bf16, by NVIDIA's data sheet."""
+"""Operations per second of an A100 in dense bf16, according to NVIDIA's data sheet."""
 SHARE, SMALL_SHARE = 0.2, 0.01
 """Assumed share of the peak that training sustains, on images of 64 pixels and more, and on smaller ones."""
 
@@ -31,7 +31,7 @@ SIZES = {
 
 
 class Operations(NamedTuple):
-    """Of one image; two for each multiply-add."""
+    """Operations for one image; a multiply-add counts as two."""
 
     forward: float
     step: float
@@ -39,7 +39,7 @@ class Operations(NamedTuple):
 
 @cache
 def operations(model: str, dataset: str, image_size: int | None) -> Operations:
-    """Counted by torch on two images of the meta device, in one forward and one backward pass."""
+    """A model's operations, counted by torch in one forward and one backward pass of two images on the meta device."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,7 +59,7 @@ def operations(model: str, dataset: str, image_size: int | None) -> Operations:
 
 
 def total_operations(cell: Cell) -> float:
-    """Of a cell's training, with the validation after each epoch; without its one test."""
+    """Operations of a cell's training, including validation after each epoch, excluding the final test."""
     each = operations(cell.model, cell.dataset, cell.data.image_size)
     held_out = SIZES[cell.dataset].num_images * cell.data.validation_fraction
     trained = SIZES[cell.dataset].num_images - held_out
@@ -67,7 +67,7 @@ def total_operations(cell: Cell) -> float:
 
 
 def gpu_hours(cells: Iterable[Cell]) -> float | None:
-    """Hours of one A100; None if a data set's size is not known here."""
+    """Estimated hours on one A100; None if a data set's size is unknown."""
     total = 0.0
     for cell in cells:
         if cell.dataset not in SIZES:

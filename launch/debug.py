@@ -1,4 +1,4 @@
-"""The first steps of one cell in this very process."""
+"""Trains the first steps of one cell in this process."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from suite.train import first_steps
 def debug(cell: Cell, execution: Execution, data_dir: Path, max_steps: int) -> None:
     """Trains `max_steps` steps and prints their losses; nothing is kept.
 
-    A finetune cell starts from fresh weights here: its parent's need not exist yet.
+    A finetune cell starts from fresh weights here, because its parent's may not exist yet.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     orphan = cell.model_copy(update={"parent": None})

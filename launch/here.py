@@ -1,4 +1,4 @@
-"""A grid on this machine: one worker in this process, a live table, and MLflow kept up to date."""
+"""Runs a grid on this machine: one worker in this process, a live table, and MLflow kept up to date."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -38,8 +38,8 @@ def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator
     def attempt() -> None:
         try:
             sync(grid_dir, tracking_uri)
-        except Exception as error:  # noqa: BLE001  (whatever a store can raise: the run directories are the truth)
-            console.print(f"[yellow]MLflow at {tracking_uri} not reached, nothing lost: {str(error).splitlines()[0]}")
+        except Exception as error:  # noqa: BLE001  (a store can raise anything; run directories are the source)
+            console.print(f"[yellow]cannot reach MLflow at {tracking_uri}; no data lost: {str(error).splitlines()[0]}")
 
     def keep_up() -> None:
         attempt()
@@ -58,7 +58,7 @@ def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator
 
 @contextmanager
 def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
-    """On a terminal, a live table and a bar over all epochs; elsewhere a line whenever a cell ends."""
+    """Shows a live table and a progress bar over all epochs on a terminal; else prints a line whenever a cell ends."""
 
     def chosen(rows: list[Standing]) -> list[Standing]:
         return rows if cells is None else [row for row in rows if row.cell.id in cells or row.planned.is_later]

@@ -1,4 +1,4 @@
-"""The record of launches, GRID/launches.jsonl: one line each, from which later commands take what no flag gives."""
+"""The record of launches, GRID/launches.jsonl, one line each. Later commands take their defaults from it."""
 
 import getpass
 import json
@@ -29,11 +29,11 @@ _SECRET = re.compile(r"""(?<=://)[^/@\s"\\]+@""")
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch. `resources` by shape are what its workers ask of SLURM; `flags` what was given on the command line.
+    """One launch. `resources`: its workers' requests to SLURM, by shape; `flags`: as given on the command line.
 
-    `command` is grid or retry; `grid` is the name or path that was launched, `text` the file's content, `code` the
-    snapshot's folder, `declared` what analysis holds the results to (see suite.recipe.grid.Grid.declared); `choices`
-    the file of choices that it was given. Times are unix seconds.
+    `command`: grid or retry; `grid`: the name or path that was launched; `text`: the file's content; `code`: the
+    snapshot's folder; `declared`: what the grid declares to analysis (see suite.recipe.grid.Grid.declared); `choices`:
+    the argument of --choices, or empty. Times are unix seconds.
     """
 
     command: str
@@ -60,7 +60,7 @@ class Launch:
 
 
 def remember(grid_dir: Path, launch: Launch) -> None:
-    """Appends the launch; without the user names and passwords of addresses."""
+    """Appends the launch, with user names and passwords removed from URLs."""
     path = grid_dir / "launches.jsonl"
     line = _SECRET.sub("", json.dumps(asdict(launch)))
     is_torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -71,7 +71,7 @@ def remember(grid_dir: Path, launch: Launch) -> None:
 
 
 def launches(grid_dir: Path) -> list[Launch]:
-    """In order; torn lines, of a killed launcher, are left out."""
+    """All launches, oldest first. Lines torn by a killed launcher are skipped."""
     path = grid_dir / "launches.jsonl"
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -87,12 +87,12 @@ def launches(grid_dir: Path) -> list[Launch]:
 
 
 def last(grid_dir: Path, place: str | None = None) -> Launch | None:
-    """The newest launch, of those into `place` if that is given; None before the first."""
+    """The newest launch, or the newest one to `place` if given; None before the first."""
     return next((each for each in reversed(launches(grid_dir)) if place in {None, each.place}), None)
 
 
 def on_finish(grid_dir: Path, rows: Sequence[Standing]) -> None:
-    """Runs the newest launch's --on-finish command in a shell, once for each launch, with the grid in variables."""
+    """Runs the newest launch's --on-finish command in a shell, once per launch; environment variables name the grid."""
     launch = last(grid_dir)
     if launch is None or launch.on_finish is None:
         return

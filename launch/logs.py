@@ -1,4 +1,4 @@
-"""A cell's log: which file it is, its last lines, and following it from attempt to attempt."""
+"""Finds a cell's log, reads its last lines, and follows it from attempt to attempt."""
 
 import codecs
 import time
@@ -13,20 +13,20 @@ _TAIL_BYTES = 8192
 
 
 def newest_log(run: RunDir) -> Path | None:
-    """What training printed in the newest attempt; None before the first.
+    """The log of the newest attempt; None before the first.
 
-    Of an attempt on several nodes it is the first node's; `log-node1.txt` beside it is the second's.
+    If the attempt runs on several nodes, this is the first node's log; `log-node1.txt` beside it is the second's.
     """
     return max(run.attempts.glob("*/log.txt"), default=None)
 
 
 def worker_log(grid_dir: Path) -> Path | None:
-    """What the worker that printed last printed: an interpreter that is not there, a failed --setup line."""
+    """The worker log that was written last; it shows a missing interpreter or a failed --setup line."""
     return max(grid_dir.glob("jobs/*/*_log.out"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def last_lines(path: Path, num_lines: int) -> list[str]:
-    """The file's last lines that are not blank; looks at its last 8 KiB only."""
+    """The last non-blank lines in the file's last 8 KiB."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
         text = file.read().decode("utf-8", errors="replace")
@@ -34,16 +34,16 @@ def last_lines(path: Path, num_lines: int) -> list[str]:
 
 
 def follow(run: RunDir, out: TextIO, is_settled: Callable[[], bool]) -> None:
-    """Copies the newest log to `out` as it grows, and the next attempt's after it, until the run is settled.
+    """Copies the newest log to `out` as it grows, then each later attempt's log, until the run is settled.
 
     Args:
-        run: whose.
-        out: where the text goes.
-        is_settled: whether nothing more is to come; asked twice a second, so it had better be quick.
+        run: the run whose logs to follow.
+        out: stream to write to.
+        is_settled: returns whether the log is complete; called twice a second, so it should be fast.
     """
     reader: _Reader | None = None
     while True:
-        is_last = is_settled()  # asked before reading: what was written until then is still read
+        is_last = is_settled()  # checked before reading, so that everything written up to then is read
         path = newest_log(run)
         if reader is not None:
             out.write(reader.news())
@@ -59,21 +59,21 @@ def follow(run: RunDir, out: TextIO, is_settled: Callable[[], bool]) -> None:
 
 
 class _Reader:
-    """Reads on in a file that grows."""
+    """Reads a growing file incrementally."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._num_read = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a letter
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end inside a character
 
     def news(self) -> str:
-        """What was written since the last call; all of it anew if the file has become shorter."""
+        """The text added since the last call; the whole file if it has become shorter."""
         try:
             with self.path.open("rb") as file:
                 self._num_read = 0 if self.path.stat().st_size < self._num_read else self._num_read
                 file.seek(self._num_read)
                 content = file.read()
-        except FileNotFoundError:  # cleaned away
+        except FileNotFoundError:  # deleted meanwhile
             return ""
         self._num_read += len(content)
         return self._decoder.decode(content)

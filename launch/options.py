@@ -1,4 +1,4 @@
-"""The options of the commands that start workers: where these run, and what they ask of SLURM."""
+"""Options of the commands that start workers: where workers run, and what they request from SLURM."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,12 +12,10 @@ if TYPE_CHECKING:  # imports pydantic's models, which --help must not wait for
     from launch.launches import Launch
     from launch.slurm.profile import Profile
 
-GpusPerCell = Annotated[
-    int | None, typer.Option(min=1, help="GPUs that a cell is trained on, one process each; default 1.")
-]
+GpusPerCell = Annotated[int | None, typer.Option(min=1, help="GPUs per cell, one process each; default 1.")]
 CellsPerGpu = Annotated[int | None, typer.Option(min=1, help="Cells trained side by side on each GPU; default 1.")]
 CpusPerCell = Annotated[
-    int | None, typer.Option(min=1, help="Without GPUs: cores of a cell; default: here 1, on SLURM all of the job's.")
+    int | None, typer.Option(min=1, help="Without GPUs: cores per cell; default: 1 here, all of the job's on SLURM.")
 ]
 _ON_SLURM = "On SLURM"
 _TRAINING = "Saving"
@@ -25,7 +23,7 @@ _TRAINING = "Saving"
 
 @dataclass(frozen=True)
 class Where:
-    """Where workers run. `flags`: those keys of a profile (launch.slurm.profile) that were given as flags."""
+    """Where workers run. `flags`: the profile keys (see launch.slurm.profile) that were given as flags."""
 
     local: bool
     cluster: str | None
@@ -33,23 +31,23 @@ class Where:
     train_options: tuple[str, ...]
 
     def after(self, last: "Launch | None") -> "Where":
-        """With the last launch's values for whatever was not given."""
+        """This, with the last launch's values for options that were not given."""
         if last is None:
             return self
         from launch.slurm.profile import load_profile
 
         is_local = self.local or (last.place == "local" and not load_profile(self.cluster, self.flags).is_for_slurm)
         options = self.train_options or last.train_options
-        if is_local and last.place != "local":  # SLURM's flags mean nothing here
+        if is_local and last.place != "local":  # SLURM's flags do not apply here
             return replace(self, train_options=options)
         return Where(is_local, self.cluster or last.cluster, {**last.flags, **self.flags}, options)
 
     def profile(self) -> "Profile":
-        """What workers ask for, with defaults that suit the cluster if one is asked for.
+        """What workers request, with defaults that suit the cluster unless they run locally.
 
         Raises:
-            ProfileError: no such profile, or anything wrong with it or the flags.
-            SlurmError: the cluster is away.
+            ProfileError: no such profile, or an invalid profile or flag.
+            SlurmError: SLURM does not answer.
         """
         from launch.slurm import client
         from launch.slurm.profile import load_profile
@@ -59,7 +57,7 @@ class Where:
 
 
 def with_where(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of this file; it gets them as one argument, `where`."""
+    """Adds this module's options to a command, which receives them as one argument, `where`."""
 
     @wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401  (the command's own options)
@@ -84,7 +82,7 @@ def _where(
         int | None,
         typer.Option(
             min=1,
-            help="SLURM: jobs at a time; default: as many as find work. Here: cells at a time; default: all slots.",
+            help="On SLURM: jobs at a time; default: as many as find work. Here: cells at a time; default: all slots.",
         ),
     ] = None,
     gpus_per_cell: GpusPerCell = None,
@@ -99,22 +97,28 @@ def _where(
         ),
     ] = None,
     partition: Annotated[
-        str | None, _slurm("--partition", help="Partition, or several: a,b; default: the site's.")
+        str | None, _slurm("--partition", help="Partition, or several as a,b; default: the site's.")
     ] = None,
-    nodes: Annotated[int | None, _slurm("--nodes", help="Nodes that one cell is trained on; default 1.", min=1)] = None,
+    nodes: Annotated[int | None, _slurm("--nodes", help="Nodes per cell; default 1.", min=1)] = None,
     gpus_per_node: Annotated[
         str | None,
-        _slurm("--gpus-per-node", help="GPUs of a job; default: 1 if the partition has any.", metavar="[TYPE:]N"),
+        _slurm(
+            "--gpus-per-node",
+            help="GPUs of a job on each node; default: 1 if the partition has any.",
+            metavar="[TYPE:]N",
+        ),
     ] = None,
     gres: Annotated[
-        str | None, _slurm("--gres", help="The same, for sites that insist on it.", metavar="gpu:[TYPE:]N")
+        str | None, _slurm("--gres", help="The same, for sites that require this form.", metavar="gpu:[TYPE:]N")
     ] = None,
     cpus_per_task: Annotated[int | None, _slurm("--cpus-per-task", help="Cores of a job on each node.", min=1)] = None,
     mem: Annotated[str | None, _slurm("--mem", help="Memory of a job on each node.", metavar="32G")] = None,
     time: Annotated[
         str | None,
         _slurm(
-            "--time", help="Time limit of each job, not of a run: shortly before, it saves and requeues.", metavar="12h"
+            "--time",
+            help="Time limit of each job, not of a run: shortly before it, runs save and the job requeues.",
+            metavar="12h",
         ),
     ] = None,
     account: Annotated[str | None, _slurm("--account", help="Account to charge.")] = None,
@@ -130,10 +134,10 @@ def _where(
     ] = None,
     setup: Annotated[
         list[str] | None,
-        _slurm("--setup", help="Shell line before a job's Python, e.g. 'module load cuda'. Repeatable.", metavar="CMD"),
+        _slurm("--setup", help="Shell line to run before Python, e.g. 'module load cuda'. Repeatable.", metavar="CMD"),
     ] = None,
     container: Annotated[
-        str | None, _slurm("--container", help="Image to run in (srun --container-image, of pyxis).", metavar="IMAGE")
+        str | None, _slurm("--container", help="Image to run in (pyxis: srun --container-image).", metavar="IMAGE")
     ] = None,
     python: Annotated[
         str | None, _slurm("--python", help="Interpreter on the nodes; default: this one.", metavar="PATH")
@@ -143,7 +147,7 @@ def _where(
         typer.Option(min=0, help="Save a checkpoint at least every N minutes; default 10.", rich_help_panel=_TRAINING),
     ] = None,
     checkpoint_steps: Annotated[
-        int | None, typer.Option(min=1, help="Save a checkpoint every N steps, too.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(min=1, help="Also save a checkpoint every N steps.", rich_help_panel=_TRAINING)
     ] = None,
 ) -> Where:
     given = {

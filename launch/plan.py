@@ -1,4 +1,4 @@
-"""What to train next, as pure functions of the grid's cells and their states."""
+"""Decides which cells to train next: pure functions of the grid's cells and their states."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from suite.run.directory import Cause, Planned, State, StateName
 
 SETTLED: frozenset[StateName] = frozenset(("done", "failed", "cancelled"))
 WAITING: frozenset[StateName] = frozenset(("queued", "preempted"))
-"""States of cells that were asked for and that no worker trains."""
+"""States of cells that were requested but that no worker is training."""
 
 RETRIES: Mapping[Cause, int] = {"nan": 0, "error": 1, "oom": 1, "timeout": 2, "node": 5}
-"""How many times in a row a run is started again after each cause, before it has failed for good.
+"""How many times in a row a run is restarted after each cause before it counts as failed for good.
 
-A newer checkpoint resets the count. Preemptions are not failures. nan: the same numbers would come again.
+A newer checkpoint resets the count. Preemptions are not failures. nan is not retried: the same numbers would recur.
 """
 
 
 def after_failure(state: State, cause: Cause, reason: str, newest_checkpoint: str) -> dict[str, Any]:
-    """Changes to the state of a run whose attempt failed: preempted, to be started again, or failed for good.
+    """Changes to the state of a run whose attempt failed: preempted (to be restarted), or failed for good.
 
     Args:
-        state: before.
+        state: the state before.
         cause: what ended the attempt.
-        reason: one line for people.
+        reason: one line for human readers.
         newest_checkpoint: name of the run's newest checkpoint, empty if it has none.
     """
     before = state.failures if state.failed_at == newest_checkpoint else {}
@@ -60,7 +60,7 @@ def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[S
 
     Args:
         rows: the whole grid.
-        failed_here: ids of cells that failed on the machine that asks; they come last.
+        failed_here: ids of cells that failed on this machine; they come last.
     """
     done = {row.cell.id for row in rows if row.state.state == "done"}
     first = {row.cell.id for row in rows if row.planned.is_first}
@@ -76,7 +76,7 @@ def ready(rows: Sequence[Standing], failed_here: Collection[str] = ()) -> list[S
 
 
 def blocked(rows: Iterable[Standing]) -> dict[str, str]:
-    """Cell id -> why it will not start: one that it needs failed, was cancelled, was not asked for, or is blocked."""
+    """Cell id -> why it will not start: a cell it needs failed, was cancelled, was not requested, or is blocked."""
     rows = list(rows)
     lost = {row.cell.id: _end(row.state) for row in rows if row.state.state in {"failed", "cancelled", "planned"}}
     by_id = {row.cell.id: row for row in rows}
@@ -95,7 +95,7 @@ def blocked(rows: Iterable[Standing]) -> dict[str, str]:
 
 
 def needed(ids: Iterable[str], cells: Mapping[str, Cell]) -> set[str]:
-    """Ids of the cells that those need, and of what these need; `cells` by id."""
+    """Ids of all cells that the given ones need, directly or indirectly. `cells`: by id."""
     found: set[str] = set()
     waiting = list(ids)
     while waiting:
@@ -107,29 +107,29 @@ def needed(ids: Iterable[str], cells: Mapping[str, Cell]) -> set[str]:
 
 
 def is_over(rows: Sequence[Standing]) -> bool:
-    """Whether nothing more will happen unless a user asks: no cell runs, none can be started, no choice can be made."""
+    """Whether only a user can change anything: no cell runs, none can be started, and no choice can be made."""
     held_up = blocked(rows)
     is_idle = all(row.is_settled or row.cell.id in held_up or row.state.state == "planned" for row in rows)
     return is_idle and not choosable(rows)
 
 
 def choosable(rows: Iterable[Standing]) -> set[str]:
-    """Names of the tuned settings whose trials have ended, one of them well, and whose own cells are not planned."""
+    """Names of tuned settings with no own cells planned whose trials have all ended, one of them done on all seeds."""
     return {name for name, has_choice in _unfollowed(rows).items() if has_choice}
 
 
 def chosen_already(rows: Iterable[Standing]) -> set[str]:
-    """Names of the tuned settings whose own cells are planned."""
+    """Names of tuned settings whose own cells are planned."""
     return {row.planned.tuned for row in rows if not row.cell.trial} - {""}
 
 
 def hopeless(rows: Iterable[Standing]) -> set[str]:
-    """Names of the tuned settings whose trials have ended without one that all seeds finished: no cell follows."""
+    """Names of tuned settings whose trials have all ended, none of them done on all seeds: no cells follow."""
     return {name for name, has_choice in _unfollowed(rows).items() if not has_choice}
 
 
 def _unfollowed(rows: Iterable[Standing]) -> dict[str, bool]:
-    """By name of each setting whose trials have ended and whose cells are not planned: whether one can be chosen."""
+    """Settings whose trials have all ended and whose cells are not planned: name -> whether a choice can be made."""
     rows = list(rows)
     planned = chosen_already(rows)
     trials: dict[str, list[Standing]] = {}
@@ -140,7 +140,7 @@ def _unfollowed(rows: Iterable[Standing]) -> dict[str, bool]:
 
 
 def _has_finished_one(trials: Iterable[Standing]) -> bool:
-    """Whether any trial is done for all its seeds."""
+    """Whether any trial is done on all its seeds."""
     done: dict[str, bool] = {}
     for row in trials:
         recipe = row.cell.recipe_id
@@ -149,11 +149,11 @@ def _has_finished_one(trials: Iterable[Standing]) -> bool:
 
 
 def _end(state: State) -> str:
-    return {"failed": f"failed: {state.cause}", "cancelled": "was cancelled"}.get(state.state, "was not asked for")
+    return {"failed": f"failed: {state.cause}", "cancelled": "was cancelled"}.get(state.state, "was not requested")
 
 
 def select(cells: Iterable[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """The cells that match any pattern, and those that they need; all cells if there is no pattern.
+    """The cells that match any pattern, and the cells these need; all cells without patterns.
 
     A pattern is a cell id, or a glob over whole parts of the display name: `resnet20`, `resnet20/bnn++`, `*/s0`.
     """

@@ -1,4 +1,4 @@
-"""What would stop every cell, found before any job."""
+"""Checks for problems that would stop every cell, before any job is submitted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +15,18 @@ class LaunchError(UserError):
 
 
 def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_dir: Path, console: Console) -> None:
-    """Looks at data sets and their splits, names of published weights, and models that are to have binary inputs.
+    """Checks data sets and their splits, names of published weights, and models with binary inputs.
 
     Raises:
         DataError: a data set is missing, or too small for a recipe's batch or validation share.
-        PretrainedError: there are no weights of that name.
-        LaunchError: the inputs of a model's layers have no sign.
+        PretrainedError: no published weights have that name.
+        LaunchError: a model cannot have binary inputs, because a layer's inputs are never negative.
     """
     from suite.data.datasets import load  # imports torch, which a launch with nothing to start must not wait for
 
     sources = {}
     for dataset, loader in {(cell.dataset, executions[cell.id].loader) for cell in cells}:
-        with console.status(f"looking at {dataset}"):
+        with console.status(f"checking {dataset}"):
             sources[dataset] = load(dataset, data_dir, loader)
     recipes = {(cell.dataset, cell.data.validation_fraction, cell.training.batch_size): cell for cell in cells}
     for cell in recipes.values():
@@ -40,7 +40,7 @@ def preflight(cells: Sequence[Cell], executions: Mapping[str, Execution], data_d
 
         require_named(model, data_dir)
     for cell in {(cell.dataset, cell.model): cell for cell in cells if cell.task != "bw"}.values():
-        with console.status(f"looking at {cell.model}"):
+        with console.status(f"checking {cell.model}"):
             from suite.training.build import build_model
 
             try:

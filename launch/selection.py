@@ -1,4 +1,4 @@
-"""Which grid and which cells a command is about, and how it refuses."""
+"""Selects a command's grid and cells, and reports bad input."""
 
 import sys
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ GridArgument = Annotated[
 ]
 GridName = Annotated[
     str | None,
-    typer.Argument(help="Name of a launched grid; may be left out where ROOT holds only one.", metavar="[GRID]"),
+    typer.Argument(help="Name of a launched grid; may be omitted if ROOT holds only one.", metavar="[GRID]"),
 ]
 Root = Annotated[
     Path | None,
     typer.Option(
-        envvar="PROXBENCH_ROOT", help="Where run directories and the MLflow store lie.", show_default=str(DEFAULT_ROOT)
+        envvar="PROXBENCH_ROOT", help="Folder of run directories and the MLflow store.", show_default=str(DEFAULT_ROOT)
     ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        envvar="PROXBENCH_DATA", help="Where data sets lie, or are downloaded to.", show_default=str(DEFAULT_DATA)
+        envvar="PROXBENCH_DATA", help="Folder of data sets; downloads go there.", show_default=str(DEFAULT_DATA)
     ),
 ]
 TrackingUri = Annotated[
@@ -46,14 +46,14 @@ Cells = Annotated[
     list[str] | None,
     typer.Argument(help="Ids or patterns, 'resnet20/bnn++', '*/s0'; default: all.", metavar="[CELL]..."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation.")]
 OfGrid = Annotated[
-    str | None, typer.Option("--grid", help="Name of a launched grid; may be left out where ROOT holds only one.")
+    str | None, typer.Option("--grid", help="Name of a launched grid; may be omitted if ROOT holds only one.")
 ]
 
 
 def grid_dir_of(root: Path | None, grid: str | None) -> Path:
-    """Where the runs of the launched grid lie; of the only one where no name is given."""
+    """The folder of the launched grid; without a name, of the only grid in ROOT."""
     root, found = root or DEFAULT_ROOT, launched(root)
     if grid is None and len(found) == 1:
         return root / found[0]
@@ -69,7 +69,7 @@ def launched(root: Path | None) -> list[str]:
 
 
 def matching(rows: "Sequence[Standing]", patterns: Sequence[str] | None) -> "list[Standing]":
-    """The rows whose cells match a pattern; all rows if there is no pattern."""
+    """The rows whose cells match any pattern; all rows without patterns."""
     from launch.plan import matches
 
     found = [row for row in rows if not patterns or any(matches(row.cell, pattern) for pattern in patterns)]
@@ -79,6 +79,6 @@ def matching(rows: "Sequence[Standing]", patterns: Sequence[str] | None) -> "lis
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the command as bad input does: the message, exit status 2."""
+    """Prints the message and exits with status 2, as for any bad input."""
     print(message, file=sys.stderr)
     raise SystemExit(2)

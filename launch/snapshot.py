@@ -1,7 +1,7 @@
-"""The code of a launch, kept beside its runs: a job that waited for days runs what was submitted, not a later edit.
+"""Copies a launch's code beside its runs, so that a job that waited for days runs the submitted code, not a later edit.
 
-GRID/code/<hash>/ holds the packages as they lay on disk, the modules of the working directory that define the cells'
-quantizers (`mine:PAIR`), and snapshot.json: the commit, and what differs from it.
+GRID/code/<hash>/ holds the packages as they were on disk, the modules of the working directory that define the cells'
+quantizers (`mine:PAIR`), and snapshot.json: the commit and the changes since.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # pydantic comes with it
 
 
 def take(grid_dir: Path, cells: "Collection[Cell]" = ()) -> str:
-    """Copies the code into the grid's directory, unless it lies there already; returns its name, 12 hex digits."""
+    """Copies the code into the grid's directory, unless it is already there; returns its name, 12 hex digits."""
     files = _files() | _users_modules(cells)
     folder = folder_of(grid_dir, _name(files))
     if not folder.exists():
@@ -32,14 +32,14 @@ def take(grid_dir: Path, cells: "Collection[Cell]" = ()) -> str:
         for path, content in files.items():
             write_bytes(part / path, content)
         write_json(part / SNAPSHOT, code_version())
-        with suppress(OSError):  # another launch was quicker
+        with suppress(OSError):  # another launch was faster
             part.rename(folder)
         shutil.rmtree(part, ignore_errors=True)
     return folder.name
 
 
 def name(cells: "Collection[Cell]" = ()) -> str:
-    """Hash of the code as it is now, and of what git says of it."""
+    """Hash of the current code and its git version."""
     return _name(_files() | _users_modules(cells))
 
 
@@ -51,7 +51,7 @@ def _name(files: dict[str, bytes]) -> str:
 
 
 def folder_of(grid_dir: Path, code: str) -> Path:
-    """Where the code of that hash lies."""
+    """Folder of the code with that hash."""
     return grid_dir.resolve() / "code" / code
 
 
@@ -66,7 +66,7 @@ def _files() -> dict[str, bytes]:
 
 
 def _users_modules(cells: "Collection[Cell]") -> dict[str, bytes]:
-    """What importing the cells' own quantizers has loaded from the working directory. What is installed stays there."""
+    """Modules that the cells' own quantizers import from the working directory. Installed packages are not copied."""
     named = {cell.quantizer for cell in cells}
     named |= {cell.quantization.inputs.quantizer for cell in cells if cell.quantization.inputs is not None}
     own = [name for name in named if ":" in name]

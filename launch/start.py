@@ -1,4 +1,4 @@
-"""From a command's options to workers: everything is checked first, then recorded, then started, here or on SLURM."""
+"""Turns a command's options into workers: checks everything, records the launch, then starts it here or on SLURM."""
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -39,11 +39,11 @@ Former = Literal["keep", "cancel"]
 
 @dataclass
 class Start:
-    """A launch that has been asked for. `planned` is the whole grid, `wanted` are the ids of the cells to run.
+    """A requested launch. `planned` is the whole grid; `wanted` has the ids of the cells to run.
 
-    `again` are cells whose failure or cancellation is forgotten. `former`: what becomes of unfinished cells that the
-    grid had before and has no more; None: the user is asked. A grid that tunes has `tuning`, the `choices` made so far,
-    and imagined cells that follow from the others, `later`.
+    `again`: cells whose failure or cancellation is forgotten. `former`: what to do with unfinished cells that the grid
+    no longer has; None: ask the user. A grid that tunes also has `tuning`, the `choices` made so far, and `later`: the
+    cells that will follow from choices, with placeholder values.
     """
 
     grid_dir: Path
@@ -62,13 +62,13 @@ class Start:
     console: Console = field(default_factory=Console)
 
     def run(self) -> None:
-        """Starts it where it was asked to."""
+        """Starts the launch, here or on SLURM."""
         if self.where.local:
             self._here()
         self._on_slurm()
 
     def _here(self) -> NoReturn:
-        """Runs it here and says what came of it. Exit status 1 if a wanted cell is not done."""
+        """Runs the launch here and prints the outcome. Exits with status 1 if a wanted cell is not done."""
         from launch.here import work_here
         from launch.worker.worker import finish
         from suite.run.mlflow_replica import browse
@@ -85,7 +85,7 @@ class Start:
         ]
         show(self.console, self.grid_dir.name, rows, self.grid_dir)
         if outcome == "again":
-            print(f"{reason}; the cells keep what they learnt: launch again to go on", file=sys.stderr)
+            print(f"{reason}; the cells keep their progress: launch again to resume", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED)
         if outcome == "retired":
             print(f"the worker {reason}", file=sys.stderr)
@@ -100,7 +100,7 @@ class Start:
         raise SystemExit(0 if is_done and not hopeless(every) | choosable(every) else 1)
 
     def _spec(self) -> WorkerSpec:
-        """What a worker here is told."""
+        """The instructions for a local worker."""
         asked = self.profile.for_cell(None)
         return WorkerSpec(
             self.grid_dir.resolve(),
@@ -115,7 +115,7 @@ class Start:
         )
 
     def _on_slurm(self) -> None:
-        """Hands workers in and says where to look."""
+        """Submits workers and prints where to look."""
         from launch.slurm import hand_over
         from launch.slurm.resources import check
         from launch.supply import jobs, supply
@@ -131,18 +131,18 @@ class Start:
             made = supply(self.grid_dir, is_asked=True, rows=None if has_former else rows)
         except KeyboardInterrupt:
             handed = ", ".join(jobs(self.grid_dir)) or "none"
-            print(f"stopped; in the queue: {handed}; launch again to go on", file=sys.stderr)
+            print(f"stopped; jobs in the queue: {handed}; launch again to submit the rest", file=sys.stderr)
             raise SystemExit(EXIT_INTERRUPTED) from None
         place = f"{self.grid_dir.name} --root {self.grid_dir.parent}"
         if made.num_workers:
             told = ", ".join(made.job_ids)
-            print(f"handed in {plural(made.num_workers, 'worker')} for {self._to_do(rows)} (job {told})")
+            print(f"submitted {plural(made.num_workers, 'worker')} for {self._to_do(rows)} (job {told})")
         else:
             print(self._nothing_new(rows))
         if made.held_back:
-            print(f"{plural(made.held_back, 'more worker')} could work; they are handed in as SLURM's limits have room")
+            print(f"{plural(made.held_back, 'more worker')} will be submitted as SLURM's limits allow")
         print(f"status: python -m launch status {place} --watch")
-        print(f"MLflow: python -m launch sync {place} --watch, which prints where to look")
+        print(f"MLflow: python -m launch sync {place} --watch  (prints where to look)")
 
     def _to_do(self, rows: Sequence[Standing]) -> str:
         to_do = plural(sum(row.cell.id in self.wanted and not row.is_settled for row in rows), "cell")
@@ -154,11 +154,11 @@ class Start:
     def _nothing_new(self, rows: Sequence[Standing]) -> str:
         said = summary(rows)
         if any(row.state.state == "failed" for row in rows):
-            return f"no worker is missing: {said} (python -m launch retry --failed)"
-        return f"no worker is missing: {said}"
+            return f"nothing to submit: {said} (retry: python -m launch retry --failed)"
+        return f"nothing to submit: {said}"
 
     def resources(self, planned: Iterable[Planned]) -> "dict[str, Resources]":
-        """What the cells' workers ask for, by shape."""
+        """What the cells' workers request, by shape."""
         found = {}
         for each in planned:
             resources = self.profile.for_cell(each.cell)
@@ -166,7 +166,7 @@ class Start:
         return found
 
     def _rows(self) -> list[Standing]:
-        """Where the cells stand, as if those to be retried had not been started."""
+        """The cells' states; cells to be retried, and newly requested ones, count as queued."""
         rows = standings(self.grid_dir, self.planned)
         return [
             replace(row, state=replace(row.state, state="queued"))
@@ -176,7 +176,7 @@ class Start:
         ]
 
     def _commit(self) -> Collection[str]:
-        """Checks what is left to check, then records the launch. From here on, live workers take the cells.
+        """Runs the remaining checks, then records the launch. From then on, live workers take the cells.
 
         Returns:
             Ids of the former cells that are kept.
@@ -221,11 +221,11 @@ class Start:
             forget_tuning(self.grid_dir)
 
     def _tuning(self) -> Tuning | None:
-        """What the grid tunes after this launch; a retry leaves it as it is."""
+        """The grid's tuning after this launch; a retry does not change it."""
         return self.tuning or (read_tuning(self.grid_dir) if self.launch.command == "retry" else None)
 
     def _meantime(self) -> dict[str, Planned]:
-        """Cells that a worker's choice has planned since this command looked."""
+        """Cells that a worker's choice has added to the plan since this command read it."""
         tuning = self._tuning()
         if tuning is None:
             return {}
@@ -237,7 +237,7 @@ class Start:
         }
 
     def _create(self, cells: Sequence[Cell]) -> None:
-        """The cells' run directories, several at a time: the disk takes long."""
+        """Creates the cells' run directories, several at a time because the disk is slow."""
         with ThreadPoolExecutor(8) as pool:
             made = pool.map(lambda cell: RunDir.create(self.grid_dir / cell.id, cell), cells)
             is_quiet = not self.console.is_terminal
@@ -245,7 +245,7 @@ class Start:
                 pass
 
     def _former_cells(self) -> dict[str, Planned]:
-        """Unfinished cells that were asked for and that this grid does not have."""
+        """Unfinished cells that were requested before and that this grid does not have."""
         former = {}
         meantime = self._meantime()
         for cell_id, each in read_plan(self.grid_dir).items():
@@ -260,11 +260,11 @@ class Start:
             return self.former or "cancel"
         words = f"the former recipe has {plural(len(former), 'unfinished cell')}"
         if not sys.stdin.isatty():
-            raise LaunchError(f"{words}: say --keep-former or --cancel-former")
+            raise LaunchError(f"{words}: give --keep-former or --cancel-former")
         return "cancel" if typer.confirm(f"{words}: cancel them?", default=True) else "keep"
 
     def _confirm_cost(self, cells: Sequence[Cell]) -> None:
-        """Asks before a launch that costs more than is spent without a question."""
+        """Prints the estimated GPU-hours, and asks before a launch that exceeds --confirm-gpu-hours."""
         if self.where.local:
             uses_gpus = bool(slots_here(self._spec())[0].devices)
         else:
@@ -277,16 +277,14 @@ class Start:
         hours = gpu_hours([*cells, *self.later])
         if hours is None or hours < 1:
             return
-        print(f"{self.grid_dir.name}: about {hours:,.0f} GPU-hours of an A100, by an estimate (docs/reproducing.md)")
+        print(f"{self.grid_dir.name}: an estimated {hours:,.0f} GPU-hours of an A100 (docs/reproducing.md)")
         tuning = gpu_hours(cell for cell in (*cells, *self.later) if cell.trial)
         if tuning:
-            print(
-                f"{tuning:,.0f} of them for trials: --set tune=null goes without, --choices FILE takes others' choices"
-            )
+            print(f"{tuning:,.0f} of them for trials: --set tune=null skips them, --choices FILE uses existing choices")
         if hours <= self.confirm_gpu_hours or self.is_sure:
             return
         if not sys.stdin.isatty():
-            raise LaunchError(f"that is more than --confirm-gpu-hours {self.confirm_gpu_hours:g}: say --yes")
+            raise LaunchError(f"that exceeds --confirm-gpu-hours {self.confirm_gpu_hours:g}: confirm with --yes")
         if not typer.confirm("launch it?"):
             fail("nothing was launched")
 
@@ -297,13 +295,13 @@ class Start:
         for line in layers([row.cell for row in rows]):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.later:
-            print(f"{self._to_come()}: see python -m launch grid --help on --only-tune and --choices")
+            print(f"{self._to_come()}: see --only-tune and --choices in python -m launch grid --help")
         if self.profile.is_for_slurm and not self.where.local and client.available():
             self._show_scripts(rows)
             return
         at_once = f"{len(slots_here(self._spec()))} at a time on this machine"
-        print(f"{len(ready(rows))} could start at once, {at_once}; nothing was started")
-        print("(with --partition or --cluster: the SLURM script)")
+        print(f"{plural(len(ready(rows)), 'cell')} ready to start, {at_once}; nothing was started")
+        print("(to see the SLURM script, add --partition or --cluster)")
 
     def _show_scripts(self, rows: Sequence[Standing]) -> None:
         from launch.slurm import hand_over
@@ -321,11 +319,11 @@ class Start:
 
         hours = gpu_hours([*(row.cell for row in rows if not row.is_settled), *self.later])
         if hours is not None:
-            print(f"about {hours:,.0f} GPU-hours of an A100, by an estimate; nothing was submitted")
+            print(f"an estimated {hours:,.0f} GPU-hours of an A100; nothing was submitted")
 
 
 def layers(cells: Sequence[Cell]) -> list[str]:
-    """A line for each model: what is binary, and what stays in full precision, by the names that say so."""
+    """One line per model: how much is binary, and the layers in full precision, by entry of `full_precision`."""
     import models
 
     found: dict[str, None] = {}
@@ -345,13 +343,13 @@ def layers(cells: Sequence[Cell]) -> list[str]:
 
 
 def show(console: Console, title: str, rows: Sequence[Standing], grid_dir: Path) -> None:
-    """Prints the matrix of the rows, and what is wrong with some."""
+    """Prints the matrix of the rows, then their problems."""
     console.print(matrix(rows, title))
     for problem in problems(rows, grid_dir):
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
 
 
 def require_a_place(where: Where) -> None:
-    """Refuses a launch on SLURM where there is none."""
+    """Fails if a launch needs SLURM and this machine has none."""
     if not where.local and not client.available():
         fail("no SLURM here (sbatch is not on PATH); add --local to run on this machine")

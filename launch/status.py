@@ -1,4 +1,4 @@
-"""Where a grid stands, from its run directories and workers, and what it has cost."""
+"""The state and cost of a grid, from its run directories and workers."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from suite.run.directory import Planned, RunDir
 def standings(
     grid_dir: Path, plan: Mapping[str, Planned], known: Mapping[str, Standing] | None = None
 ) -> list[Standing]:
-    """Every planned cell, in order. `known` ones, which will not change, are not looked at again."""
+    """Every planned cell with its state, in order. Cells in `known` will not change and are not read again."""
     known = known or {}
     return [known.get(cell_id) or standing(RunDir(grid_dir / cell_id), each) for cell_id, each in plan.items()]
 
@@ -30,7 +30,7 @@ def standing(run: RunDir, planned: Planned) -> Standing:
 
 @dataclass(frozen=True)
 class Cost:
-    """Worker-hours (GPU-hours if workers have GPUs) spent and, at the same rate, to go; `eta` in unix seconds."""
+    """Worker-hours (GPU-hours if workers have GPUs) spent and, at the same rate, to go; `eta` is in unix seconds."""
 
     unit: str
     spent: float
@@ -39,7 +39,7 @@ class Cost:
 
 
 def cost(rows: Sequence[Standing], workers: Sequence[Worker]) -> Cost:
-    """Estimated from the epochs trained so far: exact only if all epochs cost the same."""
+    """Estimates the cost from the epochs trained so far: exact only if all epochs cost the same."""
     spent = sum(worker.gpu_hours for worker in workers)
     total = sum(row.cell.training.epochs for row in rows if row.state.state not in {"failed", "cancelled", "planned"})
     trained = sum(_epochs(row) for row in rows)

@@ -1,4 +1,4 @@
-"""How many workers of which shape a grid needs on SLURM, and handing them in as far as the site allows."""
+"""Computes how many workers of each shape a grid needs on SLURM, and submits as many as the site allows."""
 
 import secrets
 from collections import Counter
@@ -19,12 +19,12 @@ from suite.run.directory import read_plan
 from suite.run.locks import locked
 
 MAX_DEATHS = 3
-"""So many jobs that ended before Python could start mean that it will not: only a user hands in more."""
+"""After this many jobs have ended before Python started, only a user's command submits more."""
 
 
 @dataclass(frozen=True)
 class HandedIn:
-    """Jobs given to SLURM. `held_back`: how many more workers would find work, if the site allowed them."""
+    """Jobs submitted to SLURM. `held_back`: how many more workers would find work if the site allowed them."""
 
     job_ids: tuple[str, ...] = ()
     num_workers: int = 0
@@ -47,7 +47,7 @@ def lacking(
     Args:
         rows: the whole grid.
         num_slots: cells that a worker trains at a time, by shape.
-        at_work: workers that there are, running or in the queue, by shape.
+        at_work: existing workers, running or queued, by shape.
         limit: maximum number of workers of all shapes.
     """
     shapes = Counter(row.planned.shape for row in ready(rows))
@@ -77,28 +77,29 @@ def jobs(grid_dir: Path, queue: Mapping[str, JobInfo] | None = None) -> dict[str
 
 
 def deaths(grid_dir: Path) -> list[hand_over.DeadStart]:
-    """Workers handed in since the last launch that ended before Python could start, or with their whole job."""
+    """Workers submitted since the last launch that ended before Python started, or were killed with their whole job."""
     found = [death for folder in _folders(grid_dir) for death in hand_over.died(folder)]
     return sorted(found, key=lambda death: death.time)
 
 
 def _folders(grid_dir: Path) -> list[Path]:
-    """Folders of the jobs that were handed in since the last launch, both times being the file server's."""
+    """Folders of the jobs submitted since the last launch; both times are the file server's."""
     path = grid_dir / "launches.jsonl"
     launched = path.stat().st_mtime if path.exists() else 0.0
     return [spec.parent for spec in grid_dir.glob("jobs/*/spec.json") if spec.stat().st_mtime >= launched]
 
 
 def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] | None = None) -> HandedIn:
-    """Hands in the workers that are missing. Two at once do no harm: a surplus worker finds nothing to do.
+    """Submits the missing workers. Two concurrent calls do no harm: a surplus worker finds nothing to do.
 
     Args:
         grid_dir: the grid.
-        is_asked: a user asks for it, who has seen that earlier workers could not start.
-        rows: where the whole grid stands; default: looked up.
+        is_asked: a user requested it; workers are then submitted even after MAX_DEATHS failed starts.
+        rows: the whole grid; default: read from disk.
 
     Raises:
-        SlurmError: SLURM is away or refuses such jobs, other than for a limit on their number.
+        SlurmError: SLURM does not answer or refuses such jobs. A limit on their number is an error only if the grid has
+            no other worker.
     """
     launch = launches.last(grid_dir, "slurm")
     if launch is None:
@@ -125,14 +126,14 @@ def supply(grid_dir: Path, *, is_asked: bool = False, rows: Sequence[Standing] |
         held_back = sum(missing.values()) - num_workers
         if held_back and not (num_workers or queued or registry.live_numbers(grid_dir)):
             raise client.SlurmError(
-                "SLURM takes no more jobs of yours (MaxSubmitJobs), and none of this grid is in the queue: launch "
-                "again when others have ended"
+                "SLURM refuses further jobs of yours (MaxSubmitJobs), and none of this grid's jobs is queued: launch "
+                "again when other jobs have ended"
             )
         return HandedIn(tuple(handed), num_workers, held_back)
 
 
 def hand_on(spec_path: Path) -> str:
-    """Hands in a successor of the worker with this spec; returns its job id."""
+    """Submits a successor of the worker with this spec; returns its job id."""
     spec = WorkerSpec.read(spec_path)
     launch = launches.last(spec.grid_dir, "slurm")
     if launch is None or spec.shape not in launch.resources:
@@ -143,7 +144,7 @@ def hand_on(spec_path: Path) -> str:
 
 
 def spec_of(grid_dir: Path, launch: Launch, shape: str, resources: Resources) -> WorkerSpec:
-    """What a worker of this shape is told."""
+    """The instructions for a worker of this shape."""
     return WorkerSpec(
         grid_dir.resolve(),
         Path(launch.data_dir),
@@ -162,7 +163,7 @@ def spec_of(grid_dir: Path, launch: Launch, shape: str, resources: Resources) ->
 def _hand_in(
     grid_dir: Path, launch: Launch, shape: str, resources: Resources, count: int, exclude: Sequence[str]
 ) -> tuple[list[str], int]:
-    """Ids of the jobs and the number of workers that SLURM took: as many as it takes, if not all."""
+    """Submits as many workers as SLURM accepts; returns the job ids and the number of workers accepted."""
     handed: list[str] = []
     size = client.config().max_array_size
     room = client.limits(resources.account, resources.qos, resources.partition)
@@ -173,7 +174,7 @@ def _hand_in(
         spec = _spec(spec_of(grid_dir, launch, shape, resources))
         try:
             handed.append(hand_over.submit(resources, spec, portion, exclude=exclude))
-        except hand_over.LimitError:  # a limit that cannot be read, or others were quicker
+        except hand_over.LimitError:  # a limit that cannot be read, or other jobs came first
             left = portion // 2
             size = max(left, 1)
             continue
@@ -183,12 +184,12 @@ def _hand_in(
 
 
 def _spec(spec: WorkerSpec) -> Path:
-    """The spec, written to a folder of its own."""
+    """Writes the spec to a new job folder; returns its path."""
     return spec.write(spec.grid_dir / "jobs" / secrets.token_hex(6) / "spec.json")
 
 
 def withdraw(grid_dir: Path, num_left: int) -> None:
-    """Takes jobs that have not started out of the queue, the newest first, until `num_left` are left in all."""
+    """Cancels pending jobs, the newest first, until at most `num_left` jobs are left in total."""
     found = jobs(grid_dir) if client.available() else {}
     waiting = [job_id for job_id, job in found.items() if job.info.state == "PENDING"]
     surplus = max(len(found) - num_left, 0)

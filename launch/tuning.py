@@ -1,7 +1,7 @@
-"""What follows from tuning: choices from trials that have ended, and the cells that the choices make possible.
+"""Makes choices from trials that have ended, and plans the cells that follow from the choices.
 
-A worker does it when a setting's last trial ends, and every launch does. Two at once write the same: a choice is a pure
-function of its trials' results, and the plan of the grid and the choices.
+A worker does this when a setting's last trial ends, and so does every launch. Concurrent calls write the same files: a
+choice is a pure function of its trials' results, and the plan is a pure function of the grid and its choices.
 """
 
 from collections import Counter
@@ -56,9 +56,9 @@ def advance(grid_dir: Path) -> int:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The cells of a launch: `resolved` are known now; `whole` is the grid with imagined values for open choices.
+    """The cells of a launch: `resolved` are known now; `whole` is the grid with placeholder values for open choices.
 
-    `wanted` are ids of known cells that were asked for; `later` cells that were, too, and follow from choices.
+    `wanted`: ids of the requested cells that are known now; `later`: requested cells that will follow from choices.
     """
 
     tuning: Tuning
@@ -70,7 +70,7 @@ class Outlook:
 
 
 def look_ahead(grid_dir: Path, grid: Grid, path: Path | None, only: Sequence[str], *, only_tune: bool) -> Outlook:
-    """What a launch of the grid, with the file of choices at `path`, amounts to. The tuning's shapes are left open."""
+    """The cells that a launch of the grid, with the choices file at `path`, would run. `tuning` has no shapes yet."""
     tuning = Tuning(grid, only=tuple(only), only_tune=only_tune)
     choices, tuning = settled(grid_dir, tuning, start_choices(grid_dir, grid, path))
     resolved, whole = grid.resolve(choices), later(grid, choices)
@@ -81,7 +81,7 @@ def look_ahead(grid_dir: Path, grid: Grid, path: Path | None, only: Sequence[str
 
 
 def settled(grid_dir: Path, tuning: Tuning, choices: Choices) -> tuple[Choices, Tuning]:
-    """All choices that the trials' results allow, one made after another, and all trials that these bring with them."""
+    """Makes all choices that the trials' results allow, one after another, and adds the trials that these entail."""
     while True:
         resolved = tuning.grid.resolve(choices)
         tuning = replace(tuning, trials=tuple(map(PlannedTrial.of, resolved.trials)))
@@ -92,20 +92,20 @@ def settled(grid_dir: Path, tuning: Tuning, choices: Choices) -> tuple[Choices, 
 
 
 def planned(cell: Cell, resolved: Resolved, tuning: Tuning) -> Planned:
-    """A cell of a tuned grid as its plan has it."""
+    """The plan's entry for a cell of a tuned grid."""
     setting, execution = Setting.of(cell), resolved.executions[cell.id]
-    # A cell that only trials start from is a trial of nothing.
+    # A cell that is only the parent of trials belongs to no setting's trials.
     is_tuned = cell.id in tuning.trial_cells if cell.trial else bool(tuning.space(setting))
     return Planned(cell, execution, tuning.shapes[place_of(cell)], tuned=setting.name if is_tuned else "")
 
 
 def later(grid: Grid, choices: Choices) -> Resolved:
-    """The whole grid, with imagined values for what is not chosen yet: for names, shapes and costs."""
+    """The whole grid, with placeholder values for open choices: enough for names, shapes and costs."""
     return grid.resolve(grid.imagined().under(choices)) if grid.is_tuned else grid.resolve(choices)
 
 
 def wanted(tuning: Tuning, resolved: Resolved, choices: Choices) -> set[str]:
-    """Ids of the cells that were asked for, and of the parents and trials that these need."""
+    """Ids of the requested cells, and of the parents and trials that these need."""
     chosen = {cell.id for cell in select(resolved.cells, tuning.only)}
     settings = {Setting.of(cell) for cell in select(later(tuning.grid, choices).cells, tuning.only)}
     return {
@@ -119,7 +119,7 @@ def start_choices(grid_dir: Path, grid: Grid, path: Path | None) -> Choices:
     """The choices at the start of a launch: GRID/choices.yaml, overridden by the file given with --choices.
 
     Raises:
-        ChoicesError: a file is not one, has nothing for this grid, or is of other trials than the grid's.
+        ChoicesError: a file is invalid, has no choice for this grid, or comes from other trials than the grid's.
     """
     known = _known(grid_dir, grid)
     if path is None:
@@ -138,12 +138,12 @@ def start_choices(grid_dir: Path, grid: Grid, path: Path | None) -> Choices:
         if choice.setting in settings
     ]
     if not given:
-        raise ChoicesError(f"{name}: has no choice for what {grid.name} tunes ({_some(settings)})")
+        raise ChoicesError(f"{name}: no choice for any setting that {grid.name} tunes ({_some(settings)})")
     return known.under(Choices(choices=tuple(given)))
 
 
 def _known(grid_dir: Path, grid: Grid) -> Choices:
-    """GRID/choices.yaml; a choice whose trials were never here was copied, and becomes a given one."""
+    """The choices in GRID/choices.yaml. A choice whose trials never ran here was copied, so it counts as given."""
     found = read_choices(grid_dir / FILE)
     kept = Choices(choices=tuple(choice for choice in found.choices if choice.setting in grid.tuned()))
     trials: dict[Setting, set[tuple[str, ...]]] = {}
@@ -161,8 +161,8 @@ def _checked(choice: Choice, grid_dir: Path, trials: dict[Setting, set[tuple[str
     if own != trials.get(choice.setting, set()):
         path = grid_dir / FILE
         raise ChoicesError(
-            f"{path}: the choice for {choice.setting.name} is from other trials than the grid now has: delete {path} "
-            f"to tune anew, or keep it with --choices {path}"
+            f"{path}: the choice for {choice.setting.name} comes from other trials than the grid now has: delete "
+            f"{path} to tune again, or keep it with --choices {path}"
         )
     return choice
 

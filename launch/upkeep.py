@@ -1,4 +1,4 @@
-"""The commands that look after a launched grid: status, logs, cancel, scale, sync, adopt, clean, doctor."""
+"""The commands that maintain a launched grid: status, logs, cancel, scale, sync, adopt, clean, doctor."""
 
 import json
 import sys
@@ -38,11 +38,11 @@ def status(
     cell: Annotated[
         str | None, typer.Argument(help="A cell's id or pattern: show its attempts.", metavar="[CELL]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one object per cell.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until nothing more will happen.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object per cell.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every 30 s until the grid has ended.")] = False,
     root: Root = None,
 ) -> None:
-    """Show where each cell of a grid stands, why cells failed or wait, its workers, and what it costs.
+    """Show the state of each cell of a grid, why cells failed or wait, its workers, and its cost.
 
     [dim]python -m launch status digits[/]
 
@@ -75,15 +75,13 @@ def status(
 
 
 def logs(
-    cell: Annotated[str, typer.Argument(help="A cell's id, or a pattern that fits one: resnet20/bnn++/s0.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the cell is settled.")] = False,
-    lines: Annotated[
-        int | None, typer.Option("--lines", "-n", min=1, help="Only the last N lines that are not blank.")
-    ] = None,
+    cell: Annotated[str, typer.Argument(help="A cell's id, or a pattern that matches one: resnet20/bnn++/s0.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the cell has ended.")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="Only the last N non-blank lines.")] = None,
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
-    """Print a cell's log, its newest attempt's; before the first, what the grid's last worker printed."""
+    """Print the log of a cell's newest attempt; before its first attempt, the log of the grid's last worker."""
     from launch import logs as log
     from launch.plan import SETTLED
     from suite.run.directory import RunDir
@@ -91,7 +89,7 @@ def logs(
     grid_dir = grid_dir_of(root, grid)
     rows = matching(standings(grid_dir), [cell])
     if len(rows) > 1:
-        fail(f"{cell} fits {len(rows)} cells, {rows[0].cell.name} and {rows[1].cell.name} among them; name one")
+        fail(f"{cell} matches {len(rows)} cells, such as {rows[0].cell.name} and {rows[1].cell.name}; name one")
     run = RunDir(grid_dir / rows[0].cell.id)
     path = log.newest_log(run)
     if follow:
@@ -107,9 +105,9 @@ def logs(
 
 
 def cancel(cells: Cells = None, yes: Yes = False, grid: OfGrid = None, root: Root = None) -> None:
-    """Stop cells that are not done; what they learnt up to their newest checkpoint is kept for a retry.
+    """Stop unfinished cells; their checkpoints are kept for a retry.
 
-    Workers stop them within seconds, wherever they are; jobs that have nothing left to train end.
+    Workers stop them within seconds, on any machine; jobs that have nothing left to train end.
 
     [dim]python -m launch cancel 'vit*' --grid imagenet[/]
     """
@@ -121,13 +119,13 @@ def cancel(cells: Cells = None, yes: Yes = False, grid: OfGrid = None, root: Roo
     rows = standings(grid_dir)
     chosen = [row for row in matching(rows, cells) if not row.is_settled and row.state.state != "planned"]
     if not chosen:
-        fail("nothing to cancel: no such cell runs or waits")
+        fail("nothing to cancel: no matching cell is running or waiting")
     if not cells and not yes:
         if not sys.stdin.isatty():
-            fail(f"that cancels all {len(chosen)} unfinished cells of {grid_dir.name}: say --yes, or name some")
+            fail(f"this cancels all {len(chosen)} unfinished cells of {grid_dir.name}: give --yes, or name cells")
         if not typer.confirm(f"cancel all {len(chosen)} unfinished cells of {grid_dir.name}?"):
             return
-    for row in reversed(chosen):  # those that wait before those that run, or they would start in between
+    for row in reversed(chosen):  # waiting cells before running ones, or they would start in between
         RunDir(grid_dir / row.cell.id).cancel("cancelled by hand")
     print(f"{len(chosen)} cancelled")
     if is_over(standings(grid_dir)):
@@ -135,11 +133,11 @@ def cancel(cells: Cells = None, yes: Yes = False, grid: OfGrid = None, root: Roo
 
 
 def scale(
-    workers: Annotated[int, typer.Argument(min=0, help="How many workers may work at a time.", metavar="N")],
+    workers: Annotated[int, typer.Argument(min=0, help="Maximum number of workers at a time.", metavar="N")],
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
-    """Change the number of workers of a live grid: surplus ones save and leave, missing ones are handed in.
+    """Change the number of workers of a live grid: surplus workers save and exit, missing ones are submitted.
 
     [dim]python -m launch scale 8 --grid imagenet[/]
     """
@@ -153,18 +151,18 @@ def scale(
     withdraw(grid_dir, workers)
     made = supply(grid_dir, is_asked=True)
     was = "no limit" if before is None else str(before)
-    print(f"at most {plural(workers, 'worker')} (before: {was}); {made.num_workers} handed in")
+    print(f"at most {plural(workers, 'worker')} (before: {was}); {made.num_workers} submitted")
 
 
 def sync(
     grid: GridName = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Every 30 s, until nothing more will happen.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every 30 s until the grid has ended.")] = False,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(help="Also write TensorBoard's events there: tensorboard --logdir DIR.", metavar="DIR"),
+        typer.Option(help="Also write TensorBoard events to DIR; view: tensorboard --logdir DIR.", metavar="DIR"),
     ] = None,
     wandb: Annotated[
-        str | None, typer.Option(help="Also send the metrics to this project of Weights & Biases.", metavar="PROJECT")
+        str | None, typer.Option(help="Also send the metrics to this Weights & Biases project.", metavar="PROJECT")
     ] = None,
     root: Root = None,
     tracking_uri: TrackingUri = None,
@@ -188,23 +186,23 @@ def sync(
         try:
             num_changed, experiment = mlflow_replica.sync(grid_dir, uri)
             _copy(grid_dir, tensorboard, wandb)
-        except Exception as error:  # noqa: BLE001  (a server that is away for a while; the next turn catches up)
+        except Exception as error:  # noqa: BLE001  (the server may be down for a while; the next pass catches up)
             num_changed = 0
-            print(f"{uri} not reached, nothing lost: {str(error).splitlines()[0]}", file=sys.stderr)
-    print(f"{num_changed} runs changed; look at them: {mlflow_replica.how_to_browse(uri, experiment)}")
+            print(f"cannot reach {uri}; no data lost: {str(error).splitlines()[0]}", file=sys.stderr)
+    print(f"{num_changed} runs changed; view: {mlflow_replica.how_to_browse(uri, experiment)}")
 
 
 def _copy(grid_dir: Path, tensorboard: Path | None, wandb: str | None) -> None:
-    """Brings the other replicas up to date, if there are any."""
+    """Updates the TensorBoard and Weights & Biases replicas, if requested."""
     if tensorboard is not None:
         from suite.run import tensorboard_replica
 
         num = tensorboard_replica.sync(grid_dir, tensorboard)
-        print(f"{num} runs changed; look at them: tensorboard --logdir {tensorboard}")
+        print(f"{num} runs changed; view: tensorboard --logdir {tensorboard}")
     if wandb is not None:
         from suite.run import wandb_replica
 
-        print(f"{wandb_replica.sync(grid_dir, wandb)} runs changed in {wandb} of Weights & Biases")
+        print(f"{wandb_replica.sync(grid_dir, wandb)} runs changed in Weights & Biases project {wandb}")
 
 
 def adopt(
@@ -212,7 +210,7 @@ def adopt(
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
-    """Take finished runs over from another ROOT or cluster, after checking their ids and checksums.
+    """Copy finished runs from another ROOT or cluster into a grid, after checking their ids and checksums.
 
     [dim]python -m launch adopt /mnt/other/runs/digits --grid digits[/]
     """
@@ -222,22 +220,22 @@ def adopt(
     found = take(grid_dir, source)
     for each in found:
         if each.refusal:
-            print(f"{each.name}: left, {each.refusal}")
+            print(f"{each.name}: not adopted: {each.refusal}")
     print(f"{sum(not each.refusal for each in found)} of {len(found)} runs adopted")
 
 
 def clean(
     grid: GridName = None,
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Also all checkpoints of done cells but the newest.")
+        bool, typer.Option("--checkpoints", help="Also delete all but the newest checkpoint of each done cell.")
     ] = False,
     orphans: Annotated[
-        bool, typer.Option("--orphans", help="Also runs of former recipes, which the grid has no cell for any more.")
+        bool, typer.Option("--orphans", help="Also delete runs of former recipes: cells no longer in the grid.")
     ] = False,
     yes: Yes = False,
     root: Root = None,
 ) -> None:
-    """Delete what a launched grid needs no more: folders of ended jobs, old copies of the code."""
+    """Delete what a launched grid no longer needs: folders of ended jobs, old copies of the code."""
     from rich.console import Console
     from rich.table import Table
 
@@ -277,14 +275,14 @@ def doctor(
     *,
     gpu: Annotated[
         bool,
-        typer.Option("--gpu", help="Instead: everything that only a GPU shows, on this node's, in under 25 minutes."),
+        typer.Option("--gpu", help="Instead, run all checks that need a GPU on this node; under 25 minutes."),
     ] = False,
     root: Root = None,
     data_dir: DataDir = None,
     tracking_uri: TrackingUri = None,
     where: Where,
 ) -> None:
-    """Check that grids can run: SLURM, a partition and a node of it, storage, data, MLflow; each problem with its fix.
+    """Check that grids can run: SLURM, a partition and a node of it, storage, data, MLflow. Print a fix per problem.
 
     [dim]python -m launch doctor --partition gpu[/]
 
@@ -300,10 +298,10 @@ def doctor(
     is_for_slurm = not where.local and profile.is_for_slurm
     if gpu:
         if is_for_slurm:
-            fail("--gpu runs on the node where it is called: srun --gpus 1 python -m launch doctor --gpu")
+            fail("--gpu checks this node; on SLURM, run it there: srun --gpus 1 python -m launch doctor --gpu")
         raise SystemExit(gpu_program.run((root or profile.root or DEFAULT_ROOT) / "gpu", data_dir or profile.data_dir))
     if is_for_slurm:
-        with suppress(slurm.SlurmError):  # the doctor will tell
+        with suppress(slurm.SlurmError):  # the doctor reports it
             profile = profile.on(slurm.partitions())
     resources = profile.for_cell(None) if is_for_slurm else None
     places = (root or profile.root or DEFAULT_ROOT, data_dir or profile.data_dir or DEFAULT_DATA)
@@ -312,7 +310,7 @@ def doctor(
 
 
 def standings(grid_dir: Path) -> "list[Standing]":
-    """Where the grid's cells stand."""
+    """The grid's planned cells with their states."""
     from launch import status
     from suite.run.directory import read_plan
 

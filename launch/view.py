@@ -1,4 +1,4 @@
-"""What standings look like: a matrix of model x quantizer, what went wrong below it, JSON for programs."""
+"""Renders standings: a matrix of model x quantizer, the problems below it, JSON for programs."""
 
 import time
 from collections import Counter
@@ -41,9 +41,9 @@ Groups = Mapping[tuple[str, str], Sequence[Standing]]
 
 
 def matrix(rows: Sequence[Standing], title: str) -> RenderableType:
-    """Models down, quantizers across, how many seeds are in which state; one line for each pair where that is too wide.
+    """Models down, quantizers across, the number of seeds in each state; one line per pair if that is too wide.
 
-    Without the numbers where no pair has more than one seed.
+    Omits the numbers if no pair has more than one seed.
     """
     groups: dict[tuple[str, str], list[Standing]] = {}
     has_datasets = len({row.cell.dataset for row in rows}) > 1
@@ -57,7 +57,7 @@ class _FirstThatFits:
     tables: Sequence[Table]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        endless = options.update(max_width=10**6)  # or it would measure as wide as the screen at most
+        endless = options.update(max_width=10**6)  # otherwise the measured width is capped at the screen's
         fitting = (
             table for table in self.tables if Measurement.get(console, endless, table).maximum <= options.max_width
         )
@@ -131,11 +131,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def problems(rows: Sequence[Standing], grid_dir: Path | None = None) -> list[str]:
-    """What failed, why, and the last lines of its log; what therefore will not start; ten of each at most.
+    """Lines on failed cells (cause, end of the log) and on cells that therefore will not start; at most ten of each.
 
     Args:
         rows: the cells.
-        grid_dir: where their logs lie; None: without.
+        grid_dir: folder of their logs; None: omit logs.
     """
     failed = [row for row in rows if row.state.state == "failed"]
     lines = []
@@ -157,7 +157,7 @@ def _log_lines(run: RunDir) -> list[str]:
 
 
 def _held_up(rows: Sequence[Standing]) -> list[str]:
-    """Lines on what was cancelled, was stopped, or waits for what failed, by reason."""
+    """Lines on cells that were cancelled or stopped, or that wait for a failed one, by reason."""
     waiting = blocked(rows)
     by_reason: dict[str, list[Standing]] = {}
     for row in rows:
@@ -191,9 +191,9 @@ def watch(
     name: str,
     seconds: float = WATCH_SECONDS,
 ) -> list[Standing]:
-    """Shows the matrix, looking again every so often, until nothing more will happen or Ctrl-C; returns the last look.
+    """Shows the matrix, refreshed every `seconds`, until the grid has ended or Ctrl-C; returns the last rows.
 
-    Without a terminal it prints a line whenever the counts change. `more` are lines to show below the matrix.
+    Without a terminal it prints a line whenever the counts change. `more` returns lines to show below the matrix.
     """
     rows = look()
     with Live(console=console, auto_refresh=False) as live:
@@ -216,7 +216,7 @@ def watch(
 
 
 def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
-    """Lines on the workers, those that could not start, why jobs wait, and what the grid has cost and will cost."""
+    """Lines on live workers, workers that could not start, why jobs wait, and the grid's cost so far and to go."""
     found = registry.workers(grid_dir)
     live = [worker for worker in found if worker.is_live]
     lines = [_on_worker(worker) for worker in live[:NUM_SHOWN]]
@@ -227,7 +227,7 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
     lines += [f"worker {each.number} {each.reason}" for each in found if each.reason.startswith(registry.RETIRED)]
     lines += _on_deaths(grid_dir) if is_on_slurm else []
     if not live and not waiting and ready(rows):
-        lines.append(f"no worker: python -m launch grid {grid_dir.name} (as before) goes on")
+        lines.append(f"no worker; to resume: python -m launch grid {grid_dir.name} (as before)")
     lines += _on_tuning(grid_dir, rows) + _on_cost(cost(rows, found))
     limit = registry.limit(grid_dir)
     if limit is not None and live:
@@ -242,8 +242,8 @@ def _on_worker(worker: registry.Worker) -> str:
 
 
 def _on_jobs(grid_dir: Path) -> list[str]:
-    """Lines on jobs that wait, by reason; or on why SLURM cannot be asked."""
-    from launch.slurm import client  # late: pydantic and submitit come with them, which a local grid can do without
+    """Lines on waiting jobs, by reason; or the error if SLURM does not answer."""
+    from launch.slurm import client  # late: they import pydantic and submitit, which a local grid does not need
     from launch.supply import jobs
 
     if not client.available():
@@ -270,7 +270,7 @@ def _on_tuning(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
     """A line on the trials and the cells that their choices will add; none after the last choice."""
     trials = [row for row in rows if row.cell.trial]
     planned = {row.planned.tuned for row in rows if not row.cell.trial}
-    # Of what the launch wrote: the grid itself would take seconds to read.
+    # From what the launch wrote: reading the grid itself would take seconds.
     to_come = [
         count for name, count in read_json(grid_dir / "tuning.json").get("num_later", {}).items() if name not in planned
     ]
@@ -290,7 +290,7 @@ def _on_cost(price: Cost) -> list[str]:
 
 
 def attempts(row: Standing, grid_dir: Path) -> RenderableType:
-    """One cell: its attempts, where each ran, how it ended and where its log is."""
+    """A table of one cell's attempts: where each ran, how it ended, and where its log is."""
     run = RunDir(grid_dir / row.cell.id)
     table = Table("attempt", "began", "on", "job", "how it ended", Column("log", overflow="fold"))
     for attempt in run.all_attempts():

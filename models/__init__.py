@@ -1,12 +1,12 @@
-"""Architectures, and what is binary in them.
+"""Architectures, and which of their layers are binary.
 
     model = models.create("resnet20", num_classes=10, image_size=32)
     split = models.binarize(model)          # or models.full_precision(model), for the baseline
 
     model = models.create("bireal_resnet20", num_classes=10, image_size=32)
-    split = models.binarize(model, inputs=models.InputQuantization("bnn"))      # binary activations, too
+    split = models.binarize(model, inputs=models.InputQuantization("bnn"))      # binary activations too
 
-timm costs three seconds to import: the catalogue's functions import it when they are first called.
+timm takes three seconds to import, so the catalogue's functions import it when first called.
 """
 
 from models.accumulators import accumulators, num_inexact, overflow_penalty, overflows, reset_overflows

@@ -1,7 +1,7 @@
-"""Which weights of a model are binary, and every parameter's place.
+"""Which weights of a model are binary, and which group each of its parameters belongs to.
 
-Norms, biases and embeddings stay full precision, and so do the layers that are named: the first and the classifier, by
-default. Every other convolution and linear weight is binary, and so are that layer's inputs where asked.
+Norms, biases and embeddings stay full precision, and so do the named layers: by default, the first layer and the
+classifier. Every other convolution and linear weight becomes binary, and optionally the inputs of its layer too.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ def _shortcuts(name: str, layer: Matrix) -> bool:
 
 
 def _attention(name: str, layer: Matrix) -> bool:
-    """A transformer's attention projections; what is binary then is the MLP."""
+    """A transformer's attention projections; the MLP is then binary."""
     return "attn" in name.split(".") and isinstance(layer, nn.Linear)
 
 
@@ -47,15 +47,15 @@ POLICIES: dict[str, Callable[[nn.Module], _Keeps]] = {
     "shortcuts": lambda _model: _shortcuts,
     "attention": lambda _model: _attention,
 }
-"""Names of layers that stay full precision: name -> of a model, whether it keeps the layer (by its name and the layer).
+"""Policies for keeping layers in full precision: policy name -> (model -> ((layer name, layer) -> whether to keep it)).
 """
 
 
 def kept_layers(model: nn.Module, keep: Sequence[str] = ("ends",)) -> dict[str, tuple[str, ...]]:
     """The names of the layers that each item of `keep` keeps full precision.
 
-    An item is a name in POLICIES or a pattern of layer names, as `blocks.*.attn.qkv` (fnmatch), which also matches what
-    is inside the modules that it matches.
+    An item is a name in POLICIES or a pattern of layer names such as `blocks.*.attn.qkv` (fnmatch). A pattern that
+    matches a module also matches the layers inside it.
 
     Raises:
         ValueError: a pattern matches no convolution or linear layer.
@@ -68,7 +68,7 @@ def kept_layers(model: nn.Module, keep: Sequence[str] = ("ends",)) -> dict[str, 
         if not found[item] and item not in POLICIES:
             raise ValueError(
                 f"{unknown('layers to keep in full precision', item, POLICIES)}, and no layer of "
-                f"{type(model).__name__} has a name like it; it has {_some(list(own))}"
+                f"{type(model).__name__} matches it; its layers are {_some(list(own))}"
             )
     return found
 
@@ -88,7 +88,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class SumQuantization:
-    """How many bits a binary layer's sums have, and the slope k of the activation that bears their wrapping."""
+    """The number of bits of a binary layer's sums, and the slope k of the cyclic activation (see `accumulators`)."""
 
     bits: int = 8
     slope: float = 2.0
@@ -98,13 +98,13 @@ class SumQuantization:
 class Split:
     """The names of a model's parameters in three groups, each in the model's order.
 
-    Checked at birth: ValueError unless every parameter of `model` is in exactly one group.
+    Checked at construction: ValueError unless every parameter of `model` is in exactly one group.
 
     Attributes:
-        binary: weights that are quantized, and hold latents w* after `binarize`.
+        binary: weights to be quantized, which hold latents w* after `binarize`.
         decay: full-precision weights of convolutions and linear layers.
-        no_decay: norms, biases, gains, shifts, slopes, tokens, position embeddings, and what `model.no_weight_decay()`
-            names.
+        no_decay: norms, biases, gains, shifts, slopes, tokens, position embeddings, and the parameters that
+            `model.no_weight_decay()` names.
     """
 
     binary: tuple[str, ...]
@@ -132,24 +132,24 @@ def binarize(
     scale: Scale = "none",
     sums: SumQuantization | None = None,
 ) -> Split:
-    """Make every eligible layer of `model` (one that `create` built) binary, in place; return the parameters' groups.
+    """Binarize every eligible layer of `model` (one that `create` built), in place; return the parameter groups.
 
-    Eligible are all convolutions and linear layers except those that `keep` names (see `kept_layers`).
+    All convolutions and linear layers are eligible except the ones that `keep` names (see `kept_layers`).
 
     Without a `scale`, a layer whose output goes straight into a batch norm and nowhere else gets no gain, since the
     scale of its weight is immaterial; `layers_before_batch_norm` finds these by running the model once on one zero
-    image. Any other layer becomes a BinaryLinear or BinaryConv2d with a trainable gain: right whether or not something
-    normalises later. Then each weight holds its latents, clip(w / (2 mean|w|), -1, 1).
+    image. Any other layer becomes a BinaryLinear or BinaryConv2d with a trainable gain, which is correct whether or not
+    a later layer normalises. Afterwards each weight holds its latents, clip(w / (2 mean|w|), -1, 1).
 
-    With a `scale`, which the optimizer's group has to name as well, the latents are the weights as they are, and no
-    layer has a gain: the weights in {-s, +s} bring their own. `fold_scales` makes it one, for deployment.
+    With a `scale`, which the optimizer's group must name too, the latents are the unchanged weights, and no layer has a
+    gain: weights in {-s, +s} have their own scale. `fold_scales` turns it into a gain, for deployment.
 
-    With `inputs`, every such layer also quantizes what it reads. A transformer's products of queries with keys and of
-    attention with values have no weights and stay real. With `sums`, its sums of products wrap around, too.
+    With `inputs`, each of these layers also quantizes its inputs. A transformer's products of queries with keys and of
+    attention with values have no weights and stay real. With `sums`, the layers' sums of products wrap around too.
 
-    Draws no random numbers. Raises ValueError, with the model unchanged, where `keep` matches nothing, no layer is
-    eligible, one can't be binarized without changing what the model computes, or, with `inputs`, one reads numbers that
-    are never negative: found by running the model once on one image of fixed noise.
+    Draws no random numbers. Raises ValueError, with the model unchanged, if an item of `keep` matches nothing, no layer
+    is eligible, a layer can't be binarized without changing what the model computes, or, with `inputs`, a layer's
+    inputs are never negative (found by running the model once on one image of fixed noise).
     """
     layers = _eligible_layers(model, keep)
     if not layers:
@@ -174,7 +174,7 @@ def binarize(
 
 
 def binarize_inputs(model: nn.Module, keep: Sequence[str], inputs: InputQuantization) -> None:
-    """Make what every eligible layer of `model` reads binary, in place, and leave its weights real: the first stage.
+    """Binarize the inputs of every eligible layer of `model`, in place, and leave its weights real: the first stage.
 
     It changes the layers that `binarize` would, and raises ValueError for the same reasons, with the model unchanged.
     """
@@ -190,16 +190,16 @@ def binarize_inputs(model: nn.Module, keep: Sequence[str], inputs: InputQuantiza
 
 @torch.no_grad()
 def fold_scales(model: nn.Module, split: Split) -> None:
-    """Deployed weights in {-s, +s} become +-1, and s the layer's gain: the same network, to the bit of each logit.
+    """Replace deployed weights in {-s, +s} by +-1 and make s the layer's gain; logits stay the same to the bit.
 
-    A layer computes with gain . weight, and s . (+-1) is exact. Of a model that `binarize` gave no gains to.
+    A layer computes with gain . weight, and s . (+-1) is exact. For models whose layers `binarize` gave no gains.
 
     Raises:
-        ValueError: an output channel's weights are not of one modulus.
+        ValueError: the weights of an output channel differ in modulus.
     """
     for name in split.binary:
         layer = model.get_submodule(name.removesuffix(".weight"))
-        assert isinstance(layer, BinaryLinear | BinaryConv2d)  # noqa: S101  (what `binarize` has made of it)
+        assert isinstance(layer, BinaryLinear | BinaryConv2d)  # noqa: S101  (`binarize` made it one)
         modulus = layer.weight.abs().flatten(1)
         scale = modulus[:, 0].clone()
         if not bool((modulus == scale[:, None]).all()):
@@ -222,7 +222,7 @@ def latents(weight: Tensor) -> Tensor:
 def _require_twins(
     layers: Mapping[str, Matrix], needs_gain: Mapping[str, bool], *, has_inputs: bool, has_scale: bool
 ) -> None:
-    """ValueError, with all their names, where layers need a binary twin and are of a kind that has none."""
+    """ValueError if layers need a binary twin but their type has none; the message says which, and how to keep them."""
     without = [
         name
         for name, layer in layers.items()
@@ -230,13 +230,13 @@ def _require_twins(
     ]
     if without:
         kind = type(layers[without[0]]).__name__
-        lack = "with binary inputs" if has_inputs else "with a gain or scale, and no batch norm stands behind it"
+        lack = "with binary inputs" if has_inputs else "with a gain or scale, and no batch norm follows it"
         raise ValueError(not_binary(without, f"a {kind} has no binary twin {lack}"))
 
 
 def _has_twin(layer: Matrix, *, has_inputs: bool) -> bool:
-    """By exact type: a subclass may do something of its own that the twin would lose."""
-    # What a ClippedConv2d does of its own is to clip its inputs, and the twin takes their sign instead.
+    """Checked by exact type: a subclass may add behaviour that the twin would lose."""
+    # ClippedConv2d adds a clip of its inputs; the twin takes their sign instead.
     return type(layer) in (nn.Linear, nn.Conv2d) or (type(layer) is ClippedConv2d and has_inputs)
 
 
@@ -252,7 +252,7 @@ def _twin(
     accumulator = None if sums is None else Accumulator(sums.bits, sums.slope)
     if isinstance(layer, nn.Linear):
         return BinaryLinear.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
-    assert isinstance(layer, nn.Conv2d)  # noqa: S101  (`_require_twins` has looked)
+    assert isinstance(layer, nn.Conv2d)  # noqa: S101  (checked by `_require_twins`)
     return BinaryConv2d.from_layer(layer, with_gain=with_gain, inputs=quantized, accumulator=accumulator)
 
 
@@ -260,8 +260,8 @@ def _require_signs(model: nn.Module, layers: dict[str, Matrix]) -> None:
     constant = layers_that_see_no_sign(model, layers, _noise_image(model))
     if constant:
         raise ValueError(
-            f"{constant[0]}: its inputs are never negative (behind a ReLU?), so their sign would be +1 everywhere; "
-            "for binary inputs take a bireal_* or reactnet_* model, which have no ReLU there"
+            f"{constant[0]}: its inputs are never negative (after a ReLU?), so their sign would be +1 everywhere; "
+            "for binary inputs use a bireal_* or reactnet_* model, which has no ReLU there"
         )
 
 
@@ -279,13 +279,13 @@ def _zero_image(model: nn.Module) -> Tensor:
 
 
 def _noise_image(model: nn.Module) -> Tensor:
-    """One image like the zero image, of standard normal noise, always the same: (1, C, H, W)."""
+    """One image like the zero image, but of standard normal noise, always the same: (1, C, H, W)."""
     zeros = _zero_image(model)
     return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros)
 
 
 def _split(model: nn.Module, binary: Collection[str]) -> Split:
-    """The parameters' groups, given which are binary."""
+    """The parameter groups, given which parameters are binary."""
     matrices = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, Matrix)}
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     decay = matrices.difference(exempt, binary)

@@ -1,12 +1,12 @@
 """Residual networks made for binary activations: Bi-Real Net and ReActNet.
 
-Bi-Real Net (Liu et al., ECCV 2018, arXiv 1808.00278): each 3x3 convolution has a shortcut of its own, so real numbers
-flow past every sign, and no ReLU stands before a sign, which would make it constant.
+Bi-Real Net (Liu et al., ECCV 2018, arXiv 1808.00278): each 3x3 convolution has its own shortcut, so real values bypass
+every sign, and no ReLU precedes a sign, since that would make it constant.
     y = bn(conv(sign(x))) + shortcut(x)
 ReActNet (Liu et al., ECCV 2020, arXiv 2003.03488): thresholds and the activation after the addition are learnt.
     y = rprelu(bn(conv(sign(x + shift))) + shortcut(x))
 
-The sign is `models.binarize`'s, with inputs; before that, the convolution reads the clipped x (Bi-Real) or x + shift
+`models.binarize` with `inputs` adds the sign. Without it, the convolution reads the clipped x (Bi-Real) or x + shift
 (ReActNet), so the same network trains in full precision. Stems have no ReLU either. Registered with timm.
 """
 
@@ -22,7 +22,7 @@ from models.layers import ClippedConv2d
 
 
 class ChannelShift(nn.Module):
-    """y_c = x_c + shift_c, shifts trainable, 0 at first: (B, C, H, W) -> the same."""
+    """y_c = x_c + shift_c, with trainable shifts that start at 0: (B, C, H, W) -> the same."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ Shortcut = type[ShortcutA] | type[PooledShortcut]
 
 
 class BiRealBlock(nn.Module):
-    """y = bn(conv(x)) + shortcut(x), a 3x3 convolution that clips what it reads until it takes its sign."""
+    """y = bn(conv(x)) + shortcut(x), 3x3 convolution. It clips its inputs, or takes their sign once binarized."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut = ShortcutA) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class BiRealBlock(nn.Module):
 
 
 class ReActBlock(nn.Module):
-    """y = rprelu(bn(conv(x + shift)) + shortcut(x)), a 3x3 convolution; RPReLU bends, so nothing is clipped."""
+    """y = rprelu(bn(conv(x + shift)) + shortcut(x)), 3x3 convolution. RPReLU is nonlinear, so nothing is clipped."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut = ShortcutA) -> None:
         super().__init__()
@@ -103,23 +103,23 @@ class ReActBlock(nn.Module):
 
 
 class CifarBiRealNet(CifarResNet):
-    """The CIFAR family with such blocks, of which num_blocks counts each: they hold one convolution, not two.
+    """The CIFAR family with these blocks. num_blocks counts them; each has one convolution, not two.
 
     Its shortcuts stay option A, without parameters: the paper's 1x1 convolutions would add real weights that ResNet-20
-    has not, and in binary they would cut the flow of real numbers that the shortcuts are for.
+    does not have, and if binary they would block the real values that the shortcuts are meant to carry.
     """
 
     def stem(self, x: Tensor) -> Tensor:
-        """bn(conv(x)): a ReLU would leave the first block's sign nothing to tell. (B, C, H, W) -> (B, 16, H, W)."""
+        """bn(conv(x)): a ReLU would make the first block's sign constant. (B, C, H, W) -> (B, 16, H, W)."""
         y: Tensor = self.bn1(self.conv1(x))
         return y
 
 
 class ImageNetBiRealNet(nn.Module):
-    """ResNet-18's form: a 7x7 stem, four stages of four such blocks, (B, in_chans, H, W) -> (B, num_classes)."""
+    """ResNet-18's layout: a 7x7 stem, four stages of four such blocks, (B, in_chans, H, W) -> (B, num_classes)."""
 
     def __init__(self, block: Block, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg") -> None:
-        if global_pool != "avg":  # timm passes the value of the default_cfg on
+        if global_pool != "avg":  # timm passes the default_cfg's value
             raise ValueError(f"global_pool: {global_pool!r}; these networks have 'avg' only")
         super().__init__()
         self.num_classes = num_classes

@@ -1,7 +1,7 @@
-"""Model names: ours and every classifier of timm. What timm's metadata says about them: input size, first layer, head.
+"""Model names (ours and every classifier of timm) and timm's metadata for them: input size, first layer, head.
 
-Weights are always drawn, never downloaded. timm's names are asked of timm, which costs the seconds of its import; ours
-are known without it.
+Weights are always freshly initialised, never downloaded. Looking up timm's names imports timm, which takes seconds; our
+names are known without it.
 """
 
 import difflib
@@ -28,13 +28,13 @@ def create(
 
     `dropout` and `drop_path` are timm's drop_rate and drop_path_rate.
 
-    Raises ValueError where the name is unknown, naming the closest ones, or the network has no such rate.
+    Raises ValueError if the name is unknown (the message lists the closest ones) or the network has no such rate.
     """
     if not is_known(name):
         close = suggest(name)
         hint = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
         raise ValueError(f"model: unknown {name!r}; {hint}(models.names() lists all {len(names())})")
-    # With this timm sets in_chans, sets img_size on the models that fix it, and the metadata stays true of the model.
+    # With this, timm sets in_chans, sets img_size on models that fix it, and keeps the metadata true of the model.
     shape = {"input_size": (in_chans, image_size, image_size)}
     rates = {key: rate for key, rate in (("drop_rate", dropout), ("drop_path_rate", drop_path)) if rate}
     try:
@@ -63,22 +63,22 @@ def input_size(name: str) -> int:
 
 
 def takes_any_size(name: str) -> bool:
-    """Whether one network of that name takes images of several sizes; vision transformers are made for one."""
+    """Whether one network of that name accepts images of several sizes; vision transformers accept only one."""
     found = _timm().get_pretrained_cfg(name)
     return not (found and found.fixed_input_size)
 
 
 def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
-    """Module names of the first layer(s) and the classifier head(s), from the metadata timm leaves on the model.
+    """Module names of the first layer(s) and the classifier head(s), from the metadata that timm puts on the model.
 
-    Raises ValueError where the model has no such metadata or it names a module the model lacks.
+    Raises ValueError if the model has no such metadata, or if it names a module that the model lacks.
     """
     layers: list[str] = []
     for key in ("first_conv", "classifier"):
         value = metadata(model).get(key)
         if not value:
             raise ValueError(
-                f"{type(model).__name__}: timm's metadata has no {key!r}, so that full_precision: ends means nothing; "
+                f"{type(model).__name__}: timm's metadata has no {key!r}, so full_precision: ends finds no layers; "
                 "name the layers that stay exact"
             )
         layers += [value] if isinstance(value, str) else value
@@ -89,14 +89,14 @@ def full_precision_layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def metadata(model: nn.Module) -> dict[str, Any]:
-    """What timm recorded on the model: `first_conv`, `classifier`, `input_size` as created; empty if nothing."""
+    """The metadata timm put on the model: `first_conv`, `classifier`, `input_size` as created; empty if none."""
     recorded: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     return recorded
 
 
 @cache
 def skeleton(name: str, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """The network of that name, for ten classes, with shapes and names but without numbers (on torch's meta device)."""
+    """The network of that name, for ten classes, with shapes and names but no values (on torch's meta device)."""
     import torch
 
     with torch.device("meta"):
@@ -105,19 +105,19 @@ def skeleton(name: str, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.M
 
 @cache
 def names() -> tuple[str, ...]:
-    """Every architecture, sorted; those timm has deprecated are not among them."""
+    """Every architecture, sorted, except those that timm has deprecated."""
     return tuple(sorted(_timm().list_models()))
 
 
 @cache
 def _tagged_names() -> frozenset[str]:
-    """Architectures with each tag that timm has published weights under."""
+    """Every `architecture.tag` for which timm has published weights."""
     return frozenset(_timm().list_models(include_tags=True))
 
 
 @cache
 def _timm() -> ModuleType:
-    """Timm with our models registered; it takes three seconds to import, so not before it is needed."""
+    """Timm with our models registered. Imported only when needed: it takes three seconds."""
     import timm
 
     from models import bireal, cifar_resnet, small_vit  # noqa: F401 - importing them registers their models

@@ -53,8 +53,8 @@ Block = Callable[[int, int, int], nn.Module]
 class CifarResNet(nn.Module):
     """The network of 6 * num_blocks + 2 layers, for images of any size: (B, in_chans, H, W) -> (B, num_classes).
 
-    `block` makes a stage's blocks from their numbers of channels, in and out, and their stride. Weights start as in He
-    et al., Delving Deep into Rectifiers (2015): normal, variance 2 / fan-in.
+    `block` makes one block from its input channels, output channels and stride. Weights are initialised as in He et
+    al., Delving Deep into Rectifiers (2015): normal, variance 2 / fan-in.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CifarResNet(nn.Module):
         global_pool: str = "avg",
         block: Block = BasicBlock,
     ) -> None:
-        if global_pool != "avg":  # timm passes the value of the default_cfg on
+        if global_pool != "avg":  # timm passes the default_cfg's value
             raise ValueError(f"global_pool: {global_pool!r}; a CIFAR ResNet has 'avg' only")
         super().__init__()
         self.num_classes = num_classes
@@ -89,13 +89,13 @@ class CifarResNet(nn.Module):
 
 
 def stage(block: Block, in_channels: int, out_channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    """`num_blocks` blocks, the first of which changes the channels and the resolution."""
+    """A stage of `num_blocks` blocks; the first changes the number of channels and the resolution."""
     first = block(in_channels, out_channels, stride)
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
 
 
 def he_init(module: nn.Module) -> None:
-    """Normal weights of variance 2 / fan-in and no bias, if the module is a convolution or linear."""
+    """Initialise a convolution or linear layer: normal weights of variance 2 / fan-in, biases of 0."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if module.bias is not None:

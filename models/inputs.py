@@ -1,9 +1,9 @@
-"""Binary activations: the inputs of a binary layer as a forward-backward pair.
+"""Binary activations: the inputs of a binary layer, quantized by a forward-backward pair.
 
     x_b = F(x; mu)          grad x = B(x; mu) . grad x_b
 
-F and B are those of any binary row that `quantizers.get` finds; "bnn", sign with B = 1 on [-1, 1], is BinaryNet's
-(Courbariaux et al., 2016). Where F is not yet sign (a ++ row at finite mu), inputs are binary once hardened.
+F and B come from any binary row that `quantizers.get` finds; "bnn", sign with B = 1 on [-1, 1], is BinaryNet's
+(Courbariaux et al., 2016). If F is not yet sign (a ++ row at finite mu), inputs become binary when hardened.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class InputQuantization:
 
     Args:
         quantizer: a row's name, module:attribute, or a Quantizer.
-        mu: its sharpness, which may move later.
+        mu: its initial sharpness; `set_input_mu` changes it later.
 
     Raises:
         ValueError: the row is unknown or not binary, or mu is negative or not finite.
@@ -36,14 +36,14 @@ class InputQuantization:
     def __post_init__(self) -> None:
         row = quantizers.get(self.quantizer)
         if not row.binary:
-            raise ValueError(f"{row.name!r} leaves inputs real; for binary inputs take bnn, say")
+            raise ValueError(f"{row.name!r} leaves inputs real; for binary inputs use bnn, for example")
         require_sharpness(self.mu)
 
 
 class BinaryInput(nn.Module):
     """x -> F(x; mu), or sign(x) exactly while `hard`; no parameters. Any shape; keeps dtype and memory format.
 
-    mu is a Python number and no part of the state: like a learning rate, it is a function of the training step.
+    mu is a Python number and not part of the state: like a learning rate, it is a function of the training step.
     """
 
     def __init__(self, quantization: InputQuantization) -> None:
@@ -55,7 +55,7 @@ class BinaryInput(nn.Module):
         return quantize(x, self.quantizer, self.mu, hard=self.hard)
 
     def extra_repr(self) -> str:
-        """What print(model) shows of it."""
+        """The settings shown by print(model)."""
         name = self.quantizer if isinstance(self.quantizer, str) else self.quantizer.name
         return f"{name}, mu={self.mu:g}{', hard' * self.hard}"
 
@@ -80,20 +80,20 @@ class _Quantize(torch.autograd.Function):
 
 
 def set_input_mu(model: nn.Module, mu: float) -> None:
-    """Give every binary input of the model the sharpness mu. ValueError if it is negative or not finite."""
+    """Set the sharpness of all binary inputs of the model to mu. ValueError if it is negative or not finite."""
     require_sharpness(mu)
     for inputs in _binary_inputs(model):
         inputs.mu = mu
 
 
 def harden_inputs(model: nn.Module) -> None:
-    """Every binary layer sees sign(x) from now on: what is deployed."""
+    """Make every binary layer see sign(x), as in deployment."""
     for inputs in _binary_inputs(model):
         inputs.hard = True
 
 
 def soften_inputs(model: nn.Module) -> None:
-    """Every binary layer sees F(x; mu) again: what training goes on with."""
+    """Make every binary layer see F(x; mu) again, as in training."""
     for inputs in _binary_inputs(model):
         inputs.hard = False
 

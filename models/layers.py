@@ -1,16 +1,16 @@
-"""Layers whose weights are scalars in {-1, +1}, with what the scalars lack: a gain, and perhaps binary inputs.
+"""Layers with weights in {-1, +1}, a trainable gain that restores their scale, and optionally binary inputs.
 
     y = g * a(W q(x)) + b         g: (C_out,) trainable, q(x) = F(x; mu), a(z) = z or c(wrap(z))
 
-Nothing here quantizes weights: `weight` is the parameter that ProxConnect holds w = F(w*) in. Without a gain (where a
-batch norm follows, the scale is immaterial) g = 1; without quantized inputs q(x) = x. Where a(z) = z, both layers
-compute g * W first, which is the same by linearity, keeps no activation W x for the gain's gradient, and stays in
-autocast's dtype. With an accumulator of few bits (see `accumulators`) sums are exact integers, taken in float32.
+Nothing here quantizes weights: ProxConnect writes w = F(w*) into the parameter `weight`. Without a gain (if a batch
+norm follows, the scale is immaterial) g = 1; without quantized inputs q(x) = x. If a(z) = z, both layers compute g * W
+first, which is the same by linearity, keeps no activation W x for the gain's gradient, and stays in autocast's dtype.
+With a low-bit accumulator (see `accumulators`), sums are exact integers, computed in float32.
 
 The gain starts at mean |W| over each output channel, which minimises |W - g sign(W)|^2 (Rastegari et al., XNOR-Net,
 2016).
 
-Zero padding pads the binary inputs with 0, which is neither of their values: so does the literature's training code.
+Zero padding pads binary inputs with 0, which is neither of their values; training code in the literature does so too.
 """
 
 from typing import TypeVar
@@ -41,7 +41,7 @@ class BinaryLinear(nn.Linear):
         inputs: BinaryInput | None = None,
         accumulator: Accumulator | None = None,
     ) -> "BinaryLinear":
-        """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
+        """A layer that shares `layer`'s weight and bias; its gain is the weight's mean |W| per output channel."""
         # The meta device: no memory, no initialisation, no random numbers drawn for weights that are replaced anyway.
         new = cls(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         return _adopt(new, layer, with_gain=with_gain, inputs=inputs, accumulator=accumulator)
@@ -76,7 +76,7 @@ class BinaryConv2d(nn.Conv2d):
         inputs: BinaryInput | None = None,
         accumulator: Accumulator | None = None,
     ) -> "BinaryConv2d":
-        """The same weight and bias parameters, not copies; the gain is the full-precision weight's mean abs."""
+        """A layer that shares `layer`'s weight and bias; its gain is the weight's mean |W| per output channel."""
         new = cls(
             layer.in_channels,
             layer.out_channels,
@@ -106,10 +106,10 @@ class BinaryConv2d(nn.Conv2d):
 
 
 class ClippedConv2d(nn.Conv2d):
-    """y = W conv H(x) + b with H the hard tanh: a convolution that stands where a sign will be.
+    """y = W conv H(x) + b with H the hard tanh: a convolution whose clip will be replaced by a sign.
 
-    Bi-Real Net's blocks have no nonlinearity but the sign of each convolution's inputs; with real inputs the clip is
-    that nonlinearity. `models.binarize` with binary inputs puts a BinaryConv2d in its place: sign for clip.
+    The sign of each convolution's inputs is the only nonlinearity of Bi-Real Net's blocks; with real inputs, the clip
+    takes its place. `models.binarize` with binary inputs replaces this layer by a BinaryConv2d, and the clip by a sign.
     """
 
     def forward(self, x: Tensor) -> Tensor:

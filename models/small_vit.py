@@ -1,7 +1,7 @@
 """Vision transformers for images of 32 and 8 pixels, small enough to train on a CPU.
 
 timm's VisionTransformer (Dosovitskiy et al., 2021), with the mean of the patch tokens instead of a class token (Zhai et
-al., Scaling Vision Transformers, 2022): there is less to learn on a small data set. Registered with timm.
+al., Scaling Vision Transformers, 2022), which leaves less to learn on a small data set. Registered with timm.
 """
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model

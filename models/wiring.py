@@ -1,7 +1,7 @@
 """How a model uses the weights of its layers, found by running it once and watching every torch function.
 
-A run sees what the source and a symbolic trace may hide: control flow, a weight used behind its layer's back, a weight
-that is standardised before use.
+A run shows what the source and a symbolic trace may hide: control flow, a weight used outside its layer, a weight that
+is standardised before use.
 """
 
 from collections import defaultdict
@@ -19,13 +19,13 @@ Function = Callable[..., Any]
 
 
 def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> frozenset[str]:
-    """Names of the layers each of whose outputs goes to F.batch_norm and to no other function, when the model sees x.
+    """Names of the layers whose outputs all go to F.batch_norm and to no other function, when the model sees x.
 
     The scale of such a layer's weight is immaterial. x: (B, C, H, W). The model is run in evaluation mode (no random
-    numbers, no statistics updated); each of its modules comes back in the mode it had.
+    numbers, no statistics updated); afterwards each of its modules is in its previous mode.
 
-    Raises ValueError where a layer is not used as `layer(x)` computing F.linear(x, weight) or F.conv2d(x, weight): its
-    weight is transformed first, is used without the layer, or is not used at all.
+    Raises ValueError unless every layer is used as `layer(x)` and computes F.linear(x, weight) or F.conv2d(x, weight):
+    if a weight is transformed first, used without the layer, or not used at all.
     """
     watch = _Watch({id(layer.weight): name for name, layer in layers.items()})
     returned: list[Tensor] = []
@@ -47,7 +47,7 @@ def layers_before_batch_norm(model: nn.Module, layers: Mapping[str, nn.Module], 
 
 
 def not_binary(names: Sequence[str], reason: str) -> str:
-    """Why these layers can't be binarized, and what to write into a recipe so that they stay in full precision."""
+    """The message: why these layers can't be binarized, and the recipe setting that keeps them in full precision."""
     patterns = dict.fromkeys(_pattern(name) for name in names)
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     kept = f"full_precision: [ends, {', '.join(patterns)}] keeps such layers exact"
@@ -55,15 +55,15 @@ def not_binary(names: Sequence[str], reason: str) -> str:
 
 
 def _pattern(name: str) -> str:
-    """The name with its numbers left open: blocks.0.attn.qkv is blocks.*.attn.qkv."""
+    """The name with * for its numbers: blocks.0.attn.qkv becomes blocks.*.attn.qkv."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def layers_that_see_no_sign(model: nn.Module, layers: Mapping[str, nn.Module], x: Tensor) -> tuple[str, ...]:
-    """Names of the layers whose inputs hold no negative number when the model sees x, in the order of `layers`.
+    """Names of the layers whose inputs have no negative element when the model sees x, in the order of `layers`.
 
-    The sign of such an input is +1 everywhere: a ReLU stands before the layer. x: (B, C, H, W), best of noise. The
-    model is run as `layers_before_batch_norm` runs it, and must have values (not be on the meta device).
+    The sign of such an input is +1 everywhere, for example after a ReLU. x: (B, C, H, W), preferably noise. The model
+    is run as in `layers_before_batch_norm`, and must have values (not be on the meta device).
     """
     signed: set[str] = set()
 
@@ -82,14 +82,14 @@ def layers_that_see_no_sign(model: nn.Module, layers: Mapping[str, nn.Module], x
 
 @contextmanager
 def _observed(model: nn.Module, hooks: list[RemovableHandle]) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and without gradients; afterwards each module is in the mode it had."""
+    """Within, the model is in evaluation mode without gradients; afterwards modes are restored and hooks removed."""
     were_training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             model.eval()
             yield
     finally:
-        # Not model.train(): that would set frozen parts going again, such as a batch norm in evaluation mode.
+        # Not model.train(): that would unfreeze frozen parts, such as a batch norm in evaluation mode.
         for module, was_training in were_training.items():
             module.training = was_training
         for hook in hooks:
@@ -97,12 +97,12 @@ def _observed(model: nn.Module, hooks: list[RemovableHandle]) -> Iterator[None]:
 
 
 class _Watch(TorchFunctionMode):
-    """Records what each watched weight goes into, and what each product of one does (`consumers`, by its id)."""
+    """Records the products of each watched weight, and the functions that use each product (`consumers`, by its id)."""
 
     def __init__(self, weights: dict[int, str]) -> None:
         super().__init__()
         self.weights = weights
-        self.products: dict[str, list[Tensor]] = defaultdict(list)  # held, so that no id is used twice
+        self.products: dict[str, list[Tensor]] = defaultdict(list)  # kept alive, so that no id is reused
         self.consumers: dict[int, list[Function]] = {}
         self.misused: set[str] = set()
 
@@ -115,7 +115,7 @@ class _Watch(TorchFunctionMode):
     ) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if next(_tensors(result), None) is None:  # a look at a shape or dtype uses nothing
+        if next(_tensors(result), None) is None:  # reading a shape or dtype is not a use
             return result
         for tensor in _tensors((args, kwargs)):
             if id(tensor) in self.consumers:

@@ -6,8 +6,9 @@
     optimizer = ProxConnect(base)
     sharpness = SharpnessSchedule(optimizer, Linear(2.0, 50.0), num_steps)
 
-`maps` has the scalar maps, `catalog` the algorithms as rows of them, `reference` the literal iterations that the tests
-compare with. `fused/` is the one-pass C++ step; `theory/` decides which pairs are principled, and makes such pairs.
+`maps` defines the scalar maps, and `catalog` the algorithms, each a row of maps. `reference` implements the iterations
+literally, for the tests to compare with. `fused/` is the one-pass C++ step. `theory/` decides which pairs are
+principled and constructs such pairs.
 """
 
 from quantizers.catalog import QUANTIZERS, Quantizer, get

@@ -1,4 +1,4 @@
-"""`python -m quantizers`: the catalogue, certificates and pictures; `--help` teaches."""
+"""`python -m quantizers`: list the catalogue, certify pairs, draw pictures; `--help` shows how."""
 
 import re
 import sys
@@ -17,53 +17,92 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Which forward-backward pairs there are, and which are principled.\n\n"
-    "Why BNN+ is not and BNN++ is, in words and as pictures:\n\n"
+    help="List the forward-backward pairs and check which are principled.\n\n"
+    "See why BNN+ is not principled and BNN++ is, in words and as pictures:\n\n"
     "[bold]python -m quantizers certify bnn+[/]\n\n"
     "[bold]python -m quantizers certify bnn++[/]\n\n"
-    "The same for a pair of yours, the attribute PAIR of a module mine.py here:\n\n"
+    "Check your own pair, the attribute PAIR of mine.py in the working directory:\n\n"
     "[bold]python -m quantizers certify mine:PAIR[/]",
 )
 
 DOCS, IMAGES = Path("docs"), Path("docs/images")
 PICTURES = Path("images") / "quantizers"
-"""Folder of the rows' pictures, relative to the page."""
+"""Folder of the pictures, relative to the page."""
 
 
 @app.command("list")
 def list_() -> None:
-    """Show the catalogue: each row's pair, whether it is principled, its usual mu and its source."""
+    """List the catalogue, one row a line: is the pair principled, its usual mu, its source.
+
+    [dim]python -m quantizers show bnn++[/]
+    """
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("principled?", no_wrap=True)
-    table.add_column("usual mu", width=12)
-    table.add_column("forward, backward, source")
+    table = Table(box=box.SIMPLE_HEAD, expand=True)
+    for title in ("name", "principled", "usual mu"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("source", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in QUANTIZERS.values():
-        pair = "\n".join([*_parts(row.formula), row.citation])
-        table.add_row(*map(escape, (row.name, "no" if row.prox is None else "yes", schedule(row.usual_mu), pair)))
+        table.add_row(*map(escape, (row.name, _yes(row), schedule(row.usual_mu), row.citation)))
     Console().print(table)
+    print("formulas and sources of one row: python -m quantizers show NAME")
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A row of the catalogue, or module:attribute of your own Quantizer.")
+    ],
+) -> None:
+    """Show one row: its formulas, its mu, its source, and how a grid names it.
+
+    [dim]python -m quantizers show bnn++[/]
+    """
+    try:
+        row = get(name)
+    except (ValueError, ImportError) as error:
+        _fail(str(error))
+    for part in _parts(row.formula):
+        print(part)
+    print(f"principled: {_yes(row)} (python -m quantizers certify {name})")
+    if row.completes is not None:
+        print(f"completes: {row.completes}: the same B, with F = the integral of B")
+    print(f"usual mu: {schedule(row.usual_mu)}")
+    print(f"source: {row.citation}")
+    print(f"in a grid: quantizers: [{name}]{_in_a_grid(row)}")
+
+
+def _yes(row: Quantizer) -> str:
+    return "no" if row.prox is None else "yes"
+
+
+def _in_a_grid(row: Quantizer) -> str:
+    """The keys that set the row's mu; empty if it reads none."""
+    shape = row.usual_mu
+    if shape is None or not is_dataclass(shape):
+        return ""
+    kind = type(shape).__name__.lower()
+    values = [getattr(shape, field.name) for field in fields(shape)]
+    ends = "".join(f", {key}: {value:g}" for key, value in zip(("start", "end"), values, strict=False))
+    return f" with quantization: {{sharpness: {{{row.name}: {{shape: {kind}{ends}}}}}}}"
 
 
 @app.command()
 def certify(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A row of the catalogue, or module:attribute of a Quantizer of yours.")
+        str, typer.Argument(metavar="NAME", help="A row of the catalogue, or module:attribute of your own Quantizer.")
     ],
     mu: Annotated[
-        float | None, typer.Option(help="The sharpness; default: the row's usual one at the middle of training.")
+        float | None, typer.Option(help="The sharpness. Default: the row's usual mu at mid-training.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The picture, a PNG file.  [default: certificate-NAME-mu.png]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file to write. Default: certificate-NAME-mu.png.")] = None,
 ) -> None:
-    """Say whether a pair is principled: whether F = T o P and B = T' o P for some proximal map P.
+    """Check whether a pair is principled: F = T o P and B = T' o P for some proximal map P.
 
-    Prints the verdict and draws F, B, P and T. Exit status 0 if it is, 1 if it is not, 2 for bad input.
+    Print the verdict and draw F, B, P and T. Exit status: 0 if principled, 1 if not, 2 for bad input.
 
     [dim]python -m quantizers certify bnn+ --mu 5[/]
     """
@@ -85,8 +124,8 @@ def certify(
 
 
 @app.command()
-def gallery(out: Annotated[Path, typer.Option(help="Folder of the page quantizers.md.")] = DOCS) -> None:
-    """Write the page of all quantizers, and a picture for each row under images/quantizers.
+def gallery(out: Annotated[Path, typer.Option(help="Folder to write quantizers.md to.")] = DOCS) -> None:
+    """Write the page of all quantizers, and one picture per row under images/quantizers.
 
     [dim]python -m quantizers gallery --out docs[/]
     """
@@ -101,9 +140,9 @@ def gallery(out: Annotated[Path, typer.Option(help="Folder of the page quantizer
 
 @app.command()
 def convergence(
-    out: Annotated[Path, typer.Option(help="Folder of convergence.png and paths.png.")] = IMAGES,
+    out: Annotated[Path, typer.Option(help="Folder to write convergence.png and paths.png to.")] = IMAGES,
 ) -> None:
-    """Run PC++ on convex quadratics and draw what theory bounds, and the paths of bc, bnn and bnn++ in the plane.
+    """Run PC++ on convex quadratics; draw the results with their bounds, and the paths of bc, bnn and bnn++ in 2D.
 
     [dim]python -m quantizers convergence --out docs/images[/]
     """
@@ -116,7 +155,7 @@ def convergence(
 
 
 def schedule(shape: Shape | None) -> str:
-    """How mu moves, in words: 'exponential, 2 to 500', 'constant, 5', or 'none'."""
+    """The schedule of mu in words: 'exponential, 2 to 500', 'constant, 5', or 'none'."""
     if shape is None:
         return "none"
     if not is_dataclass(shape):
@@ -126,12 +165,12 @@ def schedule(shape: Shape | None) -> str:
 
 
 def middle_mu(quantizer: Quantizer) -> float:
-    """The row's usual mu at the middle of training, to three digits; 1 where mu is ignored."""
+    """The row's usual mu at mid-training, to three digits; 1 if the row ignores mu."""
     return 1.0 if quantizer.usual_mu is None else float(f"{quantizer.usual_mu(0.5):.3g}")
 
 
 def page(rows: Iterable[Quantizer]) -> str:
-    """The text of docs/quantizers.md, one section for each row."""
+    """The text of docs/quantizers.md, one section per row."""
     return _HEADER + "".join(_section(row) for row in rows)
 
 
@@ -147,7 +186,7 @@ ask for another. sign(0) = +1.
 
 
 def _parts(formula: str) -> list[str]:
-    """F's and B's, or nothing."""
+    """The formulas of F and B; empty if the row gives none."""
     return formula.split("; ") if formula else []
 
 

@@ -1,8 +1,8 @@
-"""The catalogue: an algorithm is a row. To add one, add it here; optimizer and conformance suite find it.
+"""The catalogue: an algorithm is a row. To add one, add its row here; the optimizer and conformance suite find it.
 
-A row is principled, that is PC++ with it is ProxConnect with proximal map P on the loss l(T(.)), if F = T o P and
-B = T' o P (Lu et al., "Understanding Neural Network Binarization with Forward and Backward Proximal Quantizers",
-NeurIPS 2023). A row without P and T has no such pair: BNN+'s F is flat where its B varies.
+A row is principled if F = T o P and B = T' o P. Then PC++ with this row is ProxConnect with the proximal map P on the
+loss l(T(.)) (Lu et al., "Understanding Neural Network Binarization with Forward and Backward Proximal Quantizers",
+NeurIPS 2023). For a row without P and T no such pair exists: BNN+'s F, for example, is flat where its B varies.
 """
 
 import difflib
@@ -25,21 +25,21 @@ Map = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A forward-backward pair: w = F(w*; mu) is what the network computes with, B(w*; mu) multiplies its gradient.
+    """A forward-backward pair: the network computes with w = F(w*; mu), and B(w*; mu) multiplies the gradient of w.
 
     Args:
-        name: what tables and files call it.
+        name: the row's name in tables and files.
         forward: F.
         backward: B.
-        prox: P with F = T o P and B = T' o P, or None where no such pair exists.
-        transform: T, or None as well.
-        citation: the source, and what of it is left out.
-        binary: whether sign(w*) is deployed; else F(w*), as in full precision.
-        usual_mu: how mu moves over training in the row's paper or code, or by our choice where a comment says "ours";
-            None where F and B ignore mu.
-        completes: the name of the row whose B this one keeps, with the integral of B for its F.
+        prox: P with F = T o P and B = T' o P, or None if no such P and T exist.
+        transform: T, or None if `prox` is None.
+        citation: the source, and the parts of it that the row omits.
+        binary: True if sign(w*) is deployed; False if F(w*) is, as in full precision.
+        usual_mu: the schedule of mu in the row's paper or code, or our choice where a comment says "ours"; None if F
+            and B ignore mu.
+        completes: the name of the row that this one completes: it has that row's B, and the integral of B as its F.
         formula: "F = ...; B = ..." for the gallery, or "".
-        scale: of what `scaled` returns; "none" for a row of the catalogue.
+        scale: the scale given to `scaled`; "none" for a row of the catalogue.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Quantizer:
     scale: Scale = "none"
 
     def scaled(self, scale: Scale) -> "Quantizer":
-        """The row with weights in {-s, +s}, s = mean |w*| of the "tensor" or of each output "channel": see `scales`.
+        """This row with weights in {-s, +s}, s = mean |w*| of the "tensor" or of each output "channel"; see `scales`.
 
-        Its maps are no longer elementwise: they take the latents of one parameter. ValueError if there is no such
-        scale, this row has one already, or it is not binary.
+        Its maps are no longer elementwise: they take all latents of one parameter. ValueError if the scale is unknown,
+        or if this row already has one or is not binary.
         """
         if scale not in SCALES:
             raise ValueError(unknown("scale", scale, SCALES))
@@ -71,14 +71,14 @@ class Quantizer:
             self,
             forward=scaled_forward(self.forward, scale),
             backward=scaled_backward(self.backward, scale),
-            prox=None,  # P_s and T_s share the scale of w*, which T cannot tell from P(w*)
+            prox=None,  # P_s and T_s share the scale of w*, which T cannot recover from P(w*)
             transform=None,
             scale=scale,
         )
 
     @property
     def deployed(self) -> Map:
-        """What is deployed, as a map of w* and mu: sign(w*), times the scale if there is one, or F(w*)."""
+        """The map from w* and mu to the deployed weights: sign(w*), times the scale if any; F(w*) if not binary."""
         if not self.binary:
             return self.forward
         return maps.hard_sign if self.scale == "none" else scaled_forward(maps.hard_sign, self.scale)
@@ -92,7 +92,7 @@ class Quantizer:
 def _completion(
     name: str, of: str, forward: Map, backward: Map, usual_mu: Shape, formula: str, citation: str = ""
 ) -> Quantizer:
-    """The row that keeps B of the row `of` and takes F(w*) = integral of B from 0 to w*: P = id, T = F."""
+    """The row with the B of row `of` and F(w*) = integral of B from 0 to w*, so P = id and T = F."""
     return Quantizer(
         name=name,
         forward=forward,
@@ -136,10 +136,10 @@ _ROWS = (
         prox=maps.piecewise_linear,
         transform=maps.identity,
         citation="Dockhorn et al.: Demystifying and Generalizing BinaryConnect, NeurIPS 2021 (arXiv 2110.13220)",
-        usual_mu=Linear(0.0, 1.0),  # ours: the paper's own schedule was not seen
+        usual_mu=Linear(0.0, 1.0),  # ours: we have not seen the paper's schedule
         formula="F = sign(w*) min(1, mu + |w*|), mu at most 1; B = 1",
     ),
-    # No binarizer, so no bundled grid trains it.
+    # It does not binarize, so no bundled grid trains it.
     Quantizer(
         name="hardtanh",
         forward=maps.clip,
@@ -175,7 +175,7 @@ _ROWS = (
         transform=None,
         citation="Darabi et al.: BNN+, 2018 (arXiv 1812.11800), its backward map only: the regularizer and the scales "
         "are left out",
-        usual_mu=Constant(5.0),  # its paper's
+        usual_mu=Constant(5.0),  # the paper's
         formula="F = sign(w*); B = mu (2 - x tanh(x / 2)) / (1 + cosh(x)), x = mu w*",
     ),
     _completion(
@@ -207,9 +207,9 @@ _ROWS = (
         _GROWING,
         "F = x (2 - |x|) where |x| < 1, else sign(w*); B = mu (2 - 2 |x|) where |x| < 1, else 0, x = mu w*",
     ),
-    # IR-Net standardizes weights to unit deviation, mean |w| 0.8; our latents start with mean |w*| 0.5, clipped at 1.
-    # So its t is ours times 0.5 / 0.8, and its final t = 10 is our 16. Its code starts at t = 0.1 for real activations
-    # and for VGG, at 0.001 for ResNet-20 with binary ones.
+    # IR-Net standardizes weights to unit deviation, so mean |w| = 0.8; our latents start with mean |w*| = 0.5, clipped
+    # at 1. So its t is ours times 0.5 / 0.8, and its final t = 10 is our 16. Its code starts at t = 0.1 for real
+    # activations and for VGG, and at 0.001 for ResNet-20 with binary activations.
     Quantizer(
         name="ede",
         forward=maps.hard_sign,
@@ -230,8 +230,9 @@ _ROWS = (
         Exponential(0.1, 500.0),  # ours
         "F = k tanh(mu w*), k = max(1 / mu, 1); B = max(1, mu) / cosh(mu w*)^2",
     ),
-    # Its code applies cut-offs and schedule to raw weights, most of which lie within 0.1 in ResNet-20 (He's
-    # initialization); our latents, of mean |w*| 0.5, mostly lie on the power. Same formula, other units.
+    # ReSTE's code applies the cut-offs and the schedule to raw weights, which in ResNet-20 (He initialization) are
+    # mostly within 0.1 of 0. Our latents have mean |w*| = 0.5, mostly in the range of the power. Same formula, other
+    # units.
     Quantizer(
         name="reste",
         forward=maps.hard_sign,
@@ -289,13 +290,13 @@ QUANTIZERS: dict[str, Quantizer] = {row.name: row for row in _ROWS}
 
 
 def get(quantizer: "str | Quantizer") -> Quantizer:
-    """The row of that name, or the user's own as `module:attribute`; a Quantizer is returned as it is.
+    """The row of that name, or the user's own quantizer for `module:attribute`; a Quantizer is returned unchanged.
 
-    Modules are imported as `python -m` does it: from the working directory first.
+    Modules are imported as by `python -m`: the working directory is searched first.
 
     Raises:
-        ValueError: in one line, no such row, with the nearest name and all the choices; a module that cannot be
-            imported; or an attribute that is not there or not a Quantizer, with those that are.
+        ValueError: with a one-line message: the row is unknown (lists the nearest name and all choices), the module
+            cannot be imported, or the attribute is missing or not a Quantizer (lists the module's Quantizers).
     """
     if isinstance(quantizer, Quantizer):
         return quantizer
@@ -320,7 +321,7 @@ def _users_own(name: str) -> Quantizer:
 
 
 def _imported(name: str, module_name: str) -> ModuleType:
-    # A console script's path lacks the working directory, which that of `python -m` starts with.
+    # `python -m` puts the working directory first on sys.path; a console script does not.
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(module_name)
@@ -332,9 +333,9 @@ def _imported(name: str, module_name: str) -> ModuleType:
 
 
 def unknown(kind: str, value: object, choices: Iterable[str]) -> str:
-    """The message for a value that is not among the choices: the value, the nearest choice, all choices."""
+    """The error message for an unknown value: the value, the nearest choice, and all choices."""
     names = list(choices)
-    spelled = {name.replace("+", "p"): name for name in names}  # as they are where + is no letter: bnnpp
+    spelled = {name.replace("+", "p"): name for name in names}  # as users write them where + is not allowed: bnnpp
     near = difflib.get_close_matches(str(value).replace("+", "p"), spelled, n=1)
     hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
     return f"unknown {kind} {value!r}{hint} ({', '.join(names)})"

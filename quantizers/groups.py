@@ -1,4 +1,4 @@
-"""Parameter groups that name a quantizer, {"params": [...], "quantizer": "bnn++", "mu": 2.0}, and what they save."""
+"""Parameter groups that name a quantizer, {"params": [...], "quantizer": "bnn++", "mu": 2.0}, and their saved state."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -19,7 +19,7 @@ Entries = Mapping[Tensor, Entry]
 
 
 def is_quantized(group: Mapping[str, Any]) -> bool:
-    """Whether the group names a quantizer; one that does not is left to the base optimizer."""
+    """Whether the group names a quantizer; other groups are left to the base optimizer."""
     return group.get("quantizer") is not None
 
 
@@ -32,8 +32,9 @@ def require_trainable(group: Mapping[str, Any], *, clip_latents: bool = False) -
     """Refuse a group that ProxConnect cannot train.
 
     Raises:
-        ValueError: an unknown quantizer or scale, a mu that is negative or not finite, differentiable=True; a scale of
-            channels where a parameter has none, or of a DTensor, whose shards would each have their own.
+        ValueError: an unknown quantizer or scale; a mu that is negative or not finite; differentiable=True;
+            clip_latents with a scale; scale "channel" for a parameter without channels; a scale for a DTensor, whose
+            shards would each have their own.
         TypeError: a parameter is not of a real floating dtype.
     """
     if not is_quantized(group):
@@ -50,12 +51,12 @@ def require_trainable(group: Mapping[str, Any], *, clip_latents: bool = False) -
                 f"clip_latents: latents with scale {row.scale!r} are in units of the weights; leave it out"
             )
         if row.scale != "none" and hasattr(p, "to_local"):
-            raise ValueError(f"scale {row.scale!r}: not of DTensors (FSDP); take scale none")
+            raise ValueError(f"scale {row.scale!r}: not supported for DTensors (FSDP); use scale none")
         require_channels(p, row.scale)
 
 
 def named(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of group `number` with their names, or else their places."""
+    """(name, parameter) for each parameter of group `number`; a position serves as name if the group has no names."""
     names = group.get("param_names") or [
         f"parameter {index} of group {number}" for index in range(len(group["params"]))
     ]
@@ -64,11 +65,11 @@ def named(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, Tensor]]
 
 @contextmanager
 def listed(base: Optimizer, listing: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-    """Inside, the base's groups list these tensors.
+    """Within this context, the base's groups list these tensors.
 
     Not p.data = w*: giving a bfloat16 parameter float32 data drops the gradient hooks that DDP put on it.
     """
-    # In place: LBFGS keeps the list itself.
+    # In place: LBFGS keeps a reference to the list.
     lists = [group["params"] for group in base.param_groups]
     before = [list(tensors) for tensors in lists]
     for tensors, others in zip(lists, listing, strict=True):
@@ -81,7 +82,7 @@ def listed(base: Optimizer, listing: Sequence[Sequence[Tensor]]) -> Iterator[Non
 
 
 class StateByParameter(MutableMapping[Tensor, dict[str, Any]]):
-    """A base optimizer's state as its user knows it: keyed by parameters, where the base has keyed it by latents."""
+    """A base optimizer's state keyed by parameters, although the base itself keys it by latents."""
 
     def __init__(self, states: States, entries: Entries) -> None:
         self._states, self._entries = states, entries
@@ -90,7 +91,7 @@ class StateByParameter(MutableMapping[Tensor, dict[str, Any]]):
         return self._entries[parameter].latent if parameter in self._entries else parameter
 
     def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
-        """The base's own entries, which may be written; made empty if there are none yet, as torch's are."""
+        """The base's own dictionary, which may be written to; created empty if missing, as in torch."""
         return self._states[self._key(parameter)]
 
     def __setitem__(self, parameter: Tensor, state: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ class StateByParameter(MutableMapping[Tensor, dict[str, Any]]):
 
 
 def saved(groups: Iterable[dict[str, Any]], state: StateByParameter, entries: Entries, update: str) -> dict[str, Any]:
-    """What `ProxConnect.state_dict` returns, before hooks."""
+    """The dictionary that `ProxConnect.state_dict` returns, before hooks."""
     parameters = dict.fromkeys(p for group in groups for p in group["params"])
     index_of = {p: index for index, p in enumerate(parameters)}
     states: dict[int, dict[str, Any]] = {}
@@ -132,7 +133,7 @@ def saved(groups: Iterable[dict[str, Any]], state: StateByParameter, entries: En
 
 
 def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], entries: Entries, update: str) -> None:
-    """ValueError unless the state is of these groups: their sizes, quantizers, shapes of latents, and the update."""
+    """ValueError unless the state matches these groups: their sizes, quantizers, scales, latent shapes and update."""
     if missing := sorted({"state", "param_groups"} - set(state)):
         raise ValueError(f"not a state of an optimizer: it has no {', '.join(missing)}")
     theirs: Sequence[Mapping[str, Any]] = state["param_groups"]
@@ -162,7 +163,7 @@ def require_same(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], 
 def split(
     state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], entries: Entries
 ) -> tuple[dict[str, Any], list[tuple[Entry, Tensor, float]]]:
-    """A saved state as the base's own, with these groups' quantizers and scales, and each entry with its w* and mu."""
+    """Split a saved state into the base's own, with these groups' quantizers and scales, and each entry's w* and mu."""
     states = copy.deepcopy(dict(state["state"]))
     parameters = [p for group in groups for p in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
@@ -180,7 +181,7 @@ def split(
 
 
 def cast(state: dict[str, Any], p: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """The state with tensors of the parameter's shape in that dtype."""
+    """The state with all tensors of the parameter's shape cast to `dtype`."""
     return {
         key: value.to(dtype) if isinstance(value, Tensor) and value.shape == p.shape else value
         for key, value in state.items()
@@ -188,6 +189,6 @@ def cast(state: dict[str, Any], p: Tensor, dtype: torch.dtype) -> dict[str, Any]
 
 
 def _written(group: Mapping[str, Any]) -> str | None:
-    """The group's quantizer by name, as a state has it."""
+    """The name that a saved state records for the group's quantizer."""
     quantizer = group.get("quantizer")
     return quantizer if quantizer is None or isinstance(quantizer, str) else str(quantizer.name)

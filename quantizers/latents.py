@@ -2,7 +2,7 @@
 
 A quantizer is a scalar map, and most base optimizers are elementwise as well. So a `Block` holds the w* of several
 parameters end to end in one tensor, and F, B and the base optimizer each work on that one tensor. A parameter's w* and
-its entries of the base's state are views of the block's: they read as if it had been stepped alone.
+its tensors in the base's state are views of the block's tensors, with the values of a separately stepped parameter.
 """
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -29,12 +29,12 @@ from torch.optim import (
 from quantizers.catalog import Map
 
 ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop, Rprop, ASGD)
-"""Base optimizers that move each element by itself, so that several parameters may be stepped as one tensor.
+"""Base optimizers that update each element independently, so several parameters can be stepped as one tensor.
 
-Exactly these classes: a subclass may look at a parameter's shape. All of them evaluate a closure once, at the start.
+Exactly these classes: a subclass may depend on a parameter's shape. All of them evaluate a closure once, at the start.
 """
 CPU_BLOCK = 2**20
-"""Elements of a block on a CPU, where temporaries should stay in its caches. A GPU's block holds the whole group."""
+"""Maximum size of a shared block on a CPU, so that temporaries stay in cache. On a GPU one block holds the group."""
 
 States = MutableMapping[Tensor, dict[str, Any]]
 """A base optimizer's state."""
@@ -48,38 +48,38 @@ class Entry:
     latent: Tensor
     block: "Block"
     mu: float = 1.0
-    """The sharpness that the parameter's present w was written with."""
+    """The sharpness that the parameter's current w was written with."""
     is_hard: bool = False
-    """Whether it was written with its deployed value, sign(w*)."""
+    """Whether the last write was the deployed value, sign(w*)."""
     stamp: tuple[int, int] = (-1, 0)
 
     def alone(self) -> "Block":
-        """A block of this entry only, over the same memory."""
+        """A block of only this entry, sharing its memory."""
         return self.block if not self.block.is_flat else Block(self.latent, [self])
 
     def sign_off(self, mu: float | None = None, *, is_hard: bool = False) -> None:
-        """Note that the parameter holds what we wrote, with that mu if one is given."""
+        """Record that the parameter holds the value we wrote, and its mu if given."""
         self.stamp, self.is_hard = _stamp(self.parameter), is_hard
         if mu is not None:
             self.mu = mu
 
     @property
     def was_written_by_others(self) -> bool:
-        """Whether torch has seen a write to the parameter, or its memory is another, since we last wrote it."""
+        """Whether torch counted a write to the parameter, or its memory was replaced, since we last wrote it."""
         return self.stamp != _stamp(self.parameter)
 
     def still_holds(self, f: Map, name: str) -> bool:
-        """Whether the parameter holds f(w*; mu) up to rounding; if so, that counts as written by us.
+        """Whether the parameter holds f(w*; mu) up to rounding; if so, the value counts as written by us.
 
-        RuntimeError, with the parameter's name, if it has moved to another device or has another shape.
+        RuntimeError, with the parameter's name, if its device or shape has changed.
         """
         p, latent = self.parameter, self.latent
         if p.device != latent.device or p.shape != latent.shape:
             raise RuntimeError(
                 f"{name} is {tuple(p.shape)} on {p.device}, its latents are {tuple(latent.shape)} on {latent.device}: "
-                "make the optimizer once the model is in place"
+                "make the optimizer after moving or reshaping the model"
             )
-        rounding = 16 * torch.finfo(p.dtype).eps  # two ways to compute F, each with some ten roundings
+        rounding = 16 * torch.finfo(p.dtype).eps  # F computed in two ways, each with about ten roundings
         w = f(_local(latent), self.mu).to(p.dtype)
         same = torch.allclose(_local(p), w, rtol=rounding, atol=rounding, equal_nan=True)
         if same:
@@ -88,12 +88,12 @@ class Entry:
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:
-    # `parameter.data = other` changes the address and not the version; a DTensor has no address of its own.
+    # `parameter.data = other` changes the address but not the version; a DTensor has no address of its own.
     return parameter._version, parameter.data_ptr() if _is_plain(parameter) else 0  # noqa: SLF001  (torch's counter)
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a DTensor that this process holds; any other tensor itself."""
+    """This process's shard of a DTensor; any other tensor unchanged."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
@@ -104,14 +104,14 @@ def _is_plain(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Gradient:
-    """A gradient as it was when a product was taken of it."""
+    """A gradient, and its version when B . grad was computed from it."""
 
     tensor: Tensor
     version: int
 
     @classmethod
     def of(cls, parameter: Tensor) -> "_Gradient":
-        assert parameter.grad is not None  # noqa: S101  (asked before)
+        assert parameter.grad is not None  # noqa: S101  (checked before)
         return cls(parameter.grad, parameter.grad._version)  # noqa: SLF001
 
     def still_is_of(self, parameter: Tensor) -> bool:
@@ -120,7 +120,7 @@ class _Gradient:
 
 @dataclass(eq=False)
 class Block:
-    """The latents of `entries` end to end in `w_star` (one dimension), or those of one parameter in its own shape."""
+    """The latents of `entries`: several parameters' end to end in the 1-D `w_star`, or one's in its own shape."""
 
     w_star: Tensor
     entries: list[Entry] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Block:
     _product_of: list[_Gradient] = field(default_factory=list)
     _product_at: int = -1
     scale: Tensor | None = None
-    """What the kept product still has to be multiplied by."""
+    """Factor still to be applied to the kept product."""
 
     @property
     def is_flat(self) -> bool:
@@ -139,7 +139,7 @@ class Block:
         return len(self.entries) > 1
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """The parts of a tensor like `w_star` that belong to the entries, with their parameters' shapes and strides."""
+        """Each entry's part of a tensor like `w_star`, in its parameter's shape, and its strides if they are dense."""
         if not self.is_flat:
             return [flat]
         found, at = [], 0
@@ -151,14 +151,14 @@ class Block:
         return found
 
     def scratch(self) -> tuple[Tensor, list[Tensor]]:
-        """A tensor like `w_star` for gradients and then for w, and its parts; the same one each time."""
+        """A reused tensor like `w_star`, for gradients and then for w, and its `views`."""
         if self._scratch is None:
             self._scratch = torch.zeros_like(self.w_star)
             self._parts = self.views(self._scratch)
         return self._scratch, self._parts
 
     def write(self, entries: Sequence[Entry], f: Map, mu: float | None, *, is_hard: bool = False) -> None:
-        """Write f(w*; mu) into the parameters of those entries; mu None: the one that each was written with before."""
+        """Write f(w*; mu) into the entries' parameters; mu=None reuses the mu of each parameter's last write."""
         self.drop_product()
         by_mu: dict[float, list[Entry]] = {}
         for entry in entries:
@@ -166,7 +166,7 @@ class Block:
         for each, own in by_mu.items():
             if self.is_flat:
                 scratch, parts = self.scratch()
-                # Of all the block for some of its entries, too: torch's last bits depend on where an element lies.
+                # The whole block even for some of its entries: torch's last bits depend on an element's position.
                 scratch.copy_(f(self.w_star, each))
                 part_of = dict(zip(self.entries, parts, strict=True))
                 torch._foreach_copy_([entry.parameter for entry in own], [part_of[entry] for entry in own])
@@ -178,7 +178,7 @@ class Block:
     # Gradients
 
     def take_product(self, backward: Map) -> Tensor:
-        """B(w*) . grad of all entries, like `w_star`; the kept product if its gradients are still the same."""
+        """B(w*) . grad of all entries, shaped like `w_star`; uses the kept product if it is still valid."""
         if self.has_product():
             product = self.scratch()[0]
             if self.scale is not None:
@@ -195,18 +195,18 @@ class Block:
         return product.mul_(backward(self.w_star, mu))
 
     def keep_product(self, product: Tensor, scale: Tensor) -> None:
-        """Let the step use `product`, times `scale`, unless a gradient or w* changes until then."""
+        """Keep `product`, times `scale`, for the next step, unless a gradient or w* changes before it."""
         scratch, _ = self.scratch()
         if product is not scratch:
             if product.layout != torch.strided:
-                return  # the step takes it again
+                return  # the step computes it again
             scratch.copy_(product)
         self.scale = scale
         self._product_of = [_Gradient.of(entry.parameter) for entry in self.entries]
-        self._product_at = self.w_star._version  # noqa: SLF001  (its views count along)
+        self._product_at = self.w_star._version  # noqa: SLF001  (shared with its views)
 
     def has_product(self) -> bool:
-        """Whether the scratch holds B(w*) . grad of the present w* and gradients."""
+        """Whether the scratch holds B(w*) . grad of the current w* and gradients."""
         return (
             bool(self._product_of)
             and self._product_at == self.w_star._version  # noqa: SLF001
@@ -217,16 +217,16 @@ class Block:
         )
 
     def drop_product(self) -> None:
-        """Forget a kept product: the scratch, or the latents, are about to be written."""
+        """Discard the kept product. Call before writing the scratch or the latents."""
         self._product_of, self.scale = [], None
 
     # The base's state
 
     def gathered(self, states: States) -> "list[Block]":
-        """The blocks to step: this one, once its tensor has the state of its entries; else one for each entry.
+        """The blocks to step: this one, if its entries' state can be joined in `states`; else one block per entry.
 
-        The entries' elementwise tensors become views of one, without a copy where they are already. Their numbers have
-        to be equal: those of parameters that were not always stepped together are not.
+        The entries' elementwise tensors become views of one tensor, without a copy if they already are. Their scalars
+        (step counts) must be equal; they are not if the parameters were not always stepped together.
         """
         if not self.is_flat:
             return [self]
@@ -248,7 +248,7 @@ class Block:
         return [self]
 
     def scatter(self, states: States) -> None:
-        """Give the state that the base has left for the block's tensor to the entries, as views and equal numbers."""
+        """Distribute the base's state of the block's tensor to the entries, as views and equal scalars."""
         if not self.is_flat:
             return
         whole = states.pop(self.w_star, {})
@@ -270,7 +270,7 @@ class Block:
                 self._shared[key] = [(each, each._version) for each in column]  # noqa: SLF001
 
     def forget(self, states: States) -> None:
-        """Drop what `gathered` put into the base's state, after a step that failed."""
+        """After a failed step, remove the state that `gathered` added to the base's."""
         if self.is_flat:
             states.pop(self.w_star, None)
 
@@ -291,7 +291,7 @@ class Block:
         if any(not isinstance(value, Tensor) or value.ndim for value in column):
             return False
         known = self._shared.get(key, [])
-        # As `scatter` left them: then nobody need look at their values, which may lie on a GPU.
+        # Unchanged since `scatter` made them equal, so there is no need to read values that may be on a GPU.
         if len(known) == len(column) and all(
             value is each and value._version == version  # noqa: SLF001
             for value, (each, version) in zip(column, known, strict=True)
@@ -311,7 +311,7 @@ class Block:
 
 
 def by_block(entries: Iterable[Entry]) -> Iterator[tuple[Block, list[Entry]]]:
-    """The blocks in the order of their first entries, each with those of its entries that are given."""
+    """The blocks of the given entries, in the order of their first entries, each with its given entries."""
     found: dict[Block, list[Entry]] = {}
     for entry in entries:
         found.setdefault(entry.block, []).append(entry)
@@ -319,7 +319,10 @@ def by_block(entries: Iterable[Entry]) -> Iterator[tuple[Block, list[Entry]]]:
 
 
 def with_gradients(entries: Iterable[Entry]) -> Iterator[Block]:
-    """Blocks of the entries that have a gradient: shared ones where that is all of a block, else of one entry each."""
+    """Blocks of the entries that have a gradient.
+
+    A shared block if all its entries have dense gradients and the same mu; otherwise one block per entry.
+    """
     for block, own in by_block(entries):
         moving = [entry for entry in own if entry.parameter.grad is not None]
         is_whole = (
@@ -331,7 +334,7 @@ def with_gradients(entries: Iterable[Entry]) -> Iterator[Block]:
 
 
 def entries_of(parameters: Iterable[Tensor], values: Iterable[Tensor], *, joined: bool) -> Iterator[Entry]:
-    """Entries whose latents are copies of `values`, in float32 or better; several to a block if `joined`."""
+    """Entries whose latents are copies of `values`, in float32 or better; several share a block if `joined`."""
     for block in _blocks(parameters, values, joined=joined):
         yield from block.entries
 
@@ -370,10 +373,10 @@ def _together(members: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> B
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie in memory without gaps or overlaps, in whatever order."""
+    """Whether the elements fill memory without gaps or overlaps, in any order."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def is_elementwise(base: Optimizer) -> bool:
-    """Whether several parameters may be stepped as one tensor."""
+    """Whether `base` can step several parameters as one tensor."""
     return type(base) in ELEMENTWISE

@@ -1,11 +1,11 @@
 """Forward, backward, proximal and transform maps: scalar functions applied elementwise, `map(w_star, mu) -> Tensor`.
 
-Every map takes a tensor of any shape and any floating dtype and returns one of the same shape, dtype and device, finite
-wherever its value is. sign(0) = +1 throughout. NaN stays NaN, in F and in B, so that a broken latent shows in the loss;
-only B = 1 is 1 there as well, since it does not depend on w*. What rounds is computed in float32 or better, so that a
+Every map takes a tensor of any shape and floating dtype and returns one of the same shape, dtype and device, finite
+wherever its exact value is. sign(0) = +1 throughout. NaN stays NaN, in F and in B, so that a broken latent shows in the
+loss; the exception is B = 1, which does not depend on w*. Operations that round run in float32 or better, so that a
 bfloat16 result is rounded once. A result too large for its dtype saturates at the dtype's largest number.
 
-mu >= 0 is the sharpness; a map that has none takes it all the same, so that all maps are called alike.
+mu >= 0 is the sharpness. Maps that do not depend on it take it too, so that all maps have the same signature.
 
 On a GPU each torch operation is a kernel launch, so maps use few of them. Forward, proximal and transform maps are
 differentiable by autograd; backward maps work in place on their temporaries and are not.
@@ -35,7 +35,7 @@ def hard_sign(w_star: Tensor, _mu: float) -> Tensor:
 
 
 def clip(w_star: Tensor, _mu: float) -> Tensor:
-    """H(w*) = min(max(w*, -1), 1), the hard tanh. Its autograd derivative at +-1 is 1, the slope from inside."""
+    """H(w*) = min(max(w*, -1), 1), the hard tanh. Its autograd derivative at +-1 is 1, the slope inside."""
     # Not clamp, whose autograd derivative at +-1 is 0: T' o P would not be BinaryNet's B.
     return torch.where(w_star.abs() > 1, hard_sign(w_star, _mu), w_star)
 
@@ -46,7 +46,7 @@ def clip_derivative(w_star: Tensor, _mu: float) -> Tensor:
 
 
 def outward(w_star: Tensor, _mu: float) -> Tensor:
-    """P(w*) = sign(w*) max(1, |w*|): BinaryNet's proximal map, which moves (-1, 1) out to +-1 and leaves the rest."""
+    """P(w*) = sign(w*) max(1, |w*|): BinaryNet's proximal map, which moves (-1, 1) out to +-1 and keeps the rest."""
     return hard_sign(w_star, _mu) * w_star.abs().clamp(min=1)
 
 
@@ -54,7 +54,7 @@ def piecewise_linear(w_star: Tensor, mu: float) -> Tensor:
     """L(w*; rho, varrho) at rho = varrho = mu, mu clamped to [0, 1]: sign(w*) min(1, mu + |w*|).
 
     The general L is sign(w*) where |w*| >= 1 - rho and sign(w*) (varrho + |w*| (1 - varrho) / (1 - rho)) elsewhere
-    (Dockhorn et al., 2021); equal parameters cancel its slope. mu = 0 is the hard tanh, mu = 1 is sign.
+    (Dockhorn et al., 2021); rho = varrho makes the slope 1. mu = 0 gives the hard tanh, mu = 1 gives sign.
     """
     rho = min(max(mu, 0.0), 1.0)
     magnitude = _widened(w_star).abs().add(rho).clamp(max=1)
@@ -65,8 +65,8 @@ def sign_swish(w_star: Tensor, mu: float) -> Tensor:
     """SS(w*) = 2 s(x) (1 + x (1 - s(x))) - 1 with x = mu w* and s the logistic function (Darabi et al., 2018).
 
     Odd, steepest at 0, of modulus at most 1.19968 (at |x| = 2.39936); tends to sign(w*) as mu grows. SS(+-inf) = +-1 if
-    mu > 0; mu = 0 gives 0. Computed as tanh(x / 2) + 2 x s'(x), a sum of two terms of one sign, so a small weight keeps
-    its digits.
+    mu > 0; mu = 0 gives 0. Computed as tanh(x / 2) + 2 x s'(x), two terms of the same sign, so that a small weight
+    keeps its digits.
     """
     x = _scaled(_widened(w_star), mu)
     return torch.addcmul(torch.tanh(x / 2), x, _logistic_slope(x), value=2).to(w_star.dtype)
@@ -76,7 +76,7 @@ def sign_swish_derivative(w_star: Tensor, mu: float) -> Tensor:
     """SS'(w*) = mu (2 - x tanh(x / 2)) / (1 + cosh(x)) with x = mu w* (Darabi et al., 2018).
 
     Even, mu at 0, negative beyond |x| = 2.39936, 0 at infinity and for mu = 0. With n = -|x| and p = s(n) for the
-    logistic function s it is mu (4 + n (2 - 4 p)) p (1 - p), in which nothing overflows.
+    logistic function s it is mu (4 + n (2 - 4 p)) p (1 - p), which cannot overflow.
     """
     w = _widened(w_star)
     n = _scaled(w, mu).abs_().neg_()
@@ -91,7 +91,7 @@ def sharp_clip(w_star: Tensor, mu: float) -> Tensor:
 
 
 def sharp_clip_derivative(w_star: Tensor, mu: float) -> Tensor:
-    """B(w*) = mu where |mu w*| <= 1, else 0: at mu = 1 BinaryNet's B."""
+    """B(w*) = mu where |mu w*| <= 1, else 0; mu = 1 gives BinaryNet's B."""
     w = _widened(w_star)
     return _narrowed(_at_most_one(_scaled(w, mu).abs_()).mul_(_representable(mu, w.dtype)), w_star.dtype)
 
@@ -121,7 +121,7 @@ def tanh_derivative(w_star: Tensor, mu: float) -> Tensor:
 
 
 def decaying_tanh(w_star: Tensor, t: float) -> Tensor:
-    """g(w*) = k tanh(t w*) with k = max(1 / t, 1): of slope 1 at 0 up to t = 1, tanh(t w*) from there; t = 0 gives w*.
+    """g(w*) = k tanh(t w*), k = max(1 / t, 1): slope 1 at 0 for t <= 1, tanh(t w*) for t >= 1; t = 0 gives w*.
 
     Its derivative is IR-Net's error decay estimator (Qin et al., CVPR 2020).
     """
@@ -130,7 +130,7 @@ def decaying_tanh(w_star: Tensor, t: float) -> Tensor:
     w = _widened(w_star)
     w = w.clamp(-torch.finfo(w.dtype).max, torch.finfo(w.dtype).max)
     x = w * t
-    # w tanh(x) / x and not tanh(x) / t: t may be 0, and x too small to carry the digits of w.
+    # w tanh(x) / x, not tanh(x) / t: t may be 0, and x may be too small to keep the digits of w.
     ratio = torch.where(x == 0, 1.0, torch.tanh(x) / torch.where(x == 0, 1.0, x))
     return _narrowed(w * ratio, w_star.dtype)
 
@@ -144,7 +144,7 @@ def decaying_tanh_derivative(w_star: Tensor, t: float) -> Tensor:
 def bounded_tanh(w_star: Tensor, k: float) -> Tensor:
     """tanh(k w*) / tanh(k) where |w*| <= 1, else sign(w*): DSQ's curve for one bit on [-1, 1] (Gong et al., ICCV 2019).
 
-    k = 0 is the hard tanh.
+    k = 0 gives the hard tanh.
     """
     w = _widened(w_star)
     inside = decaying_tanh(w, k) / _tanh_at_one(w, k)
@@ -163,10 +163,10 @@ POWER_FLAT_ABOVE = 1.5
 
 
 def power_derivative(w_star: Tensor, mu: float) -> Tensor:
-    """B(w*) = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) within, 0 beyond; o = max(mu, 1).
+    """B(w*) = |w*|^(1/o - 1) / o where 0.1 < |w*| <= 1.5, 0.1^(1/o - 1) below, 0 above; o = max(mu, 1).
 
-    ReSTE's gradient (Wu et al., ICCV 2023), with the cut-offs of its code. Within 0.1, where the power's slope has no
-    bound, B is the mean slope from 0 to 0.1.
+    ReSTE's gradient (Wu et al., ICCV 2023), with the cut-offs of its code. For |w*| <= 0.1, where the power's slope is
+    unbounded, B is the mean slope from 0 to 0.1.
     """
     w = _widened(w_star)
     p = 1 / max(mu, 1.0)
@@ -178,13 +178,13 @@ def power_derivative(w_star: Tensor, mu: float) -> Tensor:
 
 
 def _at_most_one(magnitude: Tensor) -> Tensor:
-    """1 where magnitude <= 1, else 0; NaN at NaN. Overwrites `magnitude`, which is not negative."""
-    # Arithmetic, since a comparison would make NaN False: [0, 1] is clamped to 1, and all beyond is rounded up to 2.
+    """1 where magnitude <= 1, else 0; NaN at NaN. Overwrites `magnitude`, which must not be negative."""
+    # Arithmetic, since comparing NaN gives False: [0, 1] is clamped to 1, and everything above is rounded up to 2.
     return 2 - magnitude.clamp_(1, 2).ceil_()
 
 
 def _scaled(w: Tensor, mu: float) -> Tensor:
-    """The product mu w, cut at about +-1000, where exp(-|mu w|) is 0 in every dtype; so 0 inf never arises."""
+    """The product mu w, clamped to about +-1000, where exp(-|mu w|) is 0 in every dtype; so 0 * inf never arises."""
     largest = torch.finfo(w.dtype).max
     mu = min(mu, largest)
     bound = min(1000 / mu, largest) if mu > 0 else largest
@@ -192,7 +192,7 @@ def _scaled(w: Tensor, mu: float) -> Tensor:
 
 
 def _logistic_slope(x: Tensor) -> Tensor:
-    """s'(x) = s(x) s(-x), s the logistic function. By p = s(-|x|) as p - p^2: s(x) near 1 would lose the digits."""
+    """s'(x) = s(x) s(-x), s the logistic function. As p - p^2 with p = s(-|x|): s(x) near 1 would lose digits."""
     p = torch.sigmoid(-x.abs())
     return torch.addcmul(p, p, p, value=-1)
 
@@ -212,12 +212,12 @@ def _representable(mu: float, dtype: torch.dtype) -> float:
 
 
 def _widened(w: Tensor) -> Tensor:
-    """The same numbers in float32, or in float64 if they are float64."""
+    """The same values in float32; float64 stays float64."""
     return w if w.dtype == torch.float64 else w.float()
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Value in dtype, at most its largest number in modulus."""
+    """The value in `dtype`, clamped in modulus to the dtype's largest number."""
     if value.dtype == dtype:
         return value
     largest = torch.finfo(dtype).max

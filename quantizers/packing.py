@@ -4,7 +4,7 @@
     w = unpack(packed, w.shape, w.dtype)
 
 Element i of the flattened tensor (C order: the last axis varies fastest) is bit i mod 8 of byte i // 8, bit 0 being the
-least significant; a set bit is +1, a clear one -1. What is left of the last byte is zero.
+least significant; a set bit is +1, a clear bit is -1. Unused bits of the last byte are zero.
 """
 
 import math
@@ -32,10 +32,10 @@ def pack(w: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The tensor of -1 and +1 that `pack` made `packed` of: `shape`, contiguous, signed `dtype`, on its device.
+    """The tensor of -1 and +1 that `pack` packed: `shape`, contiguous, signed `dtype`, on the device of `packed`.
 
     Raises:
-        ValueError: `packed` is not uint8 (ceil(n / 8),) with zeros behind its n-th bit.
+        ValueError: `packed` is not uint8 (ceil(n / 8),) with zeros after its n-th bit.
     """
     num, num_bytes = math.prod(shape), math.ceil(math.prod(shape) / BITS_PER_BYTE)
     if packed.dtype != torch.uint8 or packed.shape != (num_bytes,):
@@ -43,10 +43,10 @@ def unpack(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         raise ValueError(f"{num} bits for shape {tuple(shape)} are uint8 ({num_bytes},), not {found}")
     bits = (packed[:, None] >> _positions(packed.device) & 1).flatten()
     if bits[num:].any():
-        raise ValueError(f"the {len(bits) - num} bits behind the last of shape {tuple(shape)} are not all zero")
+        raise ValueError(f"the {len(bits) - num} bits after the last element of shape {tuple(shape)} are not all zero")
     return (2 * bits[:num].to(dtype) - 1).reshape(tuple(shape))
 
 
 def _positions(device: torch.device) -> Tensor:
-    """0 to 7: the place of each of a byte's elements, the least significant bit first."""
+    """0 to 7: the bit position of each element in its byte, least significant first."""
     return torch.arange(BITS_PER_BYTE, dtype=torch.uint8, device=device)

@@ -45,42 +45,42 @@ class ProxConnect(Optimizer):
         pq     w = F(w*);   w* <- base(w,  B(w*) . grad l(w))    (ProxQuant; Bai et al., 2018)
         rpc    w = F(w*);   w* <- base(w,  B(w*) . grad l(w*))   (reverse ProxConnect; Dockhorn et al., 2021)
 
-    base(v, g) is one step of the base optimizer from v along g, with its momentum and its decay (which acts on v). The
-    literature's ProxConnect, ProxQuant and reverse ProxConnect are these with B = 1 (rows bc and pc).
+    base(v, g) is one step of the base optimizer from v along g, with its momentum and its weight decay (which acts on
+    v). The literature's ProxConnect, ProxQuant and reverse ProxConnect are these with B = 1 (rows bc and pc).
 
-    A parameter group that names a "quantizer" is quantized: by a row of the catalogue, by "module:attribute" of a
-    `Quantizer` of yours, or by such an object itself. Its sharpness is "mu" (default 1.0); its parameters hold w* when
-    they get here. Other groups are left to the base optimizer. Between steps the parameters hold w (for rpc: w*, where
-    its gradient is taken), written in place. mu may be changed between steps, for instance by `SharpnessSchedule`: the
-    next write of w uses it, and B always uses the mu of the w that the gradient was taken at.
+    A parameter group with a "quantizer" is quantized. The value is the name of a catalogue row, "module:attribute" for
+    your own `Quantizer`, or a `Quantizer` object. The group's sharpness is "mu" (default 1.0). Its parameters must hold
+    w* when the group is added. Other groups are left to the base optimizer. Between steps the parameters hold w (for
+    rpc: w*, where its gradient is taken), written in place. mu may be changed between steps, for instance by
+    `SharpnessSchedule`: the next write of w uses it, and B always uses the mu of the w at which the gradient was taken.
 
-    w* is float32 (float64 for float64 parameters) whatever the parameter's dtype, and so is the base's state.
-    `latent(p)` is w*, `state[p]` the base's state of p. After wrapping, don't use `base` directly: call step(),
+    w* and the base's state are float32 whatever the parameter's dtype (float64 for float64 parameters). `latent(p)`
+    returns w*, and `state[p]` the base's state of p. After wrapping, don't use `base` directly: call step(),
     state_dict() and load_state_dict() on this optimizer.
 
     **If something else writes a parameter** (`model.load_state_dict`, an init, DDP's first broadcast between ranks with
-    unequal weights, an EMA copied back), w no longer belongs to w*, and the next step(), harden(), quantize() or
+    unequal weights, an EMA copied back), w no longer matches w*, and the next step(), harden(), quantize() or
     state_dict() raises a RuntimeError that names the parameter: call adopt() to use the new values as latents, or
-    soften() to discard them. Writing the values that w has already is allowed, so that a checkpoint's model and
-    optimizer can be loaded in either order. Writes are seen by torch's version counter, which `p.data.copy_()` and
+    soften() to discard them. Rewriting the values that w already has is allowed, so that a checkpoint's model and
+    optimizer can be loaded in either order. Writes are detected by torch's version counter, which `p.data.copy_()` and
     `p.data.add_()` bypass: after those, call adopt() yourself.
 
     As in torch, a parameter without a gradient keeps its w*. A closure is evaluated at w. If the base evaluates it
-    several times per step (LBFGS), each point that it tries is treated as w* and the loss is evaluated at F of it.
+    several times per step (LBFGS), each point that it tries is used as w* and the loss is evaluated at F(w*).
 
-    "scale": "tensor" or "channel" in a group makes its weights -s or +s, with s = mean |w*| of each parameter or of
-    each output channel: w = s F(w* / s; mu), B(w* / s; mu). See `quantizers.scales`.
+    A group with "scale": "tensor" or "channel" has weights -s or +s, with s = mean |w*| of each parameter or of each
+    output channel: w = s F(w* / s; mu), with B(w* / s; mu). See `quantizers.scales`.
 
     Args:
         base: any torch optimizer, made for the same groups.
         update: "pc++", "pq" or "rpc".
         clip_latents: also clip the w* of binary rows to [-1, 1] after each step, as BinaryConnect and BinaryNet do.
-        fused: True: step quantized groups by one pass of compiled C++ (CPU; SGD or AdamW), or raise. False: by torch's
-            operations. None: fused on the CPU from 65,536 latents on, where it can be had. Equal up to rounding.
+        fused: True: step quantized groups in one pass of compiled C++ (CPU; SGD or AdamW), or raise. False: use torch's
+            operations. None: fuse on the CPU from 65,536 latents up, if possible. Results are equal up to rounding.
 
     Raises:
-        ValueError: unknown update, quantizer or scale, mu negative or not finite, a base with `differentiable=True`,
-            `clip_latents` with a scale, or `fused=True` where the fused step cannot be had (the message says why).
+        ValueError: unknown update, quantizer or scale; mu negative or not finite; a base with `differentiable=True`;
+            `clip_latents` with a scale; or `fused=True` where the fused step is unavailable (the message says why).
         TypeError: a quantized parameter is not of a real floating dtype.
 
     Example:
@@ -102,7 +102,7 @@ class ProxConnect(Optimizer):
         for group in base.param_groups:
             require_trainable(group, clip_latents=clip_latents)
         self.base, self.update, self.clip_latents, self.fused = base, update, clip_latents, fused
-        super().__setstate__({})  # makes Optimizer's hooks without making groups
+        super().__setstate__({})  # creates Optimizer's hooks without creating groups
         self._entries: dict[Tensor, Entry] = {}
         self._attach()
         for group in self._quantized():
@@ -140,7 +140,7 @@ class ProxConnect(Optimizer):
         return self.base.defaults
 
     def latent(self, parameter: Tensor) -> Tensor:
-        """The latents w* of a quantized parameter: the live tensor. ValueError if the parameter is not quantized."""
+        """The latents w* of a quantized parameter (the tensor itself). ValueError if the parameter is not quantized."""
         return self._entry(parameter).latent
 
     # Stepping
@@ -153,21 +153,22 @@ class ProxConnect(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of the iteration; leaves w = F(w*; mu) with the groups' present mu, and p.grad as it was.
+        """Do one step of the iteration and write w = F(w*; mu) with the groups' current mu. p.grad is not changed.
 
-        If the base optimizer or the closure raises, the model holds w.
+        If the base optimizer or the closure raises, the model is left holding w.
 
         Raises:
-            RuntimeError: the model is hardened; something else wrote a parameter; `fused=True` and this step cannot be.
+            RuntimeError: the model is hardened; something else wrote a parameter; or `fused=True` and this step cannot
+                be fused.
             ValueError: a group's mu is negative or not finite.
         """
         if self.hardened:
-            raise RuntimeError("the model holds sign(w*), not the w that training goes on from: call soften() first")
+            raise RuntimeError("the model is hardened: it holds the deployed weights, not w; call soften() first")
         self._require_own_writes()
         if closure is None or not is_elementwise(self.base):
             return self._step(closure)
         with torch.enable_grad():
-            loss = closure()  # as these bases do: once, before all else
+            loss = closure()  # as these bases do: once, before anything else
         self._step(None)
         return loss
 
@@ -186,12 +187,12 @@ class ProxConnect(Optimizer):
         return loss
 
     def _part(self, group: dict[str, Any], closure: object) -> "_Part":
-        """How a step treats the group."""
+        """How this step treats the group."""
         if not is_quantized(group):
             return _Part(group, list(group["params"]))
         quantizer, entries = row_of(group), self._entries_of(group)
         if self.fused or self._is_fused():
-            reason = "a base that evaluates its closure several times" if closure else self._obstacle(group)
+            reason = "the base may evaluate its closure several times" if closure else self._obstacle(group)
             if reason is None:
                 return _Part(group, [], quantizer, entries, is_fused=True)
             if self.fused:
@@ -203,7 +204,7 @@ class ProxConnect(Optimizer):
         return _Part(group, [block.w_star for block in blocks], quantizer, entries, blocks)
 
     def _step_base(self, parts: "Sequence[_Part]", closure: Callable[[], float] | None) -> float | None:
-        """The base's step, in which it sees latents where there are any."""
+        """Run the base's step with latents in place of the quantized parameters."""
         moved = [(part.quantizer, block) for part in parts for block in part.blocks]
         start = [] if self.update == "pc++" else [(block, block.w_star.clone()) for _, block in moved]
         try:
@@ -224,9 +225,9 @@ class ProxConnect(Optimizer):
                 block.w_star.grad = None
 
     def _hand_gradients(self, moved: "Sequence[tuple[Quantizer, Block]]", *, at_start: bool) -> None:
-        """Give each block B(w*) . grad; for pq and rpc, which move from w, put that into the latents at the start."""
+        """Set each block's gradient to B(w*) . grad; at the start of a pq or rpc step (it moves from w), set w* = w."""
         for quantizer, block in moved:
-            if block.entries[0].parameter.grad is None:  # only where there is a closure
+            if block.entries[0].parameter.grad is None:  # only with a closure
                 block.w_star.grad = None
                 continue
             block.w_star.grad = block.take_product(quantizer.backward)
@@ -234,7 +235,7 @@ class ProxConnect(Optimizer):
                 block.w_star.copy_(quantizer.forward(block.w_star, block.entries[0].mu))
 
     def _at_w(self, closure: Callable[[], float], moved: "Sequence[tuple[Quantizer, Block]]") -> Callable[[], float]:
-        """The closure as the base may call it: evaluated at w, its gradients handed to the latents."""
+        """Wrap the closure for the base: evaluate it at w and pass its gradients to the latents."""
         parameters = [list(group["params"]) for group in self.param_groups]
         num_calls = 0
 
@@ -261,21 +262,21 @@ class ProxConnect(Optimizer):
 
     @property
     def is_fused(self) -> bool:
-        """Whether every quantized parameter uses the fused step, whose results differ from the eager in last bits.
+        """Whether every quantized parameter uses the fused step, which differs from the eager step in the last bits.
 
-        False where nothing is quantized.
+        False if nothing is quantized.
         """
         entries = [(row_of(group), entry) for group in self._quantized() for entry in self._entries_of(group)]
         return bool(entries) and self._is_fused() and all(fused.pair_of(*each) is not None for each in entries)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float, sum_over_shards: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Scale all gradients so that the norm of B . grad (of grad where nothing is quantized) is at most max_norm.
+        """Scale all gradients so that the norm of B . grad (of grad, for unquantized parameters) is at most max_norm.
 
-        Returns that norm before scaling, float32 or better. Like `torch.nn.utils.clip_grad_norm_` it scales p.grad in
-        place, for B . (c grad) = c (B . grad); a step that follows uses the products taken here.
+        Returns the norm before scaling, in float32 or better. Like `torch.nn.utils.clip_grad_norm_`, it scales p.grad
+        in place, which is enough since B . (c grad) = c (B . grad). The next step reuses the products computed here.
 
-        sum_over_shards: the sum of a number over the processes, where each has its own shards of the parameters.
+        sum_over_shards: sums a number over the processes, if each has its own shards of the parameters.
         """
         products: list[tuple[Block, Tensor]] = []
         for group in self._quantized():
@@ -292,16 +293,16 @@ class ProxConnect(Optimizer):
             norm = sum_over_shards(norm.square()).sqrt()
         clipped = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, norm)
-        scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # what that function has multiplied by
+        scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)  # the factor that this function has applied
         for block, product in products:
             block.keep_product(product, scale)
         return norm
 
     @torch.no_grad()
     def latent_gradient(self, parameter: Tensor) -> Tensor:
-        """B(w*; mu) . grad of a quantized parameter, mu that of its present w: what the base optimizer will see.
+        """B(w*; mu) . grad of a quantized parameter: the gradient that the base optimizer will see.
 
-        ValueError if the parameter is not quantized or has no gradient.
+        mu is the one its current w was written with. ValueError if the parameter is not quantized or has no gradient.
         """
         entry = self._entry(parameter)
         if parameter.grad is None:
@@ -313,7 +314,7 @@ class ProxConnect(Optimizer):
 
     @torch.no_grad()
     def quantize(self) -> None:
-        """Write w = F(w*; mu) into the model with the groups' present mu. A hardened model is soft again.
+        """Write w = F(w*; mu) into the model with the groups' current mu. A hardened model becomes soft again.
 
         Raises:
             RuntimeError: something else wrote a parameter.
@@ -327,8 +328,8 @@ class ProxConnect(Optimizer):
     def adopt(self) -> None:
         """Use each quantized parameter's current value as its latent w*, then overwrite it with w = F(w*; mu).
 
-        Call it after something else has written parameters. It takes all of them: where a parameter still holds w, that
-        w becomes its w*. The base's state (momentum, for instance) stays. Under DDP, call it on every rank.
+        Call it after something else has written parameters. It applies to all quantized parameters: if one still holds
+        w, that w becomes its w*. The base's state (momentum, for instance) is kept. Under DDP, call it on every rank.
         """
         for group in self._quantized():
             require_sharpness(group["mu"])
@@ -341,9 +342,8 @@ class ProxConnect(Optimizer):
     def harden(self) -> None:
         """Write the deployed weights into the model: sign(w*), exactly +-1 (F(w*) for a row that is not binary).
 
-        In a group with a scale they are -s and +s.
-
-        NaN stays NaN. RuntimeError if something else wrote a parameter.
+        In a group with a scale, the weights are -s and +s. NaN stays NaN. RuntimeError if something else wrote a
+        parameter.
         """
         self._require_own_writes()
         for group in self._quantized():
@@ -354,23 +354,23 @@ class ProxConnect(Optimizer):
     @property
     def hardened(self) -> bool:
         """Whether the model holds its deployed weights."""
-        # Asked of the entries, which a wrapper around this optimizer (Lightning's) shares with it.
+        # Kept in the entries, which a wrapper around this optimizer (Lightning's) shares with it.
         return any(entry.is_hard for entry in self._entries.values())
 
     @torch.no_grad()
     def soften(self) -> None:
-        """Write back the w that training goes on from, to the bit. Undoes harden(), and writes by others."""
+        """Restore w from the latents, bit-exactly. Undoes harden() and writes by anything else."""
         for group in self._quantized():
             self._write(row_of(group), self._entries_of(group), None)
 
     def _map_of(self, quantizer: Quantizer, *, is_hard: bool) -> Map:
-        """What parameters hold, as a map of w* and mu."""
+        """The map from w* and mu to the values that the parameters hold."""
         if is_hard:
             return quantizer.deployed
         return maps.identity if self.update == "rpc" and not is_hard else quantizer.forward
 
     def _write(self, quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
-        """Write w = F(w*; mu), which is w* itself for rpc; mu None: the one that each was written with before."""
+        """Write w = F(w*; mu) (w* itself for rpc); mu=None reuses the mu of each parameter's last write."""
         is_fused = self._is_fused()
         for block, own in by_block(entries):
             if is_fused and all(fused.pair_of(quantizer, entry) for entry in own):
@@ -379,7 +379,7 @@ class ProxConnect(Optimizer):
                 block.write(own, self._map_of(quantizer, is_hard=False), mu)
 
     def _require_own_writes(self) -> None:
-        """Raise if a parameter does not hold what was last written, or if a mu is impossible."""
+        """Raise if a parameter no longer holds the value we last wrote, or if a mu is invalid."""
         foreign: list[str] = []
         for number, group in enumerate(self.param_groups):
             if not is_quantized(group):
@@ -401,7 +401,7 @@ class ProxConnect(Optimizer):
     # Groups and state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; if it names a quantizer, its parameters hold w* now and w afterwards."""
+        """Add a group to the base optimizer. If it names a quantizer, its parameters hold w* now and w afterwards."""
         self.base.add_param_group(param_group)
         group = self.base.param_groups[-1]
         try:
@@ -418,15 +418,15 @@ class ProxConnect(Optimizer):
             self.harden()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the base optimizer's."""
+        """Clear the gradients, as the base optimizer does."""
         self.base.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's format: {"state": {index: {...}}, "param_groups": [...]}. Tensors are references, as in torch.
 
-        The state of a quantized parameter has "w_star" and "mu", with which its w was written, beside the base's
-        entries. Its group has "update", and a `Quantizer` object by its name. The state is that of training, whether or
-        not the model is hardened. RuntimeError if something else wrote a parameter.
+        A quantized parameter's state has "w_star" and "mu" (the mu of its current w) besides the base's entries. Its
+        group has "update", and a `Quantizer` object is saved by its name. Hardening the model does not change the
+        state. RuntimeError if something else wrote a parameter.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -439,9 +439,9 @@ class ProxConnect(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, to the bit: w*, mu, the base's state, and w = F(w*) in the model.
+        """Resume from `state_dict`, bit-exactly: restore w*, mu, the base's state, and w = F(w*) in the model.
 
-        ValueError if it is a state of another update, of other quantizers, or of other shapes; nothing is changed then.
+        ValueError if its update, quantizers, scales or shapes differ from this optimizer's; nothing is changed then.
         """
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state_dict)
@@ -449,7 +449,7 @@ class ProxConnect(Optimizer):
         require_same(state_dict, self.param_groups, self._entries, self.update)
         of_base, latents = split(state_dict, self.param_groups, self._entries)
         keys = [[self._entries[p].latent if p in self._entries else p for p in g["params"]] for g in self.param_groups]
-        # With the latents in the groups: the base casts its state to the dtype of what it finds there.
+        # With the latents in the groups: the base casts its state to the dtype of the tensors listed there.
         with listed(self.base, keys):
             self.base.load_state_dict(of_base)
         for entry, w_star, mu in latents:
@@ -460,7 +460,7 @@ class ProxConnect(Optimizer):
             post_hook(self)
 
     def _attach(self, held: Mapping[Tensor, tuple[Tensor, float, bool, bool]] = MappingProxyType({})) -> None:
-        """Make latents for the quantized parameters that have none: of `held`, or of what the parameters hold now.
+        """Create latents for the quantized parameters that have none, from `held` or from the parameters' values.
 
         held: parameter -> (w*, the mu its w was written with, whether it is hard, whether something else wrote it).
         """
@@ -477,7 +477,7 @@ class ProxConnect(Optimizer):
                     entry.sign_off(is_hard=entry.is_hard)
                 self._entries[p] = entry
                 if p in self.base.state:
-                    # A base that makes its state at birth (Adagrad) has made it for the parameter.
+                    # A base that creates its state at construction (Adagrad) has keyed it by the parameter.
                     self.base.state[entry.latent] = cast(self.base.state.pop(p), p, entry.latent.dtype)
 
     def _quantized(self) -> list[dict[str, Any]]:
@@ -492,7 +492,7 @@ class ProxConnect(Optimizer):
         return self._entries[parameter]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Parameters, latents and the base's state, each tensor by itself: a view would bring its whole block along."""
+        """Parameters, latents and the base's state, views as copies: pickling a view would store its whole block."""
         base = copy.copy(self.base)
         base.state = defaultdict(dict)
         for key, state in self.state.items():
@@ -514,7 +514,7 @@ class ProxConnect(Optimizer):
 
 @dataclass
 class _Part:
-    """What a step does to one group: the tensors that the base is to see in it, and of a quantized one all the rest."""
+    """How a step treats one group: the tensors that the base sees and, for a quantized group, everything else."""
 
     group: dict[str, Any]
     seen: list[Tensor]

@@ -1,6 +1,6 @@
-"""The iterations written literally, in float64, one tensor at a time: slow, obvious, the oracle of the tests.
+"""The iterations written literally, in float64, one tensor at a time: slow and obvious, the oracle of the tests.
 
-Nothing here knows of torch.optim, of `proxconnect` or of `maps`. It is meant to be checked against the papers by eye.
+Nothing here uses torch.optim, `proxconnect` or `maps`. It is meant to be checked against the papers by eye.
 """
 
 import math
@@ -14,10 +14,10 @@ Map = Callable[[Tensor, float], Tensor]
 Gradient = Callable[[list[Tensor]], list[Tensor]]
 """The gradient of the loss at a list of tensors: grad l."""
 Move = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
-"""One step of a base optimizer: (v, g, state of this tensor, updated in place) -> the tensor moved."""
+"""One step of a base optimizer: (v, g, state of this tensor, updated in place) -> the updated tensor."""
 
 
-# The maps, formula by formula. NaN stays NaN, but for B = 1.
+# The maps, formula by formula. NaN stays NaN, except in B = 1.
 
 
 def sign(w: Tensor, _mu: float) -> Tensor:
@@ -70,7 +70,7 @@ def tanh(w: Tensor, mu: float) -> Tensor:
 
 
 def tanh_derivative(w: Tensor, mu: float) -> Tensor:
-    """B = mu (1 - tanh(mu w)^2), as 1 / cosh^2 so that it does not cancel."""
+    """B = mu (1 - tanh(mu w)^2), computed as mu / cosh^2 to avoid cancellation."""
     return mu / torch.cosh(mu * w) ** 2
 
 
@@ -189,7 +189,7 @@ def adamw(
 
 
 # The iterations. All take the latents w*, the name of each one's pair (F, B), the mu of each step, a base optimizer and
-# its state of each tensor (at first {}; updated in place), and return the latents after len(mus) steps.
+# its state for each tensor (initially {}; updated in place), and return the latents after len(mus) steps.
 
 
 def pc_plus_plus(

@@ -3,7 +3,7 @@
     sharpness = SharpnessSchedule(optimizer, Exponential(2.0, 500.0), num_steps)
     for batch in batches: ...; optimizer.step(); sharpness.step()
 
-Any function of progress that returns a finite mu >= 0 is a shape; those here are exact at both ends.
+Any function of progress that returns a finite mu >= 0 is a shape; the shapes here are exact at both ends.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the catalogue's rows have shapes, and the optimizer has the catalogue
+if TYPE_CHECKING:  # avoids an import cycle: the catalogue imports shapes, and the optimizer the catalogue
     from quantizers.catalog import Quantizer
     from quantizers.proxconnect import ProxConnect
 
@@ -94,18 +94,18 @@ def _require_progress(progress: float) -> None:
 
 
 class SharpnessSchedule:
-    """Moves mu as a learning-rate scheduler moves lr: `step()` after k calls leaves mu = shape(min(k / num_steps, 1)).
+    """Schedules mu as a learning-rate scheduler does lr: after k calls of step(), mu = shape(min(k / num_steps, 1)).
 
-    It moves every group of `optimizer` that has a quantizer, or those that have `quantizer` if that is given. At
-    construction it sets mu = shape(0) and rewrites w, so that w and mu agree from the first gradient on; from then on
-    `step()` only sets the group's mu, which takes effect when the optimizer next writes w. Call it before or after
-    `optimizer.step()`, once per optimizer step: before, w_t = F(w*_t; shape(t / num_steps)); after, one step later.
+    It sets the mu of every quantized group of `optimizer`, or only of groups with `quantizer` if that is given. At
+    construction it sets mu = shape(0) and rewrites w, so that w and mu agree from the first gradient on. Afterwards
+    `step()` only sets the groups' mu, which takes effect when the optimizer next writes w. Call it once per optimizer
+    step. Before `optimizer.step()`, it gives w_t = F(w*_t; shape(t / num_steps)); after it, mu acts one step later.
 
-    To resume, construct it first and load the optimizer's state and its own afterwards, as with torch's schedulers.
+    To resume, construct it first, then load the optimizer's state and its own, as with torch's schedulers.
 
     Raises:
-        ValueError: num_steps < 1, no group is to be moved, or the shape returns a mu that is NaN, infinite or negative;
-            nothing is changed then, in `step()` and `load_state_dict()` either.
+        ValueError: num_steps < 1, no group matches, or the shape returns a mu that is NaN, infinite or negative. Then
+            nothing is changed, in `step()` and `load_state_dict()` as well.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class SharpnessSchedule:
         optimizer.quantize()
 
     def step(self) -> None:
-        """One step further: group["mu"] = shape(progress), and nothing else."""
+        """Advance one step: set group["mu"] = shape(progress), and nothing else."""
         self._move_to(self._num_steps_done + 1)
 
     def state_dict(self) -> dict[str, int]:
@@ -147,7 +147,7 @@ class SharpnessSchedule:
         only = _name_of(self.quantizer)
         wanted = [name is not None and only in (None, name) for name in names]
         if not any(wanted):
-            raise ValueError(f"no parameter group to move: quantizer={only!r}, the groups have {names}")
+            raise ValueError(f"no parameter group matches: quantizer={only!r}, the groups have {names}")
         return [group for group, is_wanted in zip(self.optimizer.param_groups, wanted, strict=True) if is_wanted]
 
 

@@ -1,4 +1,4 @@
-"""One run: its configuration (recipe), directory (run), training, engines, data, and the file it is exported to.
+"""One run: its configuration (recipe), directory (run), training, engines, data, and its export to a file.
 
 Start reading at `train`, the command that turns a cell file into a result.
 """

@@ -1,19 +1,19 @@
-"""Errors that the user can fix: one line (or one line per fault) that names the fix, no traceback, exit status 2."""
+"""Errors that the user can fix, shown without a traceback: one line per fault, which names the fix; exit status 2."""
 
 
 class UserError(Exception):
-    """Bad input of some kind; str() is ready to print."""
+    """Invalid input; str() is ready to print."""
 
 
 class DataError(UserError):
-    """A data set or a data file is not where or what it should be; the message names the place and the fault."""
+    """A data set or data file is missing or invalid; the message names its path and the fault."""
 
 
 class SettingError(ValueError):
-    """A key, `momentum` or `sharpness.start`, or an entry, `3`, is wrong beside others; for pydantic's validators."""
+    """A key (`momentum`, `sharpness.start`) or entry (`3`) conflicts with others; raised in pydantic's validators."""
 
     def __init__(self, key: str | tuple[str | int, ...], reason: str) -> None:
-        """`key` is dotted; or the keys one by one, where one of them has a dot."""
+        """`key` is a dotted key, or a tuple of keys if one of them contains a dot."""
         parts = key.split(".") if isinstance(key, str) else key
         name = ".".join(map(str, parts))
         super().__init__(f"{name}: {reason}" if name else reason)

@@ -1,12 +1,12 @@
 """Trains one cell and writes its result.
 
-    torchrun --nproc-per-node 8 -m suite.train CELL.yaml       over eight processes
-    python -m suite.train CELL.yaml                            in one
-    python -m suite.train CELL.yaml --max-steps 20             the first steps only, recorded nowhere
+    torchrun --nproc-per-node 8 -m suite.train CELL.yaml       on eight processes
+    python -m suite.train CELL.yaml                            on one process
+    python -m suite.train CELL.yaml --max-steps 20             only the first steps, without writing files
 
 If CELL.yaml is in a run directory, the run uses that directory and resumes from its newest checkpoint; otherwise it
-uses runs/adhoc/<cell id>/. docs/resume.md says what a run survives. Exit status: 0 done, 1 failed or preempted (the
-attempt's end.json says which, and why), 2 bad input, 3 another process has the run.
+uses runs/adhoc/<cell id>/. docs/resume.md lists the failures that a run survives. Exit status: 0 done, 1 failed or
+preempted (the attempt's end.json has the state and the reason), 2 bad input, 3 another process has the run.
 """
 
 import gc
@@ -40,7 +40,7 @@ from suite.run.directory import RunDir
 from suite.run.failures import Heartbeat, PreemptedError
 from suite.run.saving import Checkpoints, Record
 
-if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
+if TYPE_CHECKING:  # imports torch and timm, which would delay reporting a bad cell file
     import torch
     from torch import Tensor
 
@@ -51,14 +51,14 @@ if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be re
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_BUSY = 1, 2, 3
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""The signals that a scheduler sends before it takes the machine back."""
+"""The signals that a scheduler sends before it reclaims the machine."""
 _IMPORTED_LATE = (
     *("pydantic.type_adapter", "ruamel.yaml", "timm.data", "timm.loss", "timm.optim", "timm.scheduler"),
     "torch._dynamo",
     *("torch.utils.serialization.config", "suite.data.readers.image_folder", "suite.run.provenance"),
     *("suite.training.pretrained", "suite.training.trainer"),
 )
-"""What training, or a library on its behalf, imports only where it is used; a test keeps it complete."""
+"""Modules that training or its libraries import late; a test checks that the list is complete."""
 log = logging.getLogger("suite.train")
 
 
@@ -80,7 +80,7 @@ class StopTrainingError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """Settings outside the cell: how it runs, when checkpoints are saved, how long processes wait for each other."""
+    """Settings outside the cell: execution, checkpoint intervals, and how long processes wait for each other."""
 
     execution: Execution = AS_IS
     checkpoint_steps: int | None = None
@@ -89,12 +89,12 @@ class Options:
 
 
 def train(run: RunDir, data_dir: Path, attempt: Attempt | None = None, options: Options = Options()) -> None:
-    """Trains the run's cell to completion as one rank under torchrun or as a single process; rank 0 keeps the record.
+    """Trains the run's cell to completion, as one rank under torchrun or as a single process; rank 0 writes the files.
 
     Args:
         run: the run whose cell is trained.
         data_dir: directory of the data sets.
-        attempt: the attempt, if rank 0 has claimed one; None: rank 0 claims it here and broadcasts its number.
+        attempt: the attempt that rank 0 has already claimed; None: rank 0 claims one here and broadcasts its number.
         options: settings outside the cell.
 
     Raises:
@@ -147,7 +147,7 @@ def _train(
     trainer = Trainer(cell, layout, data_dir, weights, options.execution, is_resumed=state is not None, teacher=teacher)
     if state is not None:
         trainer.load_state_dict(state)
-        del state  # otherwise latents, moments and weights would be in memory twice
+        del state  # otherwise latents, moments and weights would use memory twice
         if layout.is_main:
             log.info("resuming from epoch %d, step %d (%s)", trainer.epoch, trainer.step, name)
     _collect_from_here()
@@ -187,7 +187,7 @@ class _Fence:
         self._looked = time.monotonic()
 
     def check(self) -> None:
-        """SupersededError if a later attempt has begun."""
+        """Raises SupersededError if a later attempt has begun."""
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
@@ -196,10 +196,10 @@ class _Fence:
 
 @contextmanager
 def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
-    """In the block, stop signals take effect after the current step, on all processes; yields the signals' names.
+    """Delays stop signals in the block until after the current step, on all processes; yields the received names.
 
-    Also after an exception: torchrun sends SIGTERM to the remaining processes, which must still write why they ended.
-    So the handler outlives the trainer, and must not refer to it.
+    After an exception, the handler remains installed: torchrun sends SIGTERM to the remaining processes, which must
+    still record why they ended. So it outlives the trainer and must not refer to it.
     """
     names: list[str] = []
 
@@ -214,7 +214,7 @@ def _asked_by_signals(wishes: "Wishes") -> Iterator[list[str]]:
 
 
 def _collect_from_here() -> None:
-    """Enables garbage collection again if this process disabled it, excluding all objects created at start-up."""
+    """Re-enables garbage collection if this process disabled it, and excludes all objects created at start-up."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
@@ -226,10 +226,10 @@ def _newest_state(run: RunDir, cell: Cell, layout: "Layout", execution: Executio
 
     from suite.run import checkpoint
 
-    # ZeRO shards the state because no single device can hold all of it.
+    # With ZeRO, the whole state may not fit on one device.
     device = torch.device("cpu") if execution.engine == "deepspeed" else layout.device
     found = checkpoint.load_newest(run.checkpoints, cell.id, device) if layout.is_main else None
-    # Rank 0 chooses for all: if some processes could not read a file, they would resume from a different step.
+    # Rank 0 chooses for all: otherwise a process that cannot read a file would resume from a different step.
     name = layout.tell(found[0].name if found is not None else "")
     if not name:
         return "", None
@@ -244,7 +244,7 @@ def _parent_weights(run: RunDir, cell: Cell) -> "Weights | None":
     if cell.parent is None:
         return None
     parent, state = _done(run, cell.parent, torch.device("cpu"))
-    # The network that was tested: averages if the parent keeps them; for quantized weights, averages of latents.
+    # Use the tested network: averages if the parent keeps them; for quantized weights, averages of latents.
     values: dict[str, Any] = state["engine"]["model"] if state["average"] is None else state["average"]
     if parent.quantizer == "fp":
         return Weights(values)
@@ -269,10 +269,10 @@ def _teacher(run: RunDir, cell: Cell, layout: "Layout") -> "Teacher | None":
 
 
 def _done(run: RunDir, cell_id: str, device: "torch.device") -> tuple[Cell, dict[str, Any]]:
-    """A cell of the same grid that this one needs, and the state in which it was tested.
+    """A cell of the same grid that this one needs, and its state when it was tested.
 
     Raises:
-        CheckpointError: it is not done, or its last checkpoint is gone.
+        CheckpointError: the cell is not done, or its last checkpoint is missing.
     """
     from suite.run import checkpoint
 
@@ -284,8 +284,8 @@ def _done(run: RunDir, cell_id: str, device: "torch.device") -> tuple[Cell, dict
     cell = needed.cell()
     if state["epoch"] != (epochs := cell.training.epochs):
         raise checkpoint.CheckpointError(
-            f"{path}: of epoch {state['epoch']}, and the result that this cell needs is of epoch {epochs}, whose "
-            "checkpoint is damaged or gone: delete that cell's directory and train it again"
+            f"{path}: from epoch {state['epoch']}, but the result that this cell needs is from epoch {epochs}, whose "
+            "checkpoint is damaged or missing: delete that cell's directory and train it again"
         )
     return cell, state
 
@@ -300,7 +300,7 @@ def open_run(cell_path: Path, adhoc: Path = Path("runs") / "adhoc") -> RunDir:
         raw = yaml.safe_load(cell_path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CellError(f"{cell_path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # from an invalid date, or deeply nested brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid dates or deeply nested brackets
         raise CellError(f"{cell_path}: not YAML") from error
     except OSError as error:
         raise CellError(f"{cell_path}: {error.strerror}") from error
@@ -310,15 +310,15 @@ def open_run(cell_path: Path, adhoc: Path = Path("runs") / "adhoc") -> RunDir:
         cell = Cell.model_validate(raw)
     except ValidationError as error:
         raise CellError(f"{cell_path}: not a cell: {first_fault(error)}") from error
-    place = cell_path.absolute().parent  # a link to another directory is not resolved
+    place = cell_path.absolute().parent  # does not resolve a link to another directory
     return RunDir.create(place if place.name == cell.id else adhoc / cell.id, cell)
 
 
 def read_execution(text: str) -> Execution:
-    """An execution from YAML, `{micro_batch_size: 64, compile: true}`.
+    """An execution from YAML, such as `{micro_batch_size: 64, compile: true}`.
 
     Raises:
-        ExecutionError: the text is not an execution.
+        ExecutionError: the text is not a valid execution.
     """
     try:
         return Execution.model_validate(read_value(text) or {})
@@ -332,17 +332,17 @@ def main(
     cell: Annotated[
         Path, typer.Argument(help="Cell file, for instance runs/digits/<id>/cell.yaml.", metavar="CELL.yaml")
     ],
-    data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Where data sets lie or are put.")] = Path(
-        "data"
-    ),
+    data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Folder of the data sets.")] = Path("data"),
     execution: Annotated[
         str,
         typer.Option(
-            help="How to use the hardware, as a grid file's `execution`: '{micro_batch_size: 64}'.", metavar="YAML"
+            help="How to use the hardware, like a grid's `execution`: '{micro_batch_size: 64}'.", metavar="YAML"
         ),
     ] = "{}",
-    attempt: Annotated[int | None, typer.Option(hidden=True, help="As the launcher has claimed it.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Only the first steps, recorded nowhere.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(hidden=True, help="Number of the attempt claimed by the launcher.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Train only the first N steps, without writing files.")] = None,
     resume: Annotated[
         Literal["auto", "never"],
         typer.Option(help="auto: resume from the newest intact checkpoint; never: fail if the run has any."),
@@ -358,7 +358,7 @@ def main(
     """Train one cell in this process; under torchrun, as one rank of many."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     is_main = _is_main()
-    for number in STOP_SIGNALS:  # first: until then these signals kill the process
+    for number in STOP_SIGNALS:  # first, because until then these signals kill the process
         signal.signal(number, _stop)
     try:
         options = Options(read_execution(execution), checkpoint_steps, checkpoint_minutes, timeout_seconds)
@@ -393,21 +393,21 @@ def _is_main() -> bool:
 
 
 def _require_fresh(run: RunDir) -> None:
-    """ResumeError if the run has checkpoints or a result. No flag discards those: delete the folder by hand."""
+    """Raises ResumeError if the run has checkpoints or a result. No flag discards those: delete the folder by hand."""
     if run.result_path.exists() or any(run.checkpoints.glob("*.pt")):
         raise ResumeError(f"--resume never: {run.path} has checkpoints or a result; delete it to train from the start")
 
 
 def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None, options: Options) -> None:
-    """Records how training ended, however it ends. `mine` is the attempt on rank 0, None on the others."""
+    """Trains, and records how training ended in every case. `mine` is the attempt on rank 0, None on other ranks."""
     from suite.run import failures
 
     try:
         train(run, data_dir, mine, options)
     except (PreemptedError, KeyboardInterrupt) as stop:
-        for number in STOP_SIGNALS:  # asked once is enough: schedulers and torchrun ask again
+        for number in STOP_SIGNALS:  # schedulers and torchrun repeat them
             signal.signal(number, signal.SIG_IGN)
-        if mine is not None and mine.end() is None:  # not where another process failed, and torchrun stopped this
+        if mine is not None and mine.end() is None:  # not if torchrun stopped this because another failed
             _finish(mine, "preempted", f"stopped by {stop or 'Ctrl-C'}")
         raise SystemExit(EXIT_FAILED) from None
     except SupersededError as error:
@@ -418,7 +418,7 @@ def _train_and_record_the_end(run: RunDir, data_dir: Path, mine: Attempt | None,
             print(error, file=sys.stderr)
         else:
             traceback.print_exc()
-        # The processes have recorded why, unless they never found each other or the disk is full.
+        # The processes have recorded the reason, unless they never connected or the disk is full.
         if mine is not None and mine.end() is None:
             _finish(mine, "failed", f"{type(error).__name__}: {error}".splitlines()[0], cause="error")
         raise SystemExit(EXIT_FAILED) from error
@@ -434,23 +434,23 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Trains as `python -m suite.train ARGUMENTS` does; returns the exit status. Call it at most once in a process.
+    """Trains like `python -m suite.train ARGUMENTS`; returns the exit status. Call it at most once per process.
 
-    For a process that has disabled garbage collection to start faster: training enables it again.
+    The caller may disable garbage collection to start faster: training enables it again.
     """
     sys.argv = [__file__, *arguments]
     try:
         typer.run(main)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except BaseException:  # noqa: BLE001  (as the interpreter ends: a stop during start-up is one)
+    except BaseException:  # noqa: BLE001  (like the interpreter; includes a stop at start-up)
         sys.excepthook(*sys.exc_info())
         return EXIT_FAILED
     return 0
 
 
 def preload() -> None:
-    """Imports what `run` would import, for processes forked from this one. Starts no thread and uses no GPU."""
+    """Imports all that `run` would import, for processes forked from this one. Starts no thread and uses no GPU."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     import models
@@ -459,7 +459,7 @@ def preload() -> None:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """Exits without Python's finalization, but with all output written."""
+    """Exits without Python's finalization, after flushing all output."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -467,7 +467,7 @@ def leave_at_once(status: int) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """Exits; skips Python's finalization if gloo threads remain, which may abort it (see `joined`).
+    """Exits; skips Python's finalization if gloo threads remain, because they may abort the process (see `joined`).
 
     DeepSpeed keeps its process groups, and therefore their threads, until the process ends.
     """
@@ -479,13 +479,13 @@ def _leave(status: int) -> NoReturn:
 
 def _has_gloo_threads() -> bool:
     for path in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):  # a thread that has just ended
+        with suppress(OSError):  # the thread has just ended
             if path.read_text(encoding="utf-8").startswith("pt_gloo"):
                 return True
     return False
 
 
 if __name__ == "__main__":
-    # Imports create a million permanent objects; looking for garbage among them takes a tenth of the start-up time.
+    # Imports create a million permanent objects; collecting garbage among them takes a tenth of the start-up time.
     gc.disable()
     _leave(run(sys.argv[1:]))

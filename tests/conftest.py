@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import Browser, obstacle
 from PIL import Image
 from tiny_cells import tiny_cell, tiny_grid
 
@@ -78,3 +79,14 @@ def lamps(tmp_path: Path) -> Path:
             for index in range(8):
                 Image.new("RGB", (40, 30), (150 * number + index,) * 3).save(place / f"{index}.jpg")
     return tmp_path / "data" / "lamps"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium; without one the test is skipped, or fails if PROXBENCH_REQUIRE_CHROMIUM=1."""
+    if why := obstacle():
+        if os.environ.get("PROXBENCH_REQUIRE_CHROMIUM") == "1":
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened

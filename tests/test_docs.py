@@ -1,5 +1,6 @@
 """What the README and the docs tell a newcomer to type is real."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -12,9 +13,12 @@ import analysis.__main__
 import launch.__main__
 import quantizers.__main__
 import suite.data.__main__
+import suite.export.__main__
+import suite.train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+MADE = {"docs/reference/commands.md", "docs/reference/grid-keys.md"}  # by docs/hooks.py, when the site is built
 APPS = {
     "launch": launch.__main__.app,
     "analysis": analysis.__main__.app,
@@ -40,10 +44,56 @@ def test_the_docs_name_commands_at_all() -> None:
     assert len(_commands()) > 10
 
 
+TYPED = re.compile(
+    r"^ {4}(?:[A-Z_]+=\S+ )*((?:python3?|make|torchrun|srun|pip|git|mkdocs|proxbench|tar|source) .*)$", re.MULTILINE
+)
+CHECKED = re.compile(rf"(?:.* )?python3? -m (?:{'|'.join(map(re.escape, APPS))}) ")  # by the test above
+NOT_RUN = {
+    r"git clone ": "needs the address of the repository",
+    r"source \.venv/bin/activate": "changes the shell that it is typed in",
+    r"python3 -m pip install --no-index ": "installs into a GPU machine",
+    r"pip install ": "installs packages",
+    r"mkdocs serve": "serves until it is stopped; tests/test_site.py builds the site",
+    r"python -m pytest tests/": "is a test",
+    r"tar xf ": "unpacks a file of the reader's",
+}
+"""Commands that no test runs, and why."""
+
+
+def _typed() -> list[str]:
+    found = [line for page in PAGES for line in TYPED.findall(page.read_text(encoding="utf-8"))]
+    return sorted({re.split(r"\s+#|\s{2,}", line)[0].strip() for line in found})
+
+
+@pytest.mark.parametrize("line", [line for line in _typed() if not CHECKED.match(line)])
+def test_a_line_of_a_code_block_is_a_command_that_exists(line: str) -> None:
+    if any(re.match(pattern, line) for pattern in NOT_RUN):
+        return
+    for command in line.split(" && "):
+        words = shlex.split(command)
+        if words[0] == "make":
+            rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            assert {word for word in words[1:] if "=" not in word} <= set(rules)
+        elif len(words) > 1 and words[1].startswith("benchmarks/"):
+            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            options = [word.removeprefix("--") for word in words if word.startswith("--")]
+            assert all(f"--{name}" in source or f"{name.replace('-', '_')}:" in source for name in options)
+        elif "suite.train" in words or "suite.export" in words:
+            program = suite.train.main if "suite.train" in words else suite.export.__main__.main
+            names = inspect.signature(program).parameters
+            given = words[words.index("suite.train" if "suite.train" in words else "suite.export") :]
+            options = [word.removeprefix("--").replace("-", "_") for word in given if word.startswith("--")]
+            assert all(name in names or f"{name}_" in names for name in options), names
+        else:
+            assert any(re.match(pattern, command) for pattern in NOT_RUN), f"nothing checks {command!r}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+        path = page.parent / target
+        is_made = path.resolve().relative_to(ROOT).as_posix() in MADE if "://" not in target else False
+        assert target.startswith("https://") or path.exists() or is_made, target
 
 
 def test_make_targets_in_the_readme_exist() -> None:

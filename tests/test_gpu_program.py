@@ -74,7 +74,7 @@ def test_the_doctor_starts_it_and_does_not_where_it_would_run_on_another_machine
     assert here.returncode == 0, here.stderr
     assert "nothing was measured" in here.stdout
     assert there.returncode != 0
-    assert "--gpu runs on the node where it is called: srun" in there.stderr
+    assert "--gpu checks this node; on SLURM, run it there: srun" in there.stderr
     assert not list(tmp_path.iterdir())
 
 

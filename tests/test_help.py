@@ -32,3 +32,41 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     )
     assert "Usage" in answer.stdout
     assert "HEAVY []" in answer.stdout
+
+
+def _proxbench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "proxbench", *arguments]
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": root, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["launch", "grid"], ["analysis", "tables"], ["quantizers", "list"], ["data", "verify"], ["train"], ["export"]],
+)
+def test_each_command_of_proxbench_is_its_modules(words: list[str]) -> None:
+    module = {"data": "suite.data", "train": "suite.train", "export": "suite.export"}.get(words[0], words[0])
+    theirs = subprocess.run(
+        [sys.executable, "-m", module, *words[1:], "--help"], capture_output=True, text=True, check=True
+    )
+    ours = _proxbench(*words, "--help")
+    assert (ours.returncode, ours.stdout) == (0, theirs.stdout)
+
+
+def test_proxbench_alone_lists_its_commands_and_a_typo_is_answered_with_the_nearest() -> None:
+    listed = _proxbench()
+    assert all(f" {name} " in listed.stdout for name in ("launch", "analysis", "quantizers", "data", "train", "export"))
+    typo = _proxbench("lanch")
+    assert typo.returncode == 2
+    assert "Did you mean 'launch'?" in typo.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("la", "launch"), ("launch gr", "grid"), ("analysis tables --for", "--format"), ("quantizers cert", "certify")],
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: str) -> None:
+    asked = {"_PROXBENCH_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"proxbench {typed}"}
+    assert f'"{offered}"' in _proxbench(**asked).stdout

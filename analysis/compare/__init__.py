@@ -1,1 +1,1 @@
-"""The comparisons of a study, from which every table, sentence and figure is drawn; open `comparison.py` first."""
+"""The comparisons of a study, the source of every table, sentence and figure; open `comparison.py` first."""

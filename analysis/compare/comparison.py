@@ -1,7 +1,7 @@
-"""A question, its answer and everything that may be said of it: one frozen `Comparison`, made by `compare`.
+"""A frozen `Comparison` holds a question, its answer and all statistics reported about it; `compare` computes them.
 
-Tables, sentences, marks, figures and JSON are rendered from it and compute nothing, so they cannot contradict each
-other. What holds of every Comparison, and is tested on random studies:
+Tables, sentences, marks, figures and JSON only render a Comparison and compute nothing, so they cannot contradict each
+other. Every Comparison satisfies the following, which is tested on random studies:
 
 - better or worse: adjusted_p <= 0.05, and the interval excludes 0 on that side;
 - equivalent: equivalence.adjusted_p <= 0.05, and its interval lies within the margin; the verdict is not a difference;
@@ -19,7 +19,7 @@ from analysis.stats.families import holm, is_rejected, levels, reachable, seeds_
 from analysis.stats.stratified import Interval, SignFlip
 
 MIN_ARCHITECTURES = 6
-"""Models from which `Scope.architectures` is asked: fewer differences cannot reach 0.05."""
+"""`Scope.architectures` needs at least this many models: with fewer, p cannot reach 0.05."""
 
 
 class Scope(str, Enum):
@@ -32,7 +32,7 @@ class Scope(str, Enum):
 
 
 class Verdict(str, Enum):
-    """What a comparison came to; the clear ones first."""
+    """Outcome of a comparison, conclusive ones first."""
 
     better = "better"
     worse = "worse"
@@ -45,7 +45,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Stratum:
-    """The paired differences on one model by seed, candidate minus baseline, fractions; and why some are missing."""
+    """Paired differences on one model: seed -> candidate minus baseline, fractions; and why some are missing."""
 
     model: str
     pairs: Mapping[int, float]
@@ -54,13 +54,13 @@ class Stratum:
 
     @property
     def mean(self) -> float | None:
-        """Mean difference; None without a pair."""
+        """Mean difference; None if there are no pairs."""
         return float(np.mean(list(self.pairs.values()))) if self.pairs else None
 
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Two one-sided tests at the declared margin: Holm's p, and the interval that lies within it if p <= 0.05."""
+    """Two one-sided tests at `margin`: Holm's p, and the interval, which lies within the margin if p <= 0.05."""
 
     margin: float
     adjusted_p: float
@@ -71,12 +71,12 @@ class Equivalence:
 class Comparison:
     """Is `candidate` more accurate than `baseline` on the models of `title`? Differences are fractions.
 
-    `identical` are further baselines whose networks are the baseline's, weight for weight; they are no comparisons of
-    their own. `interval` inverts the test at the level at which Holm's method judged it, so at 95 % or more; None where
-    nothing is tested or measured. `p` is None where nothing is tested; `p_error` is its standard error where sign
-    patterns were drawn. `smallest_p` is the smallest adjusted p that any data could have given. `images` is the 95 %
-    interval over new test images and seeds. `num_needed`, of a design too small, are the seeds on each model that would
-    do, or the architectures.
+    `identical` lists further baselines whose networks equal the baseline's weight for weight; they are not compared
+    separately. `interval` inverts the test at the level Holm's method used, so its confidence is at least 95 %; None if
+    nothing was tested or measured. `p` is None if nothing was tested; `p_error` is its standard error when sign
+    patterns were sampled. `smallest_p` is the smallest adjusted p that any data could give. `images` is the 95 %
+    interval over new test images and seeds. `num_needed` is set if the design is too small: the seeds per model, or the
+    architectures, that would suffice.
     """
 
     scope: Scope
@@ -101,22 +101,22 @@ class Comparison:
 
     @property
     def n(self) -> int:
-        """Pairs that are measured on both sides."""
+        """Number of pairs measured on both sides."""
         return sum(len(stratum.pairs) for stratum in self.strata)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that have a pair."""
+        """Models with at least one pair."""
         return tuple(stratum.model for stratum in self.strata if stratum.pairs)
 
     @property
     def is_difference(self) -> bool:
-        """Whether the family rejects that the two are equally good."""
+        """Whether the family rejects equality of the two."""
         return self.verdict in {Verdict.better, Verdict.worse}
 
     @property
     def question(self) -> str:
-        """In words."""
+        """The question in words."""
         where = {
             Scope.primary: f"on {_listed(stratum.model for stratum in self.strata)}",
             Scope.model: f"on {self.strata[0].model}",
@@ -127,9 +127,9 @@ class Comparison:
 
 
 def compare(asked: Sequence[Comparison], size: int, margin: float | None) -> list[Comparison]:
-    """Answers to one family of questions: `asked` with their verdicts; `size` counts the declared ones, run or not.
+    """Answer one family of questions: `asked` with verdicts. `size` counts all declared questions, run or not.
 
-    margin: the largest difference that counts as none, a fraction; None: equivalence is not tested.
+    margin: largest difference that counts as equivalent, a fraction; None: no equivalence test.
     """
     shifts = () if margin is None else (-margin, margin)
     tests = {number: SignFlip(_arrays(question), shifts) for number, question in enumerate(asked) if question.n}
@@ -162,7 +162,7 @@ def compare(asked: Sequence[Comparison], size: int, margin: float | None) -> lis
 
 
 def estimated(question: Comparison) -> Comparison:
-    """The question with its estimate and without a test, for orientation only."""
+    """The question with its estimate but no test, for orientation only."""
     means = [stratum.mean for stratum in question.strata if stratum.mean is not None]
     estimate = float(np.mean(means)) if means else None
     verdict = Verdict.no_pairs if estimate is None else Verdict.estimate
@@ -170,7 +170,7 @@ def estimated(question: Comparison) -> Comparison:
 
 
 def across_architectures(answer: Comparison) -> Comparison | None:
-    """The question whether it would hold on other architectures: one difference per model; None below six models."""
+    """The question whether the answer holds on other architectures: one difference per model; None below six models."""
     pairs = {number: stratum.mean for number, stratum in enumerate(answer.strata) if stratum.mean is not None}
     if len(pairs) < MIN_ARCHITECTURES:
         return None
@@ -178,7 +178,7 @@ def across_architectures(answer: Comparison) -> Comparison | None:
 
 
 def unanswered(answer: Comparison) -> Comparison:
-    """The bare question of an answer."""
+    """The question of an answer, without the answer."""
     names = (answer.title, answer.label, answer.candidate, answer.baseline)
     return Comparison(answer.scope, *names, answer.strata, Verdict.no_pairs, answer.identical)
 

@@ -1,4 +1,4 @@
-"""The questions of a grid and their answers: the primary family, single models behind a gate, other architectures."""
+"""A grid's questions and answers: the primary family, single models behind a gate, other architectures."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,19 +21,19 @@ from analysis.compare.groups import Group, num_identical, pairs
 from analysis.runs.frame import Declared
 from analysis.stats.images import two_way_interval
 
-if TYPE_CHECKING:  # table makes its headings, and has them answered here
+if TYPE_CHECKING:  # avoids an import cycle: table calls answer_all
     from analysis.compare.table import Block
 
 FULL_PRECISION = "fp"
 ROW_ORDER = ("fp", "bc", "pc", "bnn", "bnn+", "bnn++")
-"""The catalogue's order; other quantizers follow by name."""
+"""The catalogue's order; other quantizers follow alphabetically."""
 Right = Callable[[str], "npt.NDArray[np.bool_] | None"]
-"""Of a run (directory or MLflow id): which test images its hardened network classifies correctly; None: not known."""
+"""Run (directory or MLflow id) -> which test images its hardened network classifies correctly; None: not known."""
 
 
 @dataclass(frozen=True)
 class Against:
-    """The candidate of each quantizer (None: not compared), its name in texts, and which quantizers are shown."""
+    """The candidate for each quantizer (None: not compared), its display name, and which quantizers are shown."""
 
     label: str
     candidate: Callable[[str], str | None]
@@ -41,14 +41,14 @@ class Against:
 
 
 def against(primary: str) -> Against:
-    """Every other quantizer against `primary`."""
+    """Compares every other quantizer with `primary`."""
     return Against(
         primary.upper() if primary in ROW_ORDER else primary, lambda name: None if name == primary else primary
     )
 
 
 def completions() -> Against:
-    """Each published surrogate gradient against its completion, the row that integrates it: bnn+ against bnn++."""
+    """Compares each published surrogate gradient with its completion, the row that integrates it: bnn+ with bnn++."""
     from quantizers import QUANTIZERS
 
     found = {row.completes: row.name for row in QUANTIZERS.values() if row.completes is not None}
@@ -61,7 +61,7 @@ def margin_of(declared: Declared) -> float | None:
 
 
 def answer_all(blocks: "Sequence[Block]", choice: Against, declared: Declared, right: Right | None) -> "list[Block]":
-    """The headings of one grid with their comparisons."""
+    """The headings of one grid with their comparisons filled in."""
     margin = margin_of(declared)
     asked = [question for block in blocks for question in _questions(block, choice)]
     primary = compare(asked, len(asked) + _num_removed(blocks, choice, declared), margin)
@@ -80,14 +80,14 @@ def answer_all(blocks: "Sequence[Block]", choice: Against, declared: Declared, r
 
 
 def _under(block: "Block", answers: Iterable[Comparison]) -> tuple[Comparison, ...]:
-    """Those of this heading; a grid's headings have different titles."""
+    """The answers under this heading; titles are unique within a grid."""
     return tuple(answer for answer in answers if answer.title == block.title)
 
 
 def _gatekept(primary: Sequence[Comparison], margin: float | None) -> list[Comparison]:
-    """The questions about single models: tested for baselines that the primary family rejects, estimated for others.
+    """Questions about single models: tested for baselines that the primary family rejects, only estimated for others.
 
-    The family is every baseline on every model, tested or not: its size does not depend on the data.
+    The family is every baseline on every model, tested or not, so its size does not depend on the data.
     """
     asked = [replace(unanswered(answer), scope=Scope.model, strata=(s,)) for answer in primary for s in answer.strata]
     is_open = [answer.is_difference for answer in primary for _ in answer.strata]
@@ -96,7 +96,7 @@ def _gatekept(primary: Sequence[Comparison], margin: float | None) -> list[Compa
 
 
 def _questions(block: "Block", choice: Against) -> list[Comparison]:
-    """One for each binary baseline whose candidate has cells under the heading; identical ones together."""
+    """One question per binary baseline whose candidate has cells under the heading; identical baselines are merged."""
     found: list[Comparison] = []
     for name in block.quantizers:
         candidate = choice.candidate(name)
@@ -150,7 +150,7 @@ def _are_identical(block: "Block", one: str, other: str) -> bool:
 
 
 def _num_removed(blocks: "Sequence[Block]", choice: Against, declared: Declared) -> int:
-    """Baselines that the first launch declared and the cells no longer have: they stay in the family, with p = 1."""
+    """Number of baselines that the first launch declared but the cells lack: they stay in the family with p = 1."""
     present = {(block.dataset, block.task, block.init, name) for block in blocks for name in block.quantizers}
     first = {(dataset, task, init, name) for dataset, task, init, _, name, _ in declared.settings}
     gone = {setting for setting in first - present if setting[3] != FULL_PRECISION and choice.shows(setting[3])}
@@ -165,7 +165,7 @@ def _references(block: "Block", choice: Against) -> list[Comparison]:
 
 
 def _with_images(answer: Comparison, block: "Block", right: Right | None) -> Comparison:
-    """With its interval over new test images, if every pair's predictions are known and each model has two seeds."""
+    """Adds the interval over new test images if all pairs have predictions and each model has two seeds."""
     if right is None or answer.estimate is None:
         return answer
     strata = []

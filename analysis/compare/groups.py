@@ -1,6 +1,6 @@
-"""The cells of one quantizer on one model, summed up: what an entry of a table is made of. Plain values, no frame.
+"""Summary of one quantizer's cells on one model, as plain values: the basis of a table entry.
 
-A grid of 10,000 cells has a thousand such groups, and each look into a frame would cost a millisecond.
+A grid of 10,000 cells has a thousand such groups, and each access to a frame would cost a millisecond.
 """
 
 import math
@@ -16,14 +16,13 @@ BYTES_PER_FLOAT, BITS_PER_BYTE = 4, 8
 
 @dataclass(frozen=True)
 class Group:
-    """What the cells measured, and why some did not. Accuracies are fractions, by seed.
+    """Results of the cells by seed, and why some have none. Accuracies are fractions.
 
-    `settings` are the cells' tasks and inits; those of fp need not be the block's. `digests` are the tested networks',
-    `runs` the done cells' run directories or MLflow ids, by seed. `averaged` are the ids of cells whose curves may be
-    averaged (done, of one recipe, one per seed), `single` the others'. `num_bytes` is the size with one bit for a
-    binary
-    parameter and float32 for any other: None where not recorded, or not the same for all cells. `conflict` says why no
-    mean may be taken, if so.
+    `settings` are the cells' (task, init) pairs; an fp cell's can differ from the block's. `digests` (of the tested
+    networks) and `runs` (run directories or MLflow ids of the done cells) are by seed. `averaged` are the ids of cells
+    whose curves may be averaged (done, one recipe, one per seed), `single` all other ids. `num_bytes` is the size at
+    one bit per binary parameter and float32 for the others; None if not recorded or if cells differ. `conflict` gives
+    the reason if no mean may be taken.
     """
 
     seeds: frozenset[int] = frozenset()
@@ -61,32 +60,32 @@ class Group:
 
     @property
     def usable(self) -> Mapping[int, float]:
-        """Hard accuracies that a mean may be taken of; none in a conflict."""
+        """Hard accuracies that may be averaged; empty if there is a conflict."""
         return {} if self.conflict else self.hard
 
     @property
     def mean(self) -> float | None:
-        """Mean hard accuracy over the seeds; None where there is none."""
+        """Mean hard accuracy over the seeds; None without seeds."""
         return float(np.mean(list(self.usable.values()))) if self.usable else None
 
     @property
     def sd(self) -> float | None:
-        """Its sample standard deviation (ddof 1); None below two seeds."""
+        """Sample standard deviation (ddof 1) of the hard accuracies; None below two seeds."""
         return float(np.std(list(self.usable.values()), ddof=1)) if len(self.usable) > 1 else None
 
     @property
     def soft_mean(self) -> float | None:
-        """Mean soft accuracy over the seeds that have one."""
+        """Mean soft accuracy over the seeds that recorded it."""
         return float(np.mean(list(self.soft.values()))) if self.usable and self.soft else None
 
     @property
     def gap_mean(self) -> float | None:
-        """Mean of soft minus hard accuracy over the seeds that have both."""
+        """Mean of soft minus hard accuracy over the seeds that recorded both."""
         gaps = [value - self.usable[seed] for seed, value in self.soft.items() if seed in self.usable]
         return float(np.mean(gaps)) if gaps else None
 
     def missing(self, num_seeds: int) -> tuple[tuple[str, int], ...]:
-        """Seeds without a measurement by reason, of num_seeds that the model has; none where the grid has no cell."""
+        """(reason, count) of the model's num_seeds seeds that have no measurement; empty if the group has no cells."""
         if not self.seeds:
             return ()
         reasons = {**self.why_not, "not in the store": num_seeds - len(self.seeds)}
@@ -94,13 +93,13 @@ class Group:
 
 
 def pairs(candidate: Group, baseline: Group) -> dict[int, float]:
-    """Candidate minus baseline by the seeds that both have measured, ascending."""
+    """Seed -> candidate minus baseline, for the seeds that both have measured, ascending."""
     ours, theirs = candidate.usable, baseline.usable
     return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
 def num_identical(one: Group, other: Group) -> int:
-    """Seeds in which the two trained the very same network, by digest."""
+    """Number of seeds for which both trained the same network, by digest."""
     return sum(other.digests.get(seed) == digest for seed, digest in one.digests.items())
 
 

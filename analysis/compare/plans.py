@@ -1,4 +1,4 @@
-"""How many seeds? From the spread of the runs there are, or one that is assumed, to what more seeds would detect."""
+"""How many seeds? What more seeds would detect, from the spread of existing runs or an assumed one."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from suite.errors import UserError
 
 NONE = "—"
 _ROUNDING = 1e-9
-"""Differences of fractions that spread by less are all equal."""
+"""Differences (fractions) with a smaller spread count as all equal."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A heading's design: models, seeds on each, spread of the paired differences (fractions), family to test."""
+    """A heading's design: models, seeds per model, spread of the paired differences (fractions), size of the family."""
 
     title: str
     num_models: int
@@ -30,7 +30,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asks of each plan: how many seeds detect a difference (a fraction), what these numbers detect."""
+    """The user's request for each plan: the difference (a fraction) to find seeds for, and the seeds to evaluate."""
 
     difference: float
     seeds: tuple[int, ...]
@@ -38,7 +38,7 @@ class Wish:
 
 
 def wish(points: float, seeds: str, chance: float) -> Wish:
-    """What the command line asks, `seeds` as `3,5,10`. UserError where it makes no sense."""
+    """Parses the command line's request, `seeds` as `3,5,10`. Raises UserError for values that make no sense."""
     try:
         numbers = tuple(int(part) for part in seeds.split(","))
     except ValueError:
@@ -53,17 +53,17 @@ def wish(points: float, seeds: str, chance: float) -> Wish:
 
 
 def assumed(points: float, num_models: int, family_size: int) -> Plan:
-    """A plan before there are runs: differences of this sd, taken as known. UserError where it is not positive."""
+    """A plan without runs: the differences' sd is taken as known. Raises UserError unless 0 < points < 100."""
     if not 0 < points < 100:  # noqa: PLR2004 - percent
         raise UserError(f"--sd {points:g}: expected percentage points between 0 and 100")
     return Plan("Before any run", num_models, 0, Spread(points / 100, math.inf, points / 100), family_size)
 
 
 def plans(table: Table, num_models: int | None = None, family_size: int | None = None) -> list[Plan]:
-    """A plan for each heading; num_models and family_size: the heading's own, if not given.
+    """Two one-sided tests at `margin`: Holm's p, and the interval, which lies within the margin if p <= 0.05.
 
     Raises:
-        UserError: there is no spread: no comparison has two pairs that differ.
+        UserError: no spread to plan with, because no comparison has two pairs that differ.
     """
     found = [plan for block in table.blocks if (plan := _plan(block, num_models, family_size))]
     if not found:
@@ -92,7 +92,7 @@ def _plan(block: Block, num_models: int | None, family_size: int | None) -> Plan
 
 
 def to_markdown(found: Sequence[Plan], wanted: Wish, findings: Sequence[str] = ()) -> str:
-    """A row for each plan, in percentage points; each range is from the observed spread to its upper bound."""
+    """One row per plan, in percentage points; each range runs from the observed spread to its upper bound."""
     columns = [f"{n} seeds find, points" for n in wanted.seeds]
     header = ["heading", "models", "seeds now", "sd, points", *columns, f"seeds for {100 * wanted.difference:g} points"]
     rows = "\n".join(
@@ -114,18 +114,18 @@ def _row(plan: Plan, wanted: Wish) -> list[str]:
 
 
 def sd(plan: Plan) -> str:
-    """`0.31 to 0.42`, points."""
+    """`0.31 to 0.42`, in points."""
     return _range([f"{100 * value:.2f}" for value in _sds(plan)])
 
 
 def found(plan: Plan, num_seeds: int, power: float = POWER) -> str:
-    """The difference that num_seeds on each model detect, points; a dash if they can detect none."""
+    """The difference that num_seeds per model detect, in points; a dash if they can detect none."""
     values = [detectable(plan.num_models, num_seeds, value, plan.family_size, power) for value in _sds(plan)]
     return _range([NONE if value is None else f"{100 * value:.2f}" for value in values])
 
 
 def needed(plan: Plan, difference: float, power: float = POWER) -> str:
-    """Seeds on each model that find a difference (a fraction)."""
+    """Seeds per model that detect a difference (a fraction)."""
     numbers = [seeds_for(plan.num_models, difference, value, plan.family_size, power) for value in _sds(plan)]
     return _range(["over 200" if number is None else str(number) for number in numbers])
 
@@ -139,7 +139,7 @@ def _range(ends: Sequence[str]) -> str:
 
 
 def notes(found_plans: Sequence[Plan], wanted: Wish) -> Iterator[str]:
-    """What the numbers of plans mean."""
+    """Explanations of the plans' numbers."""
     sizes = sorted({(plan.num_models, plan.family_size) for plan in found_plans})
     least = ", ".join(
         f"{seeds_needed(models, size)} for {models} model{'s' * (models > 1)} and {size} comparison{'s' * (size > 1)}"

@@ -1,10 +1,10 @@
 """Published numbers from YAML files, with source and protocol, and their comparison with runs.
 
-A number is verified where somebody has read it in the source itself, a copy of its full text, or its authors' own
-record of it; `verified_in` or `read_in` says where. What other papers or repositories quote is not verified.
+A number counts as verified if it was read in the source itself, in a copy of its full text, or in the authors' own
+record; `verified_in` or `read_in` says where. Numbers quoted by other papers or repositories are not verified.
 
-A number is tested only against cells that follow its protocol, as far as the protocol is known. Otherwise it is shown
-with what differs.
+A number is tested only against cells that follow its protocol, as far as that protocol is known. Otherwise it is shown
+with the differences in protocol.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from suite.recipe.yaml_lines import read
 FOLDER = Path(__file__).parent / "published"
 SCALE = "quantization.scale"
 SECTIONS = ("data.", "training.", "quantization.", "distillation.")
-"""What the names of a cell's recipe params start with."""
+"""Prefixes of a cell's recipe params."""
 NO_RECIPE = "recipe not recorded"
 UNKNOWN_PROTOCOL = "the published training protocol is not known"
 BEST_EPOCH = "published is the best epoch on the test set, ours the last"
@@ -38,7 +38,7 @@ Key = tuple[str, str, str, str, str]
 
 
 def _text(value: Any) -> str:  # noqa: ANN401  (any YAML value)
-    """The value as the recipe param of a cell is written: `200`, `step`, `[80, 120, 150]`."""
+    """The value in the form that a cell's recipe param has: `200`, `step`, `[80, 120, 150]`."""
     entries = value if isinstance(value, list) else [value]
     if any(entry is None or isinstance(entry, dict | list) for entry in entries):
         raise ValueError("expected the value that the recipe param has: a number, a text or a list of them")
@@ -46,19 +46,19 @@ def _text(value: Any) -> str:  # noqa: ANN401  (any YAML value)
 
 
 class Protocol(Frozen):
-    """How a number was measured. What is left out of a number is its publication's; None in both is not known."""
+    """How a number was measured. A number inherits fields it lacks from its publication; None in both means unknown."""
 
     epoch: Literal["last", "best"] | None = Field(
-        None, description="whose test accuracy is published; best is the best one on the test set"
+        None, description="epoch whose test accuracy is published; best: chosen on the test set"
     )
     scale: Literal["none", "tensor", "channel"] | None = Field(
-        None, description="real factors of the binary weights: none, one per weight tensor, one per output channel"
+        None, description="real scale of the binary weights: none, one per weight tensor, one per output channel"
     )
-    split: str = Field("", description="images it was trained and tested on, where that may differ from this project")
+    split: str = Field("", description="training and test images, if they may differ from this project's")
     requires: dict[str, Annotated[str, BeforeValidator(_text)]] | None = Field(
         None,
-        description="recipe param of a cell: the value that the published protocol has. A number's are added to its "
-        "publication's. Without any, here and there, the protocol is not known and the number is not tested",
+        description="recipe params of a cell -> values in the published protocol. A number's own are added to its "
+        "publication's. If neither has any, the protocol is unknown and the number is not tested",
     )
 
     @field_validator("requires")
@@ -73,17 +73,17 @@ class Protocol(Frozen):
 
 
 class Number(Protocol):
-    """A published top-1 test accuracy. Accuracy and sd in %."""
+    """A published top-1 test accuracy, with accuracy and sd in %."""
 
     dataset: str
     model: str
-    quantizer: str = Field(description="our name where we have the method, else the field's")
+    quantizer: str = Field(description="our name if we implement the method, else the usual one")
     task: Task = "bw"
     init: str = "scratch"
-    row: str = Field(description="row, and column where needed, of the source's table")
+    row: str = Field(description="row (and column if needed) of the source's table")
     accuracy: Percent
     sd: Percent | None = Field(None, description="sample standard deviation over n runs")
-    n: PositiveInt | None = Field(None, description="runs it is the mean of; without n it is taken as exact")
+    n: PositiveInt | None = Field(None, description="number of runs averaged; without n the number is taken as exact")
     verified: bool
     comment: str = ""
 
@@ -95,24 +95,24 @@ class Number(Protocol):
 
     @property
     def key(self) -> Key:
-        """The cells it is compared with."""
+        """Identifies the cells that the number is compared with."""
         return (self.dataset, self.model, self.quantizer, self.task, self.init)
 
 
 class Publication(Protocol):
-    """Where the numbers of one file are from: a paper, or a repository in which its authors report them."""
+    """Source of the numbers in one file: a paper, or a repository in which its authors report them."""
 
-    name: str = Field(description="what the field calls it")
+    name: str = Field(description="usual name of the method or paper")
     title: str = ""
     authors: str = ""
     year: PositiveInt | None = None
     arxiv: str = ""
     doi: str = ""
     repository: str = Field("", pattern=r"^([\w.-]+/[\w.-]+)?$", description="owner/name on GitHub")
-    table: str = Field("", description="the numbers' place in the source: Table 6")
-    read_in: str = Field("", description="the numbers' place, and what was read: README")
-    verified_in: str = Field("", description="what was read to verify the numbers; default: read_in")
-    protocol: str = Field("", description="how the source measures, in words")
+    table: str = Field("", description="where the source gives the numbers: Table 6")
+    read_in: str = Field("", description="where the numbers are, and the text that was read: README")
+    verified_in: str = Field("", description="the text that verified the numbers; default: read_in")
+    protocol: str = Field("", description="how the source measures, in prose")
     numbers: Annotated[tuple[Number, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -141,10 +141,10 @@ class Publication(Protocol):
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A published number beside ours; accuracy and margin are fractions.
+    """A published number with our result; accuracy and margin are fractions.
 
-    `margin` is None where the grid declares none, `test` where no test was made. `differences` has one phrase for
-    each part of the published protocol that our cells do not follow.
+    `margin` is None if the grid declares none, `test` if no test was made. `differences` has one phrase for each part
+    of the published protocol that our cells do not follow.
     """
 
     accuracy: float
@@ -156,7 +156,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> Verdict:
-        """The test's; without one, the first reason of: another protocol, no margin, no runs."""
+        """The test's verdict; without a test, the first reason that applies: other protocol, no margin, no runs."""
         if self.differences:
             return Verdict.not_comparable
         if self.margin is None:
@@ -165,10 +165,10 @@ class Reproduction:
 
 
 def load(name: str) -> Publication:
-    """The publication of a bundled file's name, or of a YAML file's path.
+    """Loads a publication by the name of a bundled file or the path of a YAML file.
 
     Raises:
-        UserError: no such file, or what is wrong in it, with file and line.
+        UserError: no such file, or an invalid one; the message gives file, line and error.
     """
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
@@ -184,19 +184,20 @@ def load(name: str) -> Publication:
 
 
 def bundled() -> list[str]:
-    """Names of the publications that come with the package."""
+    """Names of the bundled publications."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def by_key(publication: Publication | None) -> dict[Key, Number]:
-    """Its numbers by the cells they are compared with; none of no publication."""
+    """The publication's numbers by the cells they are compared with; empty for None."""
     return {} if publication is None else {number.key: number for number in publication.numbers}
 
 
 def requirements(number: Number, publication: Publication) -> dict[str, str] | None:
-    """Recipe param -> value that a cell needs to follow the number's protocol; None where nothing of it is known.
+    """Recipe param -> value that a cell needs to follow the number's protocol; None if the protocol is unknown.
 
-    The number's own take precedence over its publication's. A full-precision number needs nothing of `quantization`.
+    The number's own values take precedence over its publication's. A full-precision number ignores all of
+    `quantization`.
     """
     if number.requires is None and publication.requires is None:
         return None
@@ -209,13 +210,13 @@ def requirements(number: Number, publication: Publication) -> dict[str, str] | N
 
 
 def differences(number: Number, publication: Publication, recipe: Mapping[str, str]) -> tuple[str, ...]:
-    """One phrase for each part of the published protocol that a cell does not follow; none: they are comparable.
+    """One phrase for each part of the published protocol that a cell does not follow; empty if they are comparable.
 
     Args:
         number: one of the publication's numbers.
-        publication: gives what the number itself leaves out.
-        recipe: the cell's params, `suite.run.mlflow_replica.recipe`, as text. Numbers are compared as numbers, lists
-            number by number, and a param that the recipe lacks is not met.
+        publication: supplies the fields that the number lacks.
+        recipe: the cell's params as text, from `suite.run.mlflow_replica.recipe`. Numbers are compared as numbers,
+            lists element by element. A required param that the recipe lacks counts as a difference.
     """
     found = [BEST_EPOCH] if (number.epoch or publication.epoch) == "best" else []
     required = requirements(number, publication)
@@ -236,15 +237,15 @@ def reproduction(
     recipe: Mapping[str, str] | None,
     num_tests: int = 1,
 ) -> Reproduction:
-    """The number against our runs.
+    """Compares the published number with our runs.
 
     Args:
         number: one of the publication's numbers.
-        publication: where it is from.
-        accuracies: seed -> hard test accuracy, fractions; empty leaves the number untested.
-        margin: largest difference that still counts as reproduced, a fraction, declared in the grid; None: no test.
-        recipe: params of the runs' cells; None, where they are not recorded, is not comparable.
-        num_tests: published numbers tested in the same table; the test is made at level ALPHA / num_tests.
+        publication: the number's source.
+        accuracies: seed -> hard test accuracy, fractions; empty: the number is not tested.
+        margin: largest difference that counts as reproduced, a fraction declared in the grid; None: no test.
+        recipe: params of the runs' cells; None if not recorded, which makes the number not comparable.
+        num_tests: published numbers tested in the same table; the test's level is ALPHA / num_tests.
 
     Raises:
         ValueError: num_tests below 1, an accuracy that is not finite, a margin that is not positive.
@@ -261,7 +262,7 @@ def reproduction(
 
 
 def _comparable(value: str) -> str | tuple[float, ...]:
-    """The numbers of a number or of a list, else the text in lower case: 1e-4 is 0.0001, and true is True."""
+    """Numbers and lists of numbers as floats, other text in lower case: 1e-4 equals 0.0001, and true equals True."""
     try:
         return tuple(float(part) for part in value.strip("[]() ").split(","))
     except ValueError:

@@ -1,8 +1,8 @@
-"""Frame of cells -> Table: for every heading the accuracies of each quantizer and model, and the comparisons.
+"""Frame of cells -> Table: for each heading, the accuracy of every quantizer on every model, and the comparisons.
 
-A heading (`Block`) is one grid, data set, task and init. The primary family is a grid's: one question for each binary
-baseline under each of its headings. Per-model questions are a second family, asked of all declared baselines and models
-and answered only for baselines that the primary family tells apart from the candidate (gatekeeping).
+A heading (`Block`) is one grid, data set, task and init. The primary family belongs to a grid: one question for each
+binary baseline under each heading. Per-model questions form a second family of all declared baselines and models, but
+are tested only for baselines that the primary family separates from the candidate (gatekeeping).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from analysis.runs.tuning import Tuned
 from analysis.stats.ranks import MIN_BLOCKS, Ranking, rank_methods
 
 MIN_METHODS = 3
-"""Binary methods from which they are ranked over models."""
+"""At least this many binary methods are needed to rank them over models."""
 
 Member = tuple[str, str]
 """Quantizer and model."""
@@ -32,11 +32,11 @@ Recipe = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One quantizer on one model: accuracies are fractions, None where not measured or `conflict` forbids a mean.
+    """One quantizer on one model. Accuracies are fractions, None if not measured or if `conflict` forbids a mean.
 
-    `missing` counts the seeds without a measurement by reason, `failed: oom`. `gap_mean` is soft minus hard accuracy.
-    `is_best`: no binary method with all seeds of the model has a higher mean; not a test. `tuned` is the budget of its
-    tuning, None if it was not tuned.
+    `missing` counts the seeds without a measurement by reason, such as `failed: oom`. `gap_mean` is soft minus hard
+    accuracy. `is_best`: no binary method with all of the model's seeds has a higher mean; this is not a test. `tuned`
+    is the method's tuning budget, None if it was not tuned.
     """
 
     model: str
@@ -57,11 +57,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Block:
-    """One heading: its entries row by row, and its comparisons; `title` tells it from the other headings.
+    """One heading: its entries row by row, and its comparisons. `title` distinguishes it from other headings.
 
-    `primary` has one Comparison for each binary baseline, `by_model` one for each baseline and model, `architectures`
-    one for each baseline from six models on, `reference` those with full precision, which are no hypotheses. `groups`
-    are what the entries are made of.
+    `primary` has one Comparison per binary baseline, `by_model` one per baseline and model, `architectures` one per
+    baseline if there are six models or more. `reference` compares with full precision; these are not hypotheses.
+    `groups` holds the data behind the entries.
     """
 
     title: str
@@ -80,20 +80,20 @@ class Block:
 
     @property
     def family_size(self) -> int:
-        """Comparisons of the primary family, over all headings of the grid; 0 without one."""
+        """Comparisons in the primary family, over all headings of the grid; 0 if there are none."""
         return max((one.family_size for one in self.primary), default=0)
 
     def answer(self, quantizer: str) -> Comparison | None:
-        """The comparison with this quantizer on all models of the heading; full precision and identical ones, too."""
+        """The comparison with this quantizer over all models of the heading; covers fp and identical networks, too."""
         everything = (*self.primary, *self.reference)
         return next((one for one in everything if quantizer in {one.baseline, *one.identical}), None)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranking of one task's and init's methods over `models` (data set/model), and who could not take part.
+    """Ranking of the methods of one task and init over `models` (data set/model).
 
-    `incomplete` are the methods without a mean on one of the models.
+    `incomplete` lists the methods left out because they have no mean on one of the models.
     """
 
     task: str
@@ -105,11 +105,11 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, what their quantizers are compared with, and what a reader must know before them.
+    """Headings, the candidates' label, and the findings to read first.
 
-    `margin` is the declared one, a fraction; None if none is declared or grids differ. `ranks` describes the methods
-    over all models, if there are enough; `publication` is the source of the entries' published numbers; `tuning` has
-    the trials and choices, if they are known.
+    `margin` is the declared one, a fraction; None if none is declared or if grids differ. `ranks` describes the methods
+    over all models, if there are enough. `publication` is the source of the entries' published numbers. `tuning` holds
+    the trials and choices, if known.
     """
 
     blocks: tuple[Block, ...]
@@ -122,12 +122,12 @@ class Table:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether any method was."""
+        """Whether any method was tuned."""
         return any(entry.tuned for block in self.blocks for entry in block.entries)
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """All of all headings."""
+        """All comparisons of all headings."""
         return tuple(
             one
             for block in self.blocks
@@ -142,13 +142,14 @@ def tabulate(
     recipes: Mapping[tuple[str, str], Recipe] | None = None,
     right: Right | None = None,
 ) -> Table:
-    """The table of all quantizers in `results`.
+    """Builds the table of all quantizers in `results`.
 
-    wanted: what each is compared with; by default the primary method that the grid declares. recipes: by grid and cell
-    id, for published numbers. right: for intervals over new test images; without it there are none.
+    wanted: what each quantizer is compared with; default: the primary method that the grid declares. recipes: by grid
+    and cell id, for published numbers. right: for intervals over new test images; None: no such intervals.
+
 
     Raises:
-        ValueError: the frame breaks its schema.
+        ValueError: the frame violates its schema.
     """
     cells.validate(results.frame)
     declared = {grid: results.declared.get(grid, Declared()) for grid in results.frame["grid"].unique()}
@@ -180,12 +181,12 @@ def tabulate(
 
 
 def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
-    """Rows by (grid, data set, task, init), full precision beside the methods it is compared to.
+    """Rows by (grid, data set, task, init), with full precision beside the methods it is compared with.
 
-    A full-precision cell has one task, bw, and fine-tuned cells start from one of another init. So a model's
-    full-precision cells stand in every block where it has methods, those of the same init if there are any; without
-    methods, in the block of their own task and init. Real weights with binary activations (task ba) are no full
-    precision, and stand alone.
+    Full-precision cells always have task bw, and fine-tuned cells start from a cell of another init. So a model's
+    full-precision cells join every block in which the model has binary methods: of the same init if there are any, else
+    of all inits. Without binary methods they form the block of their own task and init. Real weights with binary
+    activations (task ba) are not full precision and form their own block.
     """
     by_model: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -205,7 +206,7 @@ def rows_by_block(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 
 
 def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str], tuning: Mapping[Method, Budget]) -> Block:
-    """The heading with its entries, without comparisons."""
+    """The heading with its entries but no comparisons yet."""
     grid, dataset, task, init = key
     by_member: dict[Member, list[Row]] = {}
     for row in rows:
@@ -239,24 +240,24 @@ def _block(key: Key, rows: Iterable[Row], told_apart: Collection[str], tuning: M
 
 
 def _methods(group: Group, dataset: str, model: str, quantizer: str) -> Iterator[Method]:
-    """The group's cells as `Declared.tuning` names them: full precision need not have the block's task and init."""
+    """The group's cells as keys of `Declared.tuning`; full precision can have another task and init than the block."""
     for task, init in sorted(group.settings):
         yield (dataset, task, init, model, quantizer)
 
 
 def row_position(quantizer: str) -> tuple[int, str]:
-    """Sorting key: the catalogue's order, then by name."""
+    """Sort key: the catalogue's order, then by name."""
     return (ROW_ORDER.index(quantizer) if quantizer in ROW_ORDER else len(ROW_ORDER), quantizer)
 
 
 def _best(groups: Mapping[Member, Group], model: str, num_seeds: int) -> set[str]:
-    """Binary methods with the highest mean among those that have every seed of the model."""
+    """Binary methods with the highest mean among the methods that have every seed of the model."""
     means = {
         name: group.mean
         for (name, own), group in groups.items()
         if own == model and name != FULL_PRECISION and group.mean is not None and len(group.usable) == num_seeds
     }
-    if len(means) < 2:  # noqa: PLR2004 - alone, nothing is best
+    if len(means) < 2:  # noqa: PLR2004 - a single method cannot be best
         return set()
     highest = max(means.values())
     return {name for name, mean in means.items() if highest - mean <= 1e-12}  # noqa: PLR2004 - rounding
@@ -279,7 +280,7 @@ def _with_published(
         found = reproduction(number, publication, group.usable, margins[block.grid], recipe, num_tests)
         return replace(entry, published=found)
 
-    # Which numbers can be tested depends on recipes and on what has run, not on results.
+    # The first pass counts the tests. Which numbers can be tested depends on recipes and finished runs, not on results.
     first = [compared(block, entry, 1).published for block in blocks for entry in block.entries]
     num_tests = max(1, sum(found is not None and found.test is not None for found in first))
     return [
@@ -288,14 +289,14 @@ def _with_published(
 
 
 def _number(block: Block, entry: Entry, numbers: Mapping[NumberKey, Number]) -> Number | None:
-    """What was published of these very cells: for fp, of its own task and init."""
+    """The published number for exactly these cells; fp is looked up by its own task and init."""
     group = block.groups[entry.quantizer, entry.model]
     found = [numbers.get((block.dataset, entry.model, entry.quantizer, task, init)) for task, init in group.settings]
     return found[0] if len(found) == 1 else None
 
 
 def _ranks(blocks: Sequence[Block]) -> Iterator[Ranks]:
-    """One ranking per task and init, over the models of all data sets; none where a model would count twice."""
+    """One ranking per task and init, over the models of all data sets; skipped if a model would count twice."""
     for task, init in dict.fromkeys((block.task, block.init) for block in blocks):
         here = [block for block in blocks if (block.task, block.init) == (task, init)]
         models = [f"{block.dataset}/{model}" for block in here for model in block.models]

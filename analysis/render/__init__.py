@@ -1,1 +1,1 @@
-"""Comparisons as tables, sentences, figures, a report; nothing is computed here. Open `words.py` first."""
+"""Renders comparisons as tables, sentences, figures and a report; computes nothing. Open `words.py` first."""

@@ -1,15 +1,15 @@
-"""One archive for reviewers: everything that the tables are made of, the report, and the command that makes them again.
+"""One archive for reviewers: everything behind the tables, the report, and the command that rebuilds the tables.
 
     digits/
-      README.txt                      what is here, and the commands that rebuild the tables
-      report.html, tables.md, tables.json; tuning.md of a grid that tunes
-      versions.txt                    of the packages that computed them
-      runs/digits/                    plan.json, launches.jsonl, looks.jsonl, tuning, and of each cell and trial:
-        <cell id>/                    cell.yaml, result.json, predictions.npz, journal.jsonl, and of each attempt
+      README.txt                      contents, and the commands that rebuild the tables
+      report.html, tables.md, tables.json; tuning.md if the grid tunes
+      versions.txt                    of the packages that computed these files
+      runs/digits/                    plan.json, launches.jsonl, looks.jsonl, tuning, and for each cell and trial:
+        <cell id>/                    cell.yaml, result.json, predictions.npz, journal.jsonl, and for each attempt
                                       attempt.yaml, provenance.json, end.json
 
-Several roots become runs-1, runs-2 and so on. Checkpoints, logs and code copies are left out. The same runs give the
-same bytes.
+Several roots become runs-1, runs-2 and so on. Checkpoints, logs and code copies are not included. The same runs give
+the same bytes.
 """
 
 import io
@@ -32,7 +32,7 @@ OF_A_CELL = (
 
 
 def write(path: Path, grid: str, roots: Mapping[str, Path], made: Mapping[str, str]) -> None:
-    """Writes the archive PATH (.tar.xz) of a grid from its roots, by their names in it, with the texts of `made`."""
+    """Writes the .tar.xz archive `path` of a grid: its files in `roots` (by their names in the archive) and `made`."""
     files = {f"{grid}/{name}": text.encode() for name, text in made.items()}
     for root, place in roots.items():
         files |= {f"{grid}/{root}/{grid}/{name}": file.read_bytes() for name, file in _files(place / grid)}
@@ -57,13 +57,13 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def named(roots: Sequence[Path], grid: str) -> dict[str, Path]:
-    """The roots that have the grid, by their names in the archive."""
+    """The roots that hold the grid, by their names in the archive."""
     own = [root for root in roots if (root / grid).is_dir()]
     return {"runs" if len(own) == 1 else f"runs-{number}": root for number, root in enumerate(own, start=1)}
 
 
 def readme(grid: str, roots: Iterable[str], version: str, *, is_tuned: bool) -> str:
-    """What is in the archive and how to check it."""
+    """Text of README.txt: the archive's contents and how to check them."""
     options = " ".join(f"--root {root}" for root in roots)
     tuning = ""
     if is_tuned:

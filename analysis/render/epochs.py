@@ -1,7 +1,7 @@
-"""A metric over the epochs of training: the mean over seeds as a line, from the lowest to the highest seed as a band.
+"""A metric over the training epochs: a line for the mean over seeds, and a band from the lowest to the highest seed.
 
-Only cells that are done, of one recipe and one per seed, are averaged, and at each epoch over all of them: a mean that
-lost a seed half-way would jump. Each of the others is a thin line of its own that ends in a cross.
+A mean covers only cells that are done, share one recipe and have distinct seeds, and at each epoch it covers all of
+them: if a seed dropped out half-way, the mean would jump. Every other cell gets a thin line that ends in a cross.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,15 +35,15 @@ from analysis.render.style import (
 from analysis.runs import curves
 
 MAX_LINES = 8
-"""More quantizers than that are drawn in a panel each: lines with bands could not be told apart."""
+"""With more quantizers than this, each gets its own panel: their lines and bands would be indistinguishable in one."""
 REFERENCE = "bnn++"
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is drawn, as `unit` times the metric; on a logarithmic axis if small values matter most.
+    """A plotted metric, multiplied by `unit`; the axis is logarithmic if small values matter most.
 
-    `has_close_up`: each model has a second panel, for the last third of training.
+    `has_close_up`: each model gets a second panel that shows the last third of training.
     """
 
     kind: str
@@ -86,14 +86,14 @@ LATENT_GAP = Quantity(
 
 @dataclass(frozen=True)
 class Bundle:
-    """One quantizer's curves on one model, epochs by cells: those that are averaged, and the others."""
+    """One quantizer's curves on one model, both frames epochs by cells: the cells to average, and the others."""
 
     averaged: pd.DataFrame
     single: pd.DataFrame
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was recorded."""
+        """Whether no curve was recorded."""
         return self.averaged.empty and self.single.empty
 
 
@@ -103,7 +103,7 @@ def over_epochs(
     quantity: Quantity,
     findings: tuple[str, ...] = (),
 ) -> list[Picture]:
-    """The metric over the epochs of each model: one picture, or with more than MAX_LINES quantizers one per model."""
+    """The metric over the epochs of each model: one picture, or one per model above MAX_LINES quantizers."""
     bundles = {
         (entry.model, entry.quantizer): _bundle(
             block.groups[entry.quantizer, entry.model], block.grid, recorded, quantity
@@ -136,10 +136,10 @@ def _together(
     look: dict[str, Style],
     findings: tuple[str, ...],
 ) -> Picture:
-    """A panel per model, all quantizers in it; accuracies again from two thirds of training on, enlarged."""
+    """One panel per model with all quantizers; for accuracy, a second panel enlarges the last third of training."""
     titles = [t for m in models for t in (m, f"{m}, last third")] if quantity.has_close_up else models
     num_rows = -(-len(titles) // 2)
-    figure = new_figure((2.3 if num_rows < 3 else 1.65) * num_rows + 0.9)  # noqa: PLR2004 - to stay within a page
+    figure = new_figure((2.3 if num_rows < 3 else 1.65) * num_rows + 0.9)  # noqa: PLR2004 - fits on a page
     drawn = panels(figure, titles, "epoch", "", sharey=not quantity.has_close_up)
     figure.supylabel(quantity.label, fontsize=NORMAL)
     names = [name for name in block.quantizers if any(name == key[1] for key in bundles)]
@@ -159,7 +159,7 @@ def _together(
 def _apart(
     bundles: dict[str, Bundle], model: str, block: Block, quantity: Quantity, findings: tuple[str, ...]
 ) -> Picture:
-    """A panel per quantizer of one model, the means of all others grey behind it, and the reference's dashed."""
+    """One panel per quantizer of one model, with all other means in grey behind it and the reference's mean dashed."""
     names = [name for name in block.quantizers if name in bundles]
     num_columns = 4
     figure = new_figure(1.45 * -(-len(names) // num_columns) + 0.9)
@@ -189,7 +189,7 @@ def _apart(
 
 
 def draw_bundle(axes: Axes, bundle: Bundle, style: Style, first_mark: int = 0, *, often: bool = False) -> None:
-    """Mean and band of the averaged cells, thin lines with a cross for the others. Marks start at place first_mark."""
+    """Mean and band of the averaged cells, a thin line with a cross for each other. Markers start at first_mark."""
     epochs = bundle.averaged.index
     if not bundle.averaged.empty:
         if bundle.averaged.shape[1] > 1:
@@ -213,12 +213,12 @@ def draw_bundle(axes: Axes, bundle: Bundle, style: Style, first_mark: int = 0, *
 
 
 def _mean(averaged: pd.DataFrame) -> "pd.Series[float]":
-    """Over all cells, none where one of them has no value."""
+    """Mean over all cells; NaN where a cell has no value."""
     return averaged.mean(axis=1, skipna=False)
 
 
 def _furnish(drawn: Sequence[Axes], quantity: Quantity) -> None:
-    """Grid, whole epochs, and the logarithmic axis, one for all; a share of 0 has no logarithm, so linear below."""
+    """Grid, integer epochs, and one logarithmic axis for all panels, linear near 0 because a share can be 0."""
     for axes in drawn:
         axes.grid(visible=True, color="#e5e5e5", linewidth=0.5)
         axes.set_axisbelow(True)
@@ -242,7 +242,7 @@ def _furnish(drawn: Sequence[Axes], quantity: Quantity) -> None:
 
 
 def _drawn_points(axes: Axes, *, with_bands: bool = True) -> npt.NDArray[np.float64]:
-    """Epoch and height of every finite point of a line, and of a band's outline: [points, 2]."""
+    """Epoch and height of every finite point of a line, and of a band's outline if `with_bands`: [points, 2]."""
     bands = chain.from_iterable(collection.get_paths() for collection in axes.collections)
     paths = [*(line.get_path() for line in axes.lines), *(bands if with_bands else ())]
     points: npt.NDArray[np.float64] = np.concatenate([np.asarray(path.vertices, dtype=np.float64) for path in paths])
@@ -250,7 +250,7 @@ def _drawn_points(axes: Axes, *, with_bands: bool = True) -> npt.NDArray[np.floa
 
 
 def _enlarge_the_end(axes: Axes) -> None:
-    """From two thirds of the epochs on; at most 20 points below the best, or one collapsed run would flatten all."""
+    """Shows the last third of the epochs, at most 20 points below the best: one collapsed run would flatten all."""
     points = _drawn_points(axes)
     if not len(points):
         return
@@ -265,7 +265,7 @@ def _enlarge_the_end(axes: Axes) -> None:
 
 
 def _explained(quantity: Quantity, bundles: Iterable[Bundle]) -> str:
-    """What line, band and thin lines are, with the numbers of seeds."""
+    """Explains line, band and thin lines, with the numbers of seeds."""
     found = list(bundles)
     counts = sorted({bundle.averaged.shape[1] for bundle in found} - {0})
     said = f"{quantity.explanation}."

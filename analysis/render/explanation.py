@@ -1,4 +1,4 @@
-"""The runs behind an entry of a table: what a reader needs to trace a number to run directories or MLflow runs."""
+"""The runs behind a table entry: traces a number to its run directories or MLflow runs."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def render(results: cells.Results, name: str, layout: str) -> str:
     """The cells behind the entry `name` as markdown, csv or json.
 
     Raises:
-        UserError: no such entry, or another layout.
+        UserError: no such entry, or an unsupported layout.
     """
     runs = explain(results.frame, name)
     if layout == "csv":
@@ -46,10 +46,10 @@ def render(results: cells.Results, name: str, layout: str) -> str:
 def explain(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The cells of DATASET/MODEL/QUANTIZER in a frame with columns cells.SCHEMA, by grid, task, init and seed.
 
-    `counts` tells whether the cell is in its entry's mean: done, measured, and in no conflict with the others.
+    `counts`: whether the cell is in its entry's mean, i.e. done, measured, and not in conflict with the others.
 
     Raises:
-        UserError: no cell of that name; it names the nearest that there is.
+        UserError: no cell of that name; the message suggests the closest existing one.
     """
     groups = frame["dataset"] + "/" + frame["model"] + "/" + frame["quantizer"]
     cells.require_known("entry", name, groups.unique().tolist(), "these results")
@@ -63,7 +63,7 @@ def explain(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _markdown(runs: pd.DataFrame, name: str, findings: Sequence[str]) -> str:
-    """A list with one item per cell under each grid, task and init; accuracies in %."""
+    """A list with one item per cell, grouped by grid, task and init; accuracies in %."""
     lines = [f"- finding: {finding}" for finding in findings]
     for (grid, task, init), part in runs.groupby(["grid", "task", "init"], sort=False):
         lines += ["", f"## {name}: grid {grid}, task {task}, init {init}", ""]
@@ -99,7 +99,7 @@ def _csv(runs: pd.DataFrame) -> str:
 
 
 def _json(runs: pd.DataFrame, name: str, findings: Sequence[str]) -> str:
-    """{"entry": name, "findings": [...], "cells": [...]}; what is not known is null."""
+    """{"entry": name, "findings": [...], "cells": [...]}; unknown values are null."""
     records = json.loads(runs.to_json(orient="records", double_precision=15))
     return (
         json.dumps({"entry": name, "findings": list(findings), "cells": records}, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Table and curves -> pictures; only `write` has an effect. Rendering only."""
+"""Table and curves -> pictures. Renders only; just `write` has an effect."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,11 +17,11 @@ from analysis.render.style import Picture, house_style, save
 from analysis.runs import curves
 
 MAX_MODELS = 12
-"""Of a block in one picture; the others stand in further ones, NAME-2 and so on."""
+"""Models of a block in one picture; further models go to pictures NAME-2, NAME-3 and so on."""
 
 
 def pictures(table: Table, recorded: pd.DataFrame) -> list[Picture]:
-    """Everything that these cells allow to draw, block by block, and why the rest is not drawn.
+    """Every picture that these cells allow, block by block, and for each other one the reason why it is not drawn.
 
     `recorded` has columns curves.SCHEMA.
     """
@@ -49,13 +49,13 @@ def pictures(table: Table, recorded: pd.DataFrame) -> list[Picture]:
 
 
 def _pages(block: Block) -> Iterator[Block]:
-    """The block itself, or as many of MAX_MODELS models as it takes."""
+    """The block itself, or parts of it with at most MAX_MODELS models each."""
     for start in range(0, len(block.models), MAX_MODELS):
         models = block.models[start : start + MAX_MODELS]
         yield replace(block, models=models, entries=tuple(entry for entry in block.entries if entry.model in models))
 
 
 def write(drawn: Iterable[Picture], folder: Path) -> list[Path]:
-    """The files of each picture that has a figure: FOLDER/NAME.pdf and FOLDER/NAME.png."""
+    """Writes FOLDER/NAME.pdf and FOLDER/NAME.png for each picture that has a figure; returns their paths."""
     with house_style():
         return [path for picture in drawn if picture.figure for path in save(picture.figure, folder / picture.name)]

@@ -1,4 +1,4 @@
-"""Forest plot: BNN++ minus each other quantizer over all models of a heading, with the models as faint rows below."""
+"""Forest plot: BNN++ minus each other quantizer over all models of a heading, with faint rows per model below."""
 
 import math
 
@@ -11,11 +11,11 @@ from analysis.render.words import baseline_of, p_cell, percent, verdict_cell
 
 ROW_INCHES, MODEL_INCHES, MARGIN_INCHES = 0.42, 0.17, 1.25
 MAX_MODELS = 12
-"""Models drawn as rows of their own; of more, the means are drawn in one row."""
+"""Up to this many models get a row each; the means of more models share one row."""
 
 
 def forest(table: Table, block: Block) -> Picture:
-    """Paired differences in points: mean over models, interval, verdict; then each model's mean and pairs."""
+    """Paired differences in points: mean over models, interval and verdict, then the mean and pairs of each model."""
     name = name_of("differences", block)
     answers = [answer for answer in (*block.reference, *block.primary) if answer.estimate is not None]
     if not answers:
@@ -56,7 +56,7 @@ def _strata(answer: Comparison) -> list[Stratum]:
 
 
 def _draw(axes: Axes, answer: Comparison, y: float, ticks: list[tuple[float, str]]) -> float:
-    """One answer from height y on; returns where the next begins."""
+    """Draws one answer from height y downwards; returns the height of the next one."""
     mean = 100 * (answer.estimate or 0.0)
     ticks.append((y, baseline_of(answer).replace(" (identical networks)", "")))
     if answer.interval is None:

@@ -1,4 +1,4 @@
-"""How the numbers of a report were made and judged, and what was not tested: sentences made from what was run."""
+"""Sentences about how a report's numbers were made and judged, and what was not tested, generated from the runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -76,9 +76,9 @@ WORDS = {
     "quantization.accumulator.slope": "activation slope {}",
     "quantization.accumulator.penalty": "overflow penalty {}",
 }
-"""What the methods paragraph says of a recipe param, where it has a value; the mu of weights is told by itself."""
+"""Phrase of the methods paragraph for each recipe param that is set; the mu of weights has a phrase of its own."""
 _USUAL = {"training.loss": "cross_entropy", "training.precision": "float32", "data.repeated_augmentation": "1"}
-"""Values that go without saying."""
+"""Values too obvious to mention."""
 
 
 def design(frame: pd.DataFrame) -> str:
@@ -104,7 +104,7 @@ def _values(frame: pd.DataFrame, column: str) -> list[str]:
 
 
 def methods(table: Table, frame: pd.DataFrame) -> Iterator[str]:
-    """What was measured, how it was compared, and what the words mean; one paragraph each."""
+    """The report's methods section: measurement, comparison and terms; one paragraph each."""
     inits = {"scratch": "random weights", "pretrained": "published weights", "finetune": "another run of the same seed"}
     tasks = {
         "bw": "binary weights",
@@ -179,7 +179,7 @@ def _tests(table: Table) -> Iterator[str]:
 
 
 def recipes(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]]:
-    """Whose recipe, and the recipe in words; as many as there are different ones. Then the schedules of mu."""
+    """(which cells, their recipe in words), one pair per distinct recipe, then the schedules of mu."""
     known = [backgrounds[key].recipe for key in keys_of(frame)]
     if not any(known):
         return [("all cells", "no recipe is recorded.")]
@@ -188,7 +188,7 @@ def recipes(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, st
 
 
 def _by_text(frame: pd.DataFrame, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Each text with those whose it is, by the fewest names that tell them apart."""
+    """Groups cells by text: (the shortest names that identify the group, text)."""
     told = frame[["dataset", "model", "quantizer"]].assign(text=list(texts))
     if len(set(texts)) == 1:
         return [("all cells", texts[0])]
@@ -228,21 +228,21 @@ def _sharpness(own: Mapping[str, str]) -> str:
 
 
 def quantizers(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """Names and citations of those that are in the catalogue."""
+    """Names and citations of the quantizers that are in the catalogue."""
     from quantizers import QUANTIZERS
 
     return [(name, QUANTIZERS[name].citation) for name in _values(frame, "quantizer") if name in QUANTIZERS]
 
 
 def settings(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str]]:
-    """Every setting of the recipes, and its value or values."""
+    """Every recipe setting with its value or values."""
     known = [backgrounds[key].recipe for key in keys_of(frame)]
     names = sorted({name for own in known for name in own})
     return [(name, counted(own.get(name, "not set") for own in known)) for name in names]
 
 
 def not_tested(table: Table, frame: pd.DataFrame) -> Iterator[str]:
-    """What a reader might take from the report and must not."""
+    """Conclusions that the report does not support."""
     models, datasets = (shortened(_values(frame, column), 8) for column in ("model", "dataset"))
     yield (
         f"Other quantizers against each other: only {table.label} was tested against each of them. A higher row is no "

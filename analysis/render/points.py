@@ -1,7 +1,7 @@
-"""A point per quantizer and model: accuracy against the network's size, soft-hard gap against the final sharpness mu.
+"""One point per quantizer and model: accuracy against network size, and soft-hard gap against the final sharpness mu.
 
-A mark is the mean over seeds, the dots above and below it the single seeds. Where several have the same x, as all
-binary quantizers of one model have the same size, they stand side by side around a pale line at x.
+A marker shows the mean over seeds, dots above and below it the single seeds. Points with the same x, such as all binary
+quantizers of one model in the size plot, are spread side by side around a pale line at x.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +33,12 @@ from analysis.runs.frame import natural_key, shortened
 
 NAN = float("nan")
 _APART = 0.024
-"""Share of the axis by which neighbours at the same x stand apart, where there is room."""
+"""Distance between neighbours at the same x, as a share of the axis; smaller if there is no room."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One quantizer on one model: values of its seeds at the place x, in the page's unit."""
+    """One quantizer on one model: its seeds' values at x, in the displayed unit."""
 
     model: str
     quantizer: str
@@ -75,7 +75,7 @@ def accuracy_against_size(block: Block, findings: tuple[str, ...] = ()) -> Pictu
 
 
 def _byte_ticks(low: float, high: float) -> dict[float, str]:
-    """Round sizes between low and high: 10 kB, 20 kB, 50 kB, ...; powers of ten alone if that is too many."""
+    """Round sizes between low and high: 10 kB, 20 kB, 50 kB, ...; only powers of ten if that gives too many."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     sizes = [step * 10.0**k for k in decades for step in ((1,) if len(decades) > 5 else (1, 2, 5))]  # noqa: PLR2004
     units = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")]
@@ -97,9 +97,10 @@ def _sized(block: Block) -> Iterator[Point]:
 
 
 def gap_against_sharpness(block: Block, recorded: curves.Curves, findings: tuple[str, ...] = ()) -> Picture:
-    """Soft minus hard test accuracy in points over the mu at the end of training (log), a panel per model.
+    """Soft minus hard test accuracy in points over the final mu (log scale), one panel per model.
 
-    Quantizers without mu stand on the left, at "none". One whose mu ends at 0 or below has no place and is named.
+    Quantizers without mu are drawn at the left end, labelled "none". If mu ends at 0 or below, the caption names the
+    quantizer instead.
     """
     name = name_of("gap", block)
     found = list(_gaps(block, recorded))
@@ -127,7 +128,7 @@ def gap_against_sharpness(block: Block, recorded: curves.Curves, findings: tuple
 
 
 def _gaps(block: Block, recorded: curves.Curves) -> Iterator[Point]:
-    """At NaN where no mu was recorded."""
+    """Points of the gap plot; x is NaN if no mu was recorded."""
     for entry in block.entries:
         group = block.groups[entry.quantizer, entry.model]
         hard, soft = group.usable, group.soft
@@ -139,7 +140,7 @@ def _gaps(block: Block, recorded: curves.Curves) -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class _Sharpness:
-    """Where a mu stands on a logarithmic axis whose left end is kept for quantizers without one."""
+    """Positions of mu on a logarithmic axis whose left end is reserved for quantizers without mu."""
 
     ends: tuple[float, float]
     none: float
@@ -162,7 +163,7 @@ class _Sharpness:
 
 
 def _draw(axes: Axes, points: Sequence[Point], look: Mapping[str, Style], ends: tuple[float, float]) -> None:
-    """Marks and dots on a logarithmic x axis from ends[0] to ends[1]; points of the same x side by side."""
+    """Markers and dots on a logarithmic x axis from ends[0] to ends[1]; points with the same x side by side."""
     axes.set_xscale("log")
     axes.set_xlim(ends)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -170,7 +171,7 @@ def _draw(axes: Axes, points: Sequence[Point], look: Mapping[str, Style], ends: 
     places = np.unique([point.x for point in points])
     for x, group in groupby(sorted(points, key=lambda point: point.x), key=lambda point: point.x):
         same = list(group)
-        # Neighbouring groups do not run into each other.
+        # Keep neighbouring groups from overlapping.
         closest = min((abs(np.log(other / x)) / length for other in places if other != x), default=1.0)
         apart = min(_APART, 0.7 * closest / len(same))
         axes.axvline(x, color=PALE, linewidth=0.8, zorder=0)

@@ -1,4 +1,4 @@
-"""Performance profile: which share of runs closes at least so much of the gap from BinaryConnect to full precision."""
+"""Performance profile: share of runs that close more than x % of the gap from BinaryConnect to full precision."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from analysis.render.style import Picture, add_caption, add_legend, name_of, new
 from analysis.stats.profiles import Profile, profile, share_of_gap
 
 REFERENCE = "bc"
-"""BinaryConnect, the oldest binary method: a share of 0."""
+"""BinaryConnect, the oldest binary method, defines share 0."""
 THRESHOLDS = np.linspace(-1.0, 1.5, 101)
 
 
 def profiles(block: Block) -> dict[str, Profile]:
-    """Of each binary method the profile of its runs on all models that have a gap; none where there is no gap."""
+    """Binary method -> profile of its runs on all models that have a gap; methods without such models are left out."""
     found: dict[str, Profile] = {}
     for name in block.quantizers:
         if name in {FULL_PRECISION, REFERENCE}:
@@ -39,7 +39,7 @@ def _scores(block: Block, name: str) -> Mapping[str, np.ndarray]:
 
 
 def performance_profiles(block: Block, findings: tuple[str, ...] = ()) -> Picture:
-    """A line per method with its pointwise band, and the interquartile means in the caption."""
+    """One line per method with its pointwise band; the caption gives the interquartile means."""
     name = name_of("profiles", block)
     found = profiles(block)
     if not found:

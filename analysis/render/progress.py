@@ -1,4 +1,4 @@
-"""What a long command is doing, on the terminal of a person who has waited for two seconds."""
+"""Shows the current activity of a command that runs for more than two seconds."""
 
 import sys
 import threading
@@ -10,9 +10,9 @@ PATIENCE_SECONDS = 2.0
 
 @contextmanager
 def progress(after: float = PATIENCE_SECONDS) -> Iterator[Callable[[str], None]]:
-    """Gives a function that says what is being done; it is shown on stderr after that long, and gone at the end.
+    """Yields a function that takes a description of the current activity and shows it on stderr.
 
-    On anything but a terminal nothing is shown.
+    Nothing is shown before `after` seconds or if stderr is not a terminal. The display disappears at the end.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -29,5 +29,5 @@ def progress(after: float = PATIENCE_SECONDS) -> Iterator[Callable[[str], None]]
         yield lambda what: shown.update(task, description=what)
     finally:
         timer.cancel()
-        timer.join()  # else it could start just after the stop
+        timer.join()  # otherwise the display could start just after stop()
         shown.stop()

@@ -15,7 +15,7 @@ _NAME_INCHES, _BAR_INCHES, _TOP_INCHES = 0.24, 0.12, 1.6
 
 
 def critical_differences(table: Table) -> list[Picture]:
-    """One diagram per task and init, over the models of all data sets; the reason where the table has no ranks."""
+    """One diagram per task and init, over the models of all data sets; if the table has no ranks, the reason."""
     pictures = []
     found = {(own.task, own.init): own for own in table.ranks}
     for task, init in dict.fromkeys((block.task, block.init) for block in table.blocks):
@@ -65,9 +65,9 @@ def _diagram(name: str, ranks: Ranks, blocks: Sequence[Block], findings: tuple[s
 
 
 def draw_ranking(axes: Axes, ranking: Ranking) -> None:
-    """Rank axis on top, best on the left; names on both sides with lines up to their ranks; bars under the axis.
+    """Draws the rank axis on top with the best rank left, labelled lines from each method to its rank, and bars below.
 
-    The unit of y is one name's height. Each method's line is labelled with its name.
+    One unit of y is the height of one name. Names are on both sides.
     """
     num = len(ranking.methods)
     half = -(-num // 2)

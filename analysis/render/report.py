@@ -1,6 +1,6 @@
-"""Everything that is known of some runs as one HTML file that needs no other: `python -m analysis report`.
+"""All that is known about a set of runs, as one self-contained HTML file: `python -m analysis report`.
 
-The same runs give the same bytes: nothing here asks what time it is.
+The same runs give the same bytes: nothing here reads the clock.
 """
 
 import base64
@@ -42,18 +42,18 @@ HEADINGS = {
     "tuning": "Trials of tuning",
     "budget": "What a smaller budget would have found",
 }
-"""By the first word of a picture's name."""
+"""Section headings, by the first word of a picture's name."""
 _OF_TUNING = (HEADINGS["tuning"], HEADINGS["budget"])
 WANTED_POINTS = (0.5, 1.0, 2.0)
-"""Differences that plans are made for."""
+"""Differences, in points, for which the report plans seeds."""
 MAX_SVG_BYTES = 600_000
-"""Larger drawings are shown as pixels: a browser takes long for thousands of paths."""
+"""Larger drawings are embedded as PNG: browsers are slow with thousands of paths."""
 _PIXELS_PER_INCH, _DOTS_PER_INCH = 96, 200
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture as it stands on the page; sizes in CSS pixels."""
+    """A picture as embedded in the page; sizes in CSS pixels."""
 
     name: str
     uri: str
@@ -65,7 +65,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Sentence:
-    """An answer as it stands on the page."""
+    """An answer as shown on the page."""
 
     verdict: Verdict
     text: str
@@ -74,7 +74,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a heading's comparisons came to: the primary ones, their forest plot, and lists of the further ones."""
+    """A heading's results: sentences of the primary comparisons, their forest plot, and lists of further sentences."""
 
     title: str
     sentences: tuple[Sentence, ...]
@@ -90,10 +90,10 @@ def report(
     source: Source,
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """The page. `table` is made of the results; `recorded` their curves; `say` is told what is being done."""
+    """Renders the page. `table` and `recorded` (curves) are made from `results`; `say` receives progress messages."""
     frame = results.frame
     say("drawing the figures")
-    # The page shows findings once, at its top.
+    # The page shows the findings only once, at its top.
     pictures = figures.pictures(replace(table, findings=()), recorded)
     images: dict[str, list[Image]] = {}
     for picture in pictures:
@@ -182,7 +182,7 @@ def _meanings(table: Table) -> list[tuple[str, str]]:
 def _plans(table: Table) -> list[plans.Plan]:
     try:
         return plans.plans(table)
-    except UserError:  # no two pairs that differ: nothing to plan with
+    except UserError:  # no two pairs differ, so there is no spread to plan with
         return []
 
 
@@ -209,17 +209,17 @@ def _heading(picture: Picture) -> str:
 
 
 def _image(picture: Picture, figure: Figure) -> Image:
-    """Without the caption that figures have for papers: here it is text."""
+    """The figure as an image without its caption, which the page shows as text."""
     figure.supxlabel("")
     with house_style(), mpl.rc_context({"svg.hashsalt": picture.name, "svg.fonttype": "path"}):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once: with 80 panels that takes many seconds
+        figure.set_layout_engine("none")  # lay out only once: with 80 panels it takes many seconds
         kind, content = "svg+xml", _saved(figure, "svg", {"Date": None})
         if len(content) > MAX_SVG_BYTES:
             kind, content = "png", _saved(figure, "png")
     width, height = (round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
     uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    # The first sentence: the rest stands below the picture for all to read.
+    # Only the first sentence: the page shows the whole caption below the picture.
     alt = re.split(r"(?<=[.]) ", picture.caption, maxsplit=1)[0]
     return Image(picture.name, uri, f"{_heading(picture)}. {alt}", picture.caption, width, height)
 
@@ -231,6 +231,6 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None] | None = None) -
 
 
 def _cells(frame: pd.DataFrame) -> list[Mapping[str, object]]:
-    """Rows of the list of all cells."""
+    """Rows for the list of all cells."""
     rows: Sequence[Mapping[str, object]] = cells.records(frame)
     return [{**row, "name": name} for row, name in zip(rows, cells.names(frame), strict=True)]

@@ -1,4 +1,4 @@
-"""What all figures share: colours, markers, captions, and how a figure becomes files."""
+"""Colours, markers, captions and file output shared by all figures."""
 
 import re
 import textwrap
@@ -26,7 +26,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
     "#CC79A7",
 )
 PALETTE = (BLACK, ORANGE, SKY, GREEN, RED, BLUE, PINK)
-"""Okabe and Ito's (2008), but for their yellow, which a white page swallows. In ROW_ORDER: BNN++ is blue."""
+"""Okabe and Ito's (2008) colours without yellow, which is hard to see on white. In ROW_ORDER, BNN++ is blue."""
 GREY, PALE = "#767676", "#cccccc"
 Line = Literal["-", "-."] | tuple[int, tuple[int, ...]]
 MARKERS = ("s", "o", "^", "v", "P", "D", "X", "<", ">", "h", "*")
@@ -38,17 +38,17 @@ LINES: tuple[Line, ...] = (
     "-.",
     "-",
 )
-"""Marker and line tell quantizers apart without colour: 66 pairs before one comes again."""
+"""Marker and line style distinguish quantizers without colour: 66 pairs before one repeats."""
 
 WIDTH = 7.2
-"""Inches: two columns of a paper."""
+"""Width in inches: two columns of a paper."""
 SMALL, NORMAL = 7.0, 8.0
-_CHARACTERS_PER_INCH = 19  # of a caption; at 7 points
+_CHARACTERS_PER_INCH = 19  # in a caption, at 7 points
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one quantizer looks, in every figure."""
+    """Appearance of one quantizer in every figure."""
 
     color: str
     marker: str
@@ -57,7 +57,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure under the name that its files get; without one, `caption` says why it is not drawn."""
+    """A figure with the name of its files; if there is no figure, `caption` says why."""
 
     name: str
     figure: Figure | None
@@ -65,7 +65,7 @@ class Picture:
 
 
 def styles(quantizers: Iterable[str]) -> dict[str, Style]:
-    """Quantizers of ROW_ORDER always look the same, others by their place in the alphabet."""
+    """Quantizers of ROW_ORDER always look the same; others are styled by alphabetical position."""
     others = sorted(set(quantizers) - set(ROW_ORDER))
     return {
         quantizer: Style(PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)], LINES[k % len(LINES)])
@@ -74,7 +74,7 @@ def styles(quantizers: Iterable[str]) -> dict[str, Style]:
 
 
 def house_style() -> AbstractContextManager[None]:
-    """Figures are made and saved in it: the reader's own matplotlibrc must not change them."""
+    """Style for making and saving figures; overrides the user's matplotlibrc."""
     return matplotlib.style.context(
         [
             "default",
@@ -89,7 +89,7 @@ def house_style() -> AbstractContextManager[None]:
                 "axes.spines.right": False,
                 "axes.linewidth": 0.6,
                 "axes.grid": False,
-                "text.parse_math": False,  # names of models are no formulas
+                "text.parse_math": False,  # model names are not formulas
                 "pdf.fonttype": 42,  # TrueType: publishers refuse matplotlib's default, Type 3
             },
         ]
@@ -97,14 +97,14 @@ def house_style() -> AbstractContextManager[None]:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure, in inches, that pyplot knows nothing of."""
+    """An empty figure of this size in inches, unknown to pyplot."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(
     figure: Figure, titles: Sequence[str], xlabel: str, ylabel: str, num_columns: int = 2, *, sharey: bool = True
 ) -> list[Axes]:
-    """One panel per title, row by row; what is left of the last row stays empty. Shared y are labelled on the left."""
+    """One panel per title, row by row; the rest of the last row stays empty. Shared y axes are labelled on the left."""
     num_columns = min(num_columns, len(titles))
     num_rows = -(-len(titles) // num_columns)
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=False, sharey=sharey)
@@ -119,7 +119,7 @@ def panels(
 
 
 def add_legend(figure: Figure, names: Sequence[str], look: Mapping[str, Style], *, with_lines: bool = True) -> None:
-    """The quantizers' marks, and lines, above the figure in as many rows as it takes."""
+    """Legend of the quantizers' markers (and lines) above the figure, in as many rows as needed."""
     handles = [
         Line2D(
             [],
@@ -144,17 +144,17 @@ def add_legend(figure: Figure, names: Sequence[str], look: Mapping[str, Style], 
 
 
 def add_caption(figure: Figure, *sentences: str) -> str:
-    """Writes the sentences below the figure, each on lines of its own; returns them as one text."""
+    """Writes the sentences below the figure, each starting a new line; returns them as one text."""
     said = [sentence for sentence in sentences if sentence]
     width = int(figure.get_figwidth() * _CHARACTERS_PER_INCH)
     lines = "\n".join(textwrap.fill(sentence, width) for sentence in said)
-    # A label of the figure, so that the layout keeps its place.
+    # As a figure label, so that the layout reserves space for it.
     figure.supxlabel(lines, x=0.01, ha="left", fontsize=SMALL, linespacing=1.3)
     return " ".join(said)
 
 
 def warnings(findings: Sequence[str], limit: int = 3) -> str:
-    """The first findings as one sentence, and how many more there are."""
+    """The first `limit` findings as one sentence, and the number of further ones."""
     if not findings:
         return ""
     more = f"; and {len(findings) - limit} more, which the tables list" if len(findings) > limit else ""
@@ -162,22 +162,22 @@ def warnings(findings: Sequence[str], limit: int = 3) -> str:
 
 
 def file_name(kind: str, *names: str) -> str:
-    """`curves-digits-bw-scratch`: the names once each, whatever no file system likes as `_`."""
+    """`curves-digits-bw-scratch`: distinct names joined by `-`; characters unsafe in file names become `_`."""
     parts = (re.sub(r"[^A-Za-z0-9.+_]+", "_", name) for name in dict.fromkeys(names))
     return "-".join((kind, *parts))
 
 
 def name_of(kind: str, block: Block) -> str:
-    """The name of a block's picture."""
+    """The file name of a block's picture."""
     return file_name(kind, block.grid, block.dataset, block.task, block.init)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """STEM.pdf and STEM.png (200 dpi), the same bytes for the same figure: neither says when it was made."""
+    """Writes STEM.pdf and STEM.png (200 dpi); the same figure gives the same bytes, since neither holds a date."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     pdf, png = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("pdf", "png"))
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for both
+    figure.set_layout_engine("none")  # lay out once for both files
     figure.savefig(pdf, metadata={"CreationDate": None})
     figure.savefig(png, dpi=200)
     return [pdf, png]

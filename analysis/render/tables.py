@@ -1,10 +1,10 @@
-"""Table -> markdown, LaTeX, HTML for people (percent), CSV and JSON for programs (fractions). Rendering only.
+"""Table -> markdown, LaTeX, HTML for readers (percent), CSV and JSON for programs (fractions). Renders only.
 
-In the three for people a row is a method. Its columns: accuracy on each model, then the one comparison on all models of
-the heading: difference with interval, adjusted p, verdict; how it was tuned, if any method was; with a publication its
-number and verdict for each model;
-with details the soft-hard gap and the size. Under it, with details, the comparisons model by model. Findings are above
-the table, explanations below it. A CSV has rows only, because its readers know no comments.
+For readers, a row is a method. Columns: accuracy on each model; then the comparison over all models of the heading
+(difference with interval, adjusted p, verdict); how the method was tuned, if any was; for each model the published
+number and verdict, if a publication is given; with details the soft-hard gap and the size. With details, a second table
+has the comparisons model by model. Findings are above the table, explanations below it. A CSV has rows only, because
+CSV has no comments.
 """
 
 import json
@@ -54,30 +54,30 @@ LATEX = str.maketrans(
         "∞": r"$\infty$",
     }
 )
-"""What LaTeX would misread, and the symbols that this package writes."""
+"""Characters special to LaTeX, and the symbols that this package writes."""
 FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
-"""A wide table shrinks to the line, a narrow one stays as it is."""
+"""Shrinks a wide table to the line width and keeps a narrow one unchanged."""
 Column = Callable[[str], str]
-"""The text of a cell, by the row's quantizer."""
+"""Maps a row's quantizer to the text of its cell."""
 
 
 @dataclass(frozen=True)
 class _Markup:
-    """How a format escapes text and sets off the best mean."""
+    """How a format escapes text and highlights the best mean."""
 
     escape: Callable[[str], str]
     best: str
 
 
 def render(table: Table, layout: str, *, details: bool = False) -> str:
-    """The table in the format of that name; html, csv and json have the details always."""
+    """The table in the named format; html, csv and json always include the details."""
     if layout in {"markdown", "latex"}:
         return {"markdown": to_markdown, "latex": to_latex}[layout](table, details=details)
     return {"html": to_html, "csv": to_csv, "json": to_json}[layout](table)
 
 
 def to_markdown(table: Table, *, details: bool = False) -> str:
-    """Pipe tables, a heading for each block; details adds gap and size, and a table of the comparisons by model."""
+    """Pipe tables, one heading per block; `details` adds gap, size and a table of the comparisons by model."""
     parts = [_markdown_list("Findings", table.findings)] if table.findings else []
     markup = _Markup(lambda text: text.replace("|", r"\|"), "**{}**")
     for block in table.blocks:
@@ -101,7 +101,7 @@ def to_latex(table: Table, *, details: bool = False) -> str:
             FIT + body.style.to_latex(hrules=True, column_format="l" * (1 + body.shape[1])).rstrip() + "}\n"
             for body in bodies
         ]
-        # The empty line ends TeX's: the notes stand under the table, not beside it.
+        # The empty line ends TeX's paragraph, so that the notes go below the table, not beside it.
         parts = [rf"\caption{{{_latex(block.title)}}}", warnings, *tabulars, footnotes]
         content = "\n".join(part for part in parts if part)
         environments.append(f"\\begin{{table}}\n\\centering\n{content}\n\\end{{table}}")
@@ -109,7 +109,7 @@ def to_latex(table: Table, *, details: bool = False) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A page of its own that needs no other file, details included; all text is escaped."""
+    """A self-contained page with details; all text is escaped."""
     findings = [_html_list("Findings", table.findings)] if table.findings else []
     blocks = [text for block in table.blocks for text in html_tables(table, block, 'border="1"')]
     body = "\n".join([*findings, *blocks, _html_list("Notes", notes(table, details=True))])
@@ -118,9 +118,9 @@ def to_html(table: Table) -> str:
 
 
 def html_tables(table: Table, block: Block, attributes: str = "") -> Iterator[str]:
-    """The block as <table>s, for a page of others' making: the comparisons, then one for each model with details.
+    """The block as <table>s to embed in another page: the comparisons, then one table per model with details.
 
-    All models side by side fit neither paper nor phone. All text is escaped.
+    All models side by side fit neither on paper nor on a phone. All text is escaped.
     """
     markup = _Markup(escape, "<strong>{}</strong>")
     answers = _frame(block.quantizers, _answer_columns(table, block, markup), escape)
@@ -140,23 +140,23 @@ def html_tables(table: Table, block: Block, attributes: str = "") -> Iterator[st
 
 def _html(body: pd.DataFrame, caption: str, attributes: str) -> str:
     style = body.style.set_caption(escape(caption))
-    # Without ids, two renderings of one table are the same text.
+    # Random ids would make two renderings of one table differ.
     text = style.to_html(table_uuid="comparison", cell_ids=False, table_attributes=attributes)
     for kind, scope in (("row_heading", "row"), ("col_heading", "col")):
         text = text.replace(f'class="{kind}', f'scope="{scope}" class="{kind}')
-    # Styler's numbering and its empty style sheet would stand on a page as often as it has tables.
+    # Otherwise Styler's id and empty style sheet would repeat for every table of a page.
     return re.sub(r' id="T_comparison\w*"|<style.*?</style>\s*', "", text, flags=re.DOTALL)
 
 
 def to_csv(table: Table) -> str:
-    """One line for each quantizer and model, nothing else: any reader of CSV takes it. Fractions and bytes."""
+    """One line per quantizer and model and nothing else, so that any CSV reader can parse it. Fractions and bytes."""
     return pd.DataFrame(records(table)).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(table: Table) -> str:
-    """{"findings", "entries", "comparisons", "ranks"}: entries as the CSV's lines; what is undefined is null.
+    """{"findings", "entries", "comparisons", "ranks"}, with entries as in the CSV; undefined values are null.
 
-    An interval's end that is infinite is null, too: JSON has no infinity.
+    An infinite end of an interval is null, too: JSON has no infinity.
     """
     document = {
         "findings": table.findings,
@@ -168,10 +168,10 @@ def to_json(table: Table) -> str:
 
 
 def records(table: Table) -> list[dict[str, object]]:
-    """Each quantizer and model as one flat dictionary; accuracies are fractions, sizes bytes.
+    """One flat dictionary per quantizer and model; accuracies are fractions, sizes bytes.
 
-    The fields of the comparison on all models of its heading are prefixed `primary_`, those of the comparison on this
-    model alone `model_`, those of its published number `published_`.
+    Prefixes: `primary_` for the comparison over all models of the heading, `model_` for the comparison on this model,
+    `published_` for the published number.
     """
     rows: list[dict[str, object]] = []
     for block in table.blocks:
@@ -196,7 +196,7 @@ def records(table: Table) -> list[dict[str, object]]:
 
 
 def comparison_record(answer: Comparison) -> dict[str, object]:
-    """One Comparison with its pairs."""
+    """One Comparison with its pairs, as a JSON record."""
     equivalence = answer.equivalence
     return {
         "scope": answer.scope.value,
@@ -227,7 +227,7 @@ def _flat(prefix: str, answer: Comparison | None) -> dict[str, object]:
 
 
 def _tuned_record(budget: Budget | None) -> dict[str, object]:
-    """`tuned_trials`, 0 if not tuned, and the budget's other fields."""
+    """The budget's fields, prefixed `tuned_`; `tuned_trials` is 0 if the method was not tuned."""
     own = budget or Budget(0, 0, None)
     return {f"tuned_{name}": value for name, value in own._asdict().items()}
 
@@ -256,7 +256,7 @@ def _published_record(published: Reproduction | None) -> dict[str, object]:
 
 
 def _body(table: Table, block: Block, markup: _Markup, *, details: bool) -> pd.DataFrame:
-    """The block as escaped text: quantizers by column."""
+    """The block as escaped text: rows are quantizers."""
     columns = {
         **_accuracy_columns(block, markup),
         **_answer_columns(table, block, markup),
@@ -266,7 +266,7 @@ def _body(table: Table, block: Block, markup: _Markup, *, details: bool) -> pd.D
 
 
 def _by_model(table: Table, block: Block, markup: _Markup) -> pd.DataFrame:
-    """The comparisons on each model alone, as escaped text."""
+    """The comparisons model by model, as escaped text."""
     baselines = {name for answer in block.by_model for name in (answer.baseline, *answer.identical)}
     rows = [name for name in block.quantizers if name in baselines]
     return _frame(rows, _by_model_columns(table, block, markup), markup.escape)
@@ -299,7 +299,7 @@ def _by_model_columns(table: Table, block: Block, markup: _Markup) -> dict[str, 
 
 
 def _more_columns(table: Table, block: Block, markup: _Markup, *, details: bool) -> dict[str, Column]:
-    """Published numbers; with details the soft-hard gap and the size."""
+    """Columns of published numbers and, with details, of soft-hard gap and size."""
     columns: dict[str, Column] = {}
     for model in block.models:
         texts: dict[str, Callable[[Entry], str]] = {}
@@ -338,7 +338,7 @@ def _frame(
 
 
 def _accuracy(markup: _Markup, entry: Entry) -> str:
-    """`97.10 ± 0.30 (3)`; some missing: `97.10 ± 0.30 (2 of 3; 1 failed: oom)`; all: `missing (3 queued)`."""
+    """`97.10 ± 0.30 (3)`; seeds missing: `97.10 ± 0.30 (2 of 3; 1 failed: oom)`; none: `missing (3 queued)`."""
     missing = ", ".join(f"{count} {reason}" for reason, count in entry.missing)
     if entry.conflict:
         return markup.escape(f"{entry.conflict}, no mean")

@@ -38,12 +38,12 @@ ROW_INCHES, MARGIN_INCHES = 1.15, 1.3
 
 
 def by_heading(tuned: Sequence[Tuned]) -> dict[Heading, dict[str, list[Tuned]]]:
-    """By grid, data set, task and init, then by model: its methods, in the order of tables."""
+    """(grid, data set, task, init) -> model -> its methods in table order."""
     found: dict[Heading, dict[str, list[Tuned]]] = {}
     tasks = {(own.grid, own.setting.task) for own in tuned if own.setting.quantizer != FULL_PRECISION}
     for own in sorted(tuned, key=lambda each: (natural_key(each.setting.model), row_position(each.setting.quantizer))):
         setting = own.setting
-        # Full precision has task bw; it is shown beside the methods that it is compared with.
+        # Full precision has task bw, but belongs beside the methods that it is compared with.
         others = sorted(task for grid, task in tasks if grid == own.grid)
         task = others[0] if setting.quantizer == FULL_PRECISION and others else setting.task
         heading = (own.grid, setting.dataset, task, setting.init)
@@ -52,13 +52,13 @@ def by_heading(tuned: Sequence[Tuned]) -> dict[Heading, dict[str, list[Tuned]]]:
 
 
 def title_of(heading: Heading) -> str:
-    """`digits`; then a task not bw and a start not scratch."""
+    """`digits`, followed by the task unless it is bw and the init unless it is scratch."""
     _, dataset, task, init = heading
     return dataset + f", task {task}" * (task != "bw") + f", init {init}" * (init != "scratch")
 
 
 def to_markdown(tuned: Sequence[Tuned], findings: Sequence[str]) -> str:
-    """Of each model a table of its methods; under it what the columns mean."""
+    """One table of methods per model, with notes on the columns at the end."""
     parts = ["**Findings**\n\n" + "\n".join(f"- {finding}" for finding in findings)] if findings else []
     for heading, models in by_heading(tuned).items():
         for model, methods in models.items():
@@ -69,7 +69,7 @@ def to_markdown(tuned: Sequence[Tuned], findings: Sequence[str]) -> str:
 
 
 def row(own: Tuned) -> list[str]:
-    """A method's texts, by COLUMNS."""
+    """A method's row of texts, in the order of COLUMNS."""
     means = [outcome.mean for outcome in own.outcomes if outcome.mean is not None]
     num_failed = sum(bool(outcome.failures) for outcome in own.outcomes)
     num_seeds = max((len(outcome.scores) for outcome in own.outcomes), default=0)
@@ -87,7 +87,7 @@ def row(own: Tuned) -> list[str]:
 
 
 def chosen(own: Tuned) -> str:
-    """`learning_rate 0.004; mu end 990 (edge: widen it)`; without a choice, what is missing."""
+    """`learning_rate 0.004; mu end 990 (edge: widen it)`; without a choice, the reason why there is none."""
     if own.choice is None:
         num_open = sum(not outcome.has_ended for outcome in own.outcomes)
         is_open = num_open or not own.outcomes
@@ -98,7 +98,7 @@ def chosen(own: Tuned) -> str:
 
 
 def _short(key: str) -> str:
-    """`learning_rate`; of a sharpness `mu end`."""
+    """`learning_rate`; for a sharpness `mu end`."""
     name = key.rpartition(".")[2]
     return f"mu {name}" if key.startswith(SHARPNESS) else name
 
@@ -111,7 +111,7 @@ def _spaces(methods: Sequence[Tuned]) -> str:
 
 
 def notes(tuned: Sequence[Tuned]) -> list[str]:
-    """What the columns mean."""
+    """Explanations of the columns."""
     epochs = " or ".join(map(str, sorted({own.epochs for own in tuned})))
     budget = (
         "Every method of a model has the same number of trials; knobs that methods share took the same values in the "
@@ -135,9 +135,9 @@ def notes(tuned: Sequence[Tuned]) -> list[str]:
 
 
 def pictures(tuned: Sequence[Tuned]) -> list[Picture]:
-    """Scores against knobs, a picture for each model; then the expected best of smaller budgets, a panel a model.
+    """Scores against knobs, one picture per model; then the expected best of smaller budgets, one panel per model.
 
-    Settings without trials, whose values were given, have none.
+    Settings whose values were given, without trials, get no picture.
     """
     drawn = []
     for heading, models in by_heading([own for own in tuned if own.outcomes]).items():
@@ -147,7 +147,7 @@ def pictures(tuned: Sequence[Tuned]) -> list[Picture]:
 
 
 def _knobs(heading: Heading, model: str, methods: Sequence[Tuned]) -> Picture:
-    """A row for each method, a small panel for each of its knobs."""
+    """One row per method with a small panel for each of its knobs."""
     name = file_name("tuning", *heading, model)
     own = [method for method in methods if any(outcome.mean is not None for outcome in method.outcomes)]
     if not own:
@@ -233,7 +233,7 @@ def _budgets(heading: Heading, models: Mapping[str, Sequence[Tuned]]) -> Picture
 
 
 def _scores(outcomes: Sequence[Outcome]) -> list[float]:
-    """Of the trials that have ended."""
+    """Scores of the trials that have ended."""
     return [0.0 if outcome.mean is None else outcome.mean for outcome in outcomes if outcome.has_ended]
 
 
@@ -254,7 +254,7 @@ def _draw_budget(axes: Axes, scores: Sequence[float], style: Style) -> None:
 
 
 def summary(tuned: Sequence[Tuned]) -> list[str]:
-    """A line for each grid: how much was tried and spent."""
+    """One line per grid: number of trials and hours spent."""
     lines = []
     for grid, own in groupby(sorted(tuned, key=lambda each: each.grid), key=lambda each: each.grid):
         methods = list(own)

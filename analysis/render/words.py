@@ -1,4 +1,4 @@
-"""A Comparison in words: numbers, sentences, and the notes under a table. Nothing is computed here."""
+"""A Comparison in words: numbers, sentences, and the notes below a table. Computes nothing."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ ACCURACY = (
     "+1; mean ± sample standard deviation (ddof 1) over n seeds."
 )
 _SMALL = 0.005
-"""Points that two decimals would print as zero."""
+"""Differences in points that two decimals would print as zero."""
 
 
 def in_points(fraction: float) -> str:
-    """`+0.53`, `−0.20`, `0.00`: percentage points; a value that two decimals would hide keeps its sign, `+0.0012`."""
+    """Percentage points: `+0.53`, `−0.20`, `0.00`; if two decimals would hide a value, it keeps its sign: `+0.0012`."""
     points = 100 * fraction
     if math.isinf(points):
         return "+∞" if points > 0 else "−∞"
@@ -40,7 +40,7 @@ def in_points(fraction: float) -> str:
 
 
 def interval_of(interval: Interval | None) -> str:
-    """`[+0.20, +0.86]`; `no bound` where the design can exclude nothing."""
+    """`[+0.20, +0.86]`; `no bound` if the design cannot exclude any value."""
     if interval is None or (math.isinf(interval.low) and math.isinf(interval.high)):
         return "no bound"
     return f"[{in_points(interval.low)}, {in_points(interval.high)}]"
@@ -79,7 +79,7 @@ def baseline_of(answer: Comparison) -> str:
 
 
 def sentence(answer: Comparison) -> str:
-    """The answer in one sentence; what else must be known of it are its caveats."""
+    """The answer in one sentence; its caveats are separate."""
     ours, theirs, where = answer.label, baseline_of(answer), models_of(answer)
     if answer.estimate is None or answer.verdict is Verdict.no_pairs:
         return f"{ours} and {theirs} are not compared {where}: no seed is measured on both sides."
@@ -114,12 +114,12 @@ def sentence(answer: Comparison) -> str:
 
 
 def needed(answer: Comparison) -> str:
-    """What a design too small needs: `4 seeds`, on each model; of the question about others, `9 architectures`."""
+    """What a too small design needs: `4 seeds` per model; for other architectures, `9 architectures`."""
     return count(answer.num_needed or 0, "architecture" if answer.scope is Scope.architectures else "seed")
 
 
 def images_sentence(answer: Comparison) -> str:
-    """What the interval over new test images says; empty without one."""
+    """The interval over new test images as a sentence; empty if there is none."""
     if answer.images is None or answer.estimate is None:
         return ""
     return (
@@ -130,7 +130,7 @@ def images_sentence(answer: Comparison) -> str:
 
 
 def difference_cell(answer: Comparison | None) -> str:
-    """`+0.53 [+0.20, +0.86] (8)`; `+0.53 (8)` where nothing is tested; `+0.53, no bound (3)`."""
+    """`+0.53 [+0.20, +0.86] (8)`; untested `+0.53 (8)`; without bounds `+0.53, no bound (3)`."""
     if answer is None or answer.estimate is None:
         return NONE
     if answer.interval is None:
@@ -140,14 +140,14 @@ def difference_cell(answer: Comparison | None) -> str:
 
 
 def p_cell(answer: Comparison | None) -> str:
-    """Adjusted p; nothing where the design could not reach 0.05, for then p says nothing."""
+    """Adjusted p; a dash if the design cannot reach 0.05, because p then carries no information."""
     if answer is None or answer.adjusted_p is None or answer.verdict is Verdict.too_small:
         return NONE
     return p_value(answer.adjusted_p)
 
 
 def verdict_cell(answer: Comparison | None, quantizer: str = "") -> str:
-    """The verdict; of a design too small with the seeds that would do; of identical networks whose it is."""
+    """The verdict; if the design is too small, with what it needs; for identical networks, the tested baseline."""
     if answer is None:
         return NONE
     if quantizer in answer.identical:
@@ -158,13 +158,13 @@ def verdict_cell(answer: Comparison | None, quantizer: str = "") -> str:
 
 
 def tuned_cell(block: Block, quantizer: str) -> str:
-    """`12 × 2 seeds`; `given`; `no`; several where models differ."""
+    """`12 × 2 seeds`, `given` or `no`; several of these if models differ."""
     own = [entry.tuned for entry in block.entries if entry.quantizer == quantizer]
     return ", ".join(dict.fromkeys("no" if budget is None else str(budget) for budget in own))
 
 
 def explanation(verdict: Verdict, family_size: int) -> str:
-    """What a verdict means, once for all comparisons that have it."""
+    """The meaning of a verdict, for all comparisons that have it."""
     family = f"{count(family_size, 'comparison')}"
     meanings: dict[Verdict, str] = {
         Verdict.better: f"p ≤ {ALPHA} after Holm's adjustment for {family}; the candidate is the more accurate one.",
@@ -186,7 +186,7 @@ def explanation(verdict: Verdict, family_size: int) -> str:
 
 
 def notes(table: Table, *, details: bool = False) -> tuple[str, ...]:
-    """What the numbers of the table mean, only what applies to it; details if gap and size are among its columns."""
+    """Notes on the table's numbers, as far as they apply; `details`: gap and size are among the columns."""
     entries = [entry for block in table.blocks for entry in block.entries]
     return (
         ACCURACY,
@@ -244,7 +244,7 @@ def _comparison_notes(table: Table) -> Iterator[str]:
 
 
 def tuning_notes(table: Table) -> Iterator[str]:
-    """What the column on tuning means."""
+    """Notes on the tuning column."""
     budgets = {entry.tuned for block in table.blocks for entry in block.entries} - {None}
     if any(budget and not budget.given for budget in budgets):
         epochs = sorted({budget.epochs for budget in budgets if budget and budget.epochs and not budget.given})
@@ -259,7 +259,7 @@ def tuning_notes(table: Table) -> Iterator[str]:
 
 
 def _ranks(ranks: Ranks) -> str:
-    """One line, `Ranks over 6 models (task bw, init scratch; ...), 1 is best: ...`."""
+    """One line: `Ranks over 6 models (task bw, init scratch; ...), 1 is best: ...`."""
     ranking, test = ranks.ranking, ranks.ranking.friedman
     order = ", ".join(f"{name} {rank:.2f}" for name, rank in zip(ranking.methods, ranking.average_ranks, strict=True))
     groups = "; ".join(", ".join(group) for group in ranking.groups) or "none"
@@ -315,7 +315,7 @@ def published_cell(number: Reproduction | None) -> str:
 
 
 def published_sentence(block: Block, entry: Entry) -> str:
-    """A published number, ours, and the verdict."""
+    """One sentence with a published number, ours, and the verdict."""
     number = entry.published
     if number is None:
         return ""

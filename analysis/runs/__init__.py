@@ -1,1 +1,1 @@
-"""Run directories or an MLflow store -> one tidy frame, a row for each cell; open `frame.py` first."""
+"""Run directories or an MLflow store -> one tidy frame, one row per cell; open `frame.py` first."""

@@ -1,4 +1,4 @@
-"""Run directories ROOT/<grid>/ -> tidy frame: the frame that MLflow gives for the same runs, and no store needed."""
+"""Run directories ROOT/<grid>/ -> tidy frame, the same one that MLflow gives for these runs; needs no store."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ _OF_A_CELL = ("dataset", "model", "quantizer", "seed", "task", "init", "recipe_i
 
 
 def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
-    """All cells of one grid, or of every grid in the roots, as last launched; cells not yet run have accuracy NaN.
+    """All cells of one grid, or of every grid in the roots, as last launched; accuracy is NaN for cells not yet run.
 
-    The same grid in several roots is one: of a cell that is done in several, the first root's counts.
+    The same grid in several roots is merged; if a cell is done in several roots, the first root's result counts.
 
     Raises:
         UserError: no such folder, unknown grid, no cells, or a file of a run that cannot be read.
@@ -45,7 +45,7 @@ def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
         found = [path for path in found if path.name == grid]
     rows: list[dict[str, object]] = []
     left_out: list[str] = []
-    for path in reversed(found):  # of equal cells the last one counts
+    for path in reversed(found):  # the last row of a cell counts, so the first root wins
         with cells.uncollected():
             current = _planned(path)
             rows += [_row(RunDir(path / cell_id), cell, path.name) for cell_id, cell in current.items()]
@@ -71,17 +71,17 @@ def load(roots: Path | Sequence[Path], grid: str | None = None) -> Results:
 
 
 class TuningFindings(NamedTuple):
-    """What is wrong with how a grid was tuned, and what else to know of it."""
+    """Doubts about how a grid was tuned, and remarks on it."""
 
     doubts: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
 def load_tuning(roots: Sequence[Path], grid: str | None = None) -> tuple[tuple[tuning.Tuned, ...], TuningFindings]:
-    """How one grid, or every grid in the roots, was tuned; also before its own cells exist.
+    """How one grid, or every grid in the roots, was tuned; works before the grid's own cells exist.
 
     Raises:
-        UserError: no such folder, unknown grid, nothing is tuned, or a file that cannot be read.
+        UserError: no such folder, unknown grid, nothing was tuned, or a file that cannot be read.
     """
     where = ", ".join(map(str, roots))
     found = [path for root in roots for path in grid_dirs(root)]
@@ -95,7 +95,7 @@ def load_tuning(roots: Sequence[Path], grid: str | None = None) -> tuple[tuple[t
 
 
 def _tuned(found: Iterable[Path]) -> tuple[tuple[tuning.Tuned, ...], TuningFindings]:
-    """How the grids in these folders were tuned."""
+    """The tuning of the grids in these folders."""
     by_folder: dict[Path, list[tuning.Tuned]] = {}
     for path in found:
         with _reading(path / "tuning.json"):
@@ -106,14 +106,14 @@ def _tuned(found: Iterable[Path]) -> tuple[tuple[tuning.Tuned, ...], TuningFindi
 
 
 def grid_dirs(root: Path) -> list[Path]:
-    """Folders of grids in a root. Raises UserError where there is no such root."""
+    """The grid folders in a root. Raises UserError if the root does not exist."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of runs; `python -m launch` makes it")
     return [path for path in sorted(root.iterdir()) if _is_grid(path)]
 
 
 def right(run: str) -> "npt.NDArray[np.bool_] | None":
-    """Which test images the run's hardened network classifies correctly, in the data set's order; None if not there.
+    """Which test images the run's hardened network classifies correctly, in data set order; None if not recorded.
 
     Raises:
         UserError: the file cannot be read.
@@ -131,7 +131,7 @@ def right(run: str) -> "npt.NDArray[np.bool_] | None":
 
 
 def backgrounds(frame: pd.DataFrame) -> dict[CellKey, Background]:
-    """What else the run directories of a frame that `load` read there know of each cell.
+    """Further facts on each cell of a frame that `load` read, from the same run directories.
 
     Raises:
         UserError: a file of a run that cannot be read.
@@ -161,7 +161,7 @@ def _is_grid(path: Path) -> bool:
 
 
 def _planned(grid_dir: Path) -> dict[str, dict[str, Any]]:
-    """Setting and recipe id of each cell of the last launch, by id; without a launch, of each run directory."""
+    """Setting and recipe id of each cell of the last launch, by id; if none was recorded, of each run directory."""
     with _reading(grid_dir / "plan.json"):
         planned = planned_rows(grid_dir)
         if not planned:
@@ -184,7 +184,7 @@ def _row(run: RunDir, cell: Mapping[str, Any], grid: str) -> dict[str, object]:
         attempts = run.all_attempts()
         provenance = next(filter(None, (attempt.provenance() for attempt in reversed(attempts))), {})
         hours = run.device_hours(attempts)
-        if result:  # its presence means done: no other file need be asked
+        if result:  # a result means done: no need to read other files
             state, cause, job_id = "done", "", _job_id(attempts)
         else:
             found = run.state()
@@ -213,7 +213,7 @@ def _row(run: RunDir, cell: Mapping[str, Any], grid: str) -> dict[str, object]:
 
 
 def _job_id(attempts: Sequence[Attempt]) -> str:
-    """Of the newest attempt; its end has it, too, in a file that is read faster."""
+    """Job id of the newest attempt, from its end record if there is one: that file is faster to read."""
     if not attempts:
         return ""
     found = (attempts[-1].end() or {}).get("job_id")
@@ -222,7 +222,7 @@ def _job_id(attempts: Sequence[Attempt]) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What is wrong with the file, or another one that is named, becomes one line."""
+    """Turns an error in reading `path`, or in a file that the error names, into a one-line UserError."""
     try:
         yield
     except DamagedFileError as error:

@@ -1,4 +1,4 @@
-"""The tidy frame that every analysis starts from, one row per cell, and what is wrong with it in one-line findings."""
+"""The tidy frame behind every analysis, one row per cell, and one-line findings about its problems."""
 
 import difflib
 import gc
@@ -22,7 +22,7 @@ SCHEMA = {
     "task": "string",
     "init": "string",
     "state": "string",
-    "cause": "string",  # of a failure, else ""
+    "cause": "string",  # cause of a failure, else ""
     "recipe_id": "string",
     "cell_id": "string",
     "git_commit": "string",  # "" until the cell has run
@@ -32,7 +32,7 @@ SCHEMA = {
     "num_threads": "string",  # of each process
     "num_processes": "string",
     "determinism": "string",
-    "device_hours": "float64",  # of all attempts, NaN if not known
+    "device_hours": "float64",  # over all attempts, NaN if not known
     "top1_hard": "float64",  # test accuracy, a fraction, NaN until measured
     "top1_soft": "float64",
     "num_binary_parameters": "float64",  # NaN until measured
@@ -40,10 +40,10 @@ SCHEMA = {
     "weights_sha256": "string",  # of the tested network, "" until done
     "job_id": "string",  # as the launcher wrote it, "" until the cell has run
     "data_checksum": "string",  # of the data the run read, "" where not known
-    "run": "string",  # where the row was read: MLflow's run id, or the run directory
+    "run": "string",  # the row's origin: MLflow run id or run directory
 }
 SETTING = ["grid", "dataset", "model", "quantizer", "task", "init"]
-"""Cells equal in these differ by seed only, or should."""
+"""Cells that agree in these columns should differ in the seed only."""
 
 
 Setting = tuple[str, str, str, str, str, int]
@@ -53,9 +53,9 @@ Method = tuple[str, str, str, str, str]
 
 
 class Budget(NamedTuple):
-    """What a method's tuning on a model was allowed: settings tried, seeds of each, epochs of each run.
+    """Budget for tuning a method on a model: settings tried, seeds per setting, epochs per run.
 
-    `given`: where its values are from, if not from trials of this grid; the numbers are then that source's, or 0.
+    `given`: source of the values if trials of this grid did not choose them; the numbers are then the source's, or 0.
     """
 
     trials: int
@@ -71,9 +71,9 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True)
 class Declared:
-    """What a launch declared before there were runs: the candidate, the margin of equivalence, the cells it planned.
+    """What a launch declared before any run: the candidate, the margin of equivalence, the planned cells.
 
-    `tuning` has the budget of each method that is tuned, on each model.
+    `tuning` holds the budget of each tuned method on each model.
     """
 
     primary: str = "bnn++"
@@ -83,16 +83,16 @@ class Declared:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> "Declared":
-        """From `suite.recipe.grid.Grid.declared`."""
+        """Parses a record of `suite.recipe.grid.Grid.declared`."""
         settings = frozenset((*map(str, own[:5]), int(seed)) for own in raw.get("settings", ()) for seed in own[5])
         tuning = {tuple(own[:5]): Budget(*own[5:]) for own in raw.get("tuning", ())}
         return cls(raw.get("primary", "bnn++"), raw.get("margin_points"), settings, tuning)  # type: ignore[arg-type]
 
 
 def first_declared(grid: str, launches: Sequence[Mapping[str, Any]]) -> tuple[Declared, tuple[str, ...]]:
-    """What the first launch declared, which analysis keeps to, and a doubt for each thing that a later one changed.
+    """The first launch's declaration, which the analysis uses, and a doubt for each thing that a later launch changed.
 
-    Budgets of tuning are the last launch's, whose choices the cells are trained with.
+    Tuning budgets come from the last launch, because its choices trained the cells.
     """
     if not launches:
         return Declared(), ()
@@ -120,10 +120,11 @@ def first_declared(grid: str, launches: Sequence[Mapping[str, Any]]) -> tuple[De
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of one grid or more: `frame`, one row per cell with columns SCHEMA, and what a reader must know first.
+    """All cells of one or more grids: `frame` has one row per cell and columns SCHEMA.
 
-    Both are lines of text: `doubts` put numbers in doubt, and --strict refuses them; `remarks` do not. `declared` is
-    what each grid's first launch declared. `tuning` are the trials and choices, which only run directories have.
+    Findings are lines of text: `doubts` put numbers in doubt, and --strict rejects them; `remarks` do not. `declared`
+    is each grid's declaration, from its first launch. `tuning` holds trials and choices, which only run directories
+    record.
     """
 
     frame: pd.DataFrame
@@ -134,7 +135,7 @@ class Results:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What stands above every output."""
+        """All findings, shown with every output."""
         return (*self.remarks, *self.doubts)
 
 
@@ -146,12 +147,12 @@ def results(
     more_doubts: Iterable[str] = (),
     tuning: tuple[Tuned, ...] = (),
 ) -> Results:
-    """The rows, from the oldest run to the newest, as results; left_out names cells of earlier launches.
+    """Makes results from rows, ordered from the oldest run to the newest. `left_out` names cells of earlier launches.
 
-    launches: by grid what each launch declared, oldest first.
+    launches: grid -> each launch's declaration, oldest first.
 
     Raises:
-        ValueError: the rows break the schema.
+        ValueError: the rows violate the schema.
     """
     runs = validate(pd.DataFrame(list(rows), columns=list(SCHEMA)).astype(SCHEMA))
     remarks: tuple[str, ...] = tuple(more_remarks)
@@ -170,9 +171,9 @@ def results(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the garbage collector, which looks again and again at the millions of objects that are being read.
+    """Disables garbage collection, which would scan millions of objects again and again while they are being read.
 
-    10,000 runs from MLflow take 10 s instead of 22.
+    Reading 10,000 runs from MLflow takes 10 s instead of 22 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -184,7 +185,7 @@ def uncollected() -> Iterator[None]:
 
 
 def require_known(kind: str, name: str, known: Collection[str], where: str) -> None:
-    """Raises UserError where name is not known: what it may have meant, and what there is in `where`."""
+    """Raises UserError if `name` is unknown; the message suggests the closest match and lists what `where` has."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -192,10 +193,10 @@ def require_known(kind: str, name: str, known: Collection[str], where: str) -> N
 
 
 def validate(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame itself, if it has SCHEMA's columns and dtypes in SCHEMA's order and its accuracies are fractions.
+    """Returns the frame if it has SCHEMA's columns, order and dtypes and its accuracies are fractions.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not.
     """
     if list(frame.columns) != list(SCHEMA):
         raise ValueError(f"columns are {', '.join(frame.columns)}; the schema has {', '.join(SCHEMA)}")
@@ -213,7 +214,7 @@ def validate(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_per_cell(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per (grid, cell_id) of runs ordered from oldest to newest: the newest done one, else the newest.
+    """One row per (grid, cell_id), from runs ordered from oldest to newest: the newest done run, else the newest run.
 
     Rows are sorted by data set, model (`resnet20` before `resnet110`), quantizer and seed.
     """
@@ -226,12 +227,12 @@ def one_per_cell(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def natural_key(value: object) -> tuple[tuple[int, str], ...]:
-    """Sorting key that reads digits as numbers: resnet20, resnet56, resnet110."""
+    """Sort key that compares digits as numbers: resnet20, resnet56, resnet110."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(value)))
 
 
 def findings(runs: pd.DataFrame) -> tuple[str, ...]:
-    """Everything a reader of results from these runs must know first: one line each, none if all is well."""
+    """Everything to know before reading results from these runs: one line per finding, none if all is well."""
     return _findings(runs, one_per_cell(runs))
 
 
@@ -249,7 +250,7 @@ def _findings(runs: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _unequal_budgets(cells: pd.DataFrame, declared: Mapping[str, Declared]) -> Iterator[str]:
-    """Binary methods that are compared on a model and were tuned with different budgets."""
+    """Binary methods that are compared on a model but were tuned with different budgets."""
     names = ["grid", "dataset", "task", "init", "model", "quantizer"]
     compared: dict[str, list[Method]] = {}
     for grid, *method in cells[cells["quantizer"] != "fp"][names].drop_duplicates().itertuples(index=False, name=None):
@@ -271,7 +272,7 @@ def _unequal_budgets(cells: pd.DataFrame, declared: Mapping[str, Declared]) -> I
 
 
 def _duplicate_runs(runs: pd.DataFrame) -> Iterator[str]:
-    """Cells with several results that differ. Further runs without a result, or with the same one, are no finding."""
+    """Cells with several differing results. Extra runs without a result or with the same result are not findings."""
     done = runs[(runs["state"] == "done") & runs["top1_hard"].notna()]
     for _, same in done[done.duplicated(["grid", "cell_id"], keep=False)].groupby(["grid", "cell_id"]):
         values = same["top1_hard"].unique()
@@ -300,7 +301,7 @@ def _repeated_seeds(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _mixed_code(cells: pd.DataFrame) -> Iterator[str]:
-    """Compares digests of the code that ran: a commit to the README changes no number, an uncommitted edit may."""
+    """Compares digests of the code that ran: a commit to the README changes no number, but an uncommitted edit may."""
     for grid, done in cells[cells["state"] == "done"].groupby("grid"):
         counts = done["code_digest"].value_counts()
         if len(counts) > 1:
@@ -320,7 +321,7 @@ def _mixed_users_code(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _mixed_machines(cells: pd.DataFrame) -> Iterator[str]:
-    """Things that change how sums round, and so the last digits of a result."""
+    """Differences that change floating-point rounding, and so the last digits of a result."""
     kinds = {
         "device": "kinds of device",
         "num_threads": "numbers of threads",
@@ -356,7 +357,7 @@ def _unmeasured(cells: pd.DataFrame) -> Iterator[str]:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The frame's rows with their `status`, as plain values."""
+    """The frame's rows as plain dictionaries, with a `status` field."""
     return [
         {str(key): value for key, value in row.items()}
         for row in frame.assign(status=status_of(frame)).to_dict("records")
@@ -364,17 +365,17 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def status_of(cells: pd.DataFrame) -> pd.Series:
-    """State of each row with its cause, `failed: oom`, or the state alone. Same index."""
+    """State of each row, with the cause if there is one: `failed: oom`. Same index as `cells`."""
     return cells["state"].where(cells["cause"] == "", cells["state"] + ": " + cells["cause"])
 
 
 def names(cells: pd.DataFrame) -> list[str]:
-    """Display names as a Cell's: `cifar10/resnet20/bnn++/s3`, then a start not scratch and a task not bw."""
+    """Names as in Cell.name: `cifar10/resnet20/bnn++/s3`, then the init unless scratch and the task unless bw."""
     return [f"{group}/s{seed}{rest}" for (group, rest), seed in zip(_groups(cells), cells["seed"], strict=True)]
 
 
 def _groups(cells: pd.DataFrame) -> list[tuple[str, str]]:
-    """Of each display name what stands before and after the seed."""
+    """The parts of each display name before and after the seed."""
     rows = zip(*(cells[key] for key in ("dataset", "model", "quantizer", "init", "task")), strict=True)
     return [
         (f"{dataset}/{model}/{quantizer}", f"/{init}" * (init != "scratch") + f"/{task}" * (task != "bw"))
@@ -383,7 +384,7 @@ def _groups(cells: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def shortened(items: Iterable[object], limit: int = 5) -> str:
-    """The first few, and how many more: a finding stays one line for a grid of 10,000 cells."""
+    """The first few items and the number of others: keeps a finding on one line for a grid of 10,000 cells."""
     texts = [str(item) for item in items]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more

@@ -1,7 +1,7 @@
-"""GRID/looks.jsonl records when results were looked at before all runs were done; tables and reports mention it.
+"""GRID/looks.jsonl records each look at results before all runs were done; tables and reports mention them.
 
-A p is valid if the number of seeds did not depend on the results. Whoever sees results early may add seeds because of
-them, so later tables say how many early looks there were.
+A p is valid only if the number of seeds did not depend on the results. Seeing results early can influence how many
+seeds are added, so later tables state the number of early looks.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ FILE = "looks.jsonl"
 
 
 def record(grid_dir: Path, done: Collection[str], num_cells: int, command: str) -> None:
-    """Records a look at the results of the done cells (ids), once for each set of them.
+    """Records a look at the results of the done cells (ids), once per distinct set.
 
     Does nothing if the folder cannot be written.
     """
@@ -34,7 +34,7 @@ def record(grid_dir: Path, done: Collection[str], num_cells: int, command: str) 
 
 
 def remark(grid_dir: Path, done: Collection[str]) -> str:
-    """One line where results were looked at before all cells were done, and before these (ids); else empty."""
+    """One line on earlier looks, made before all cells were done and at a set other than `done` (ids); "" if none."""
     looks = [look for look in _read(grid_dir) if look["digest"] != _digest(done)]
     early = [look for look in looks if look["num_done"] < look["num_cells"]]
     if not early:

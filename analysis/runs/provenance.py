@@ -1,4 +1,4 @@
-"""Where the numbers of a report are from: facts about its runs, each with how many cells it holds for."""
+"""Origin of a report's numbers: facts about its runs, each with the number of cells it applies to."""
 
 import shlex
 from collections import Counter
@@ -19,11 +19,11 @@ CellKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class Background:
-    """Of one cell.
+    """Further facts about one cell.
 
-    `recipe` are the params that suite.run.mlflow_replica gives MLflow, as text: `training.epochs`. `facts` are what
-    provenance.json has, by names for people; a store has none. `reason` says why it failed, "" if it did not.
-    `times`, of a done run, are the first record's and the end's, in unix seconds.
+    `recipe` holds the params that suite.run.mlflow_replica logs to MLflow, as text: `training.epochs`. `facts` is the
+    content of provenance.json under readable names; empty for a store. `reason` says why the cell failed, else "".
+    `times` of a done run are the first record's and the end's, in unix seconds.
     """
 
     recipe: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Background:
 
 
 def facts_of(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """A provenance.json's content by names for people; what it does not have is left out, and so is the host's name."""
+    """A provenance.json under readable names, without absent values and without the host's name."""
     code = provenance.get("code") or {}
     changed = "changed by hand" if code.get("diff") or code.get("untracked") else "as committed"
     found = {
@@ -52,7 +52,7 @@ Backgrounds = Mapping[CellKey, Background]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the runs were read, and the command that reads them again; `is_folder` if from run directories."""
+    """Where the runs were read, and the command that reads them again; `is_folder`: from run directories."""
 
     place: str
     command: str
@@ -60,7 +60,7 @@ class Source:
 
 
 def source(grid: str | None, place: Sequence[Path] | str, against: str | None) -> Source:
-    """Of folders of runs, or of a store's address; the file written to is no part of the command."""
+    """The source for run folders or a store's address; the command omits the output file."""
     is_folder = not isinstance(place, str)
     shown = without_password(place) if isinstance(place, str) else ", ".join(map(str, place))
     where = (
@@ -71,7 +71,7 @@ def source(grid: str | None, place: Sequence[Path] | str, against: str | None) -
 
 
 def facts(results: Results, backgrounds: Backgrounds) -> list[tuple[str, str]]:
-    """Name and value of what is known of the cells that ran; `a (30 cells), b (6 cells)` where they differ."""
+    """(name, value) of the known facts about the cells that ran; `a (30 cells), b (6 cells)` where cells differ."""
     frame = results.frame
     ran = frame[frame["git_commit"] != ""]
     own = [backgrounds[key].facts for key in keys_of(ran)]
@@ -105,13 +105,13 @@ _MACHINE = {
 
 
 def _hours(ran: pd.DataFrame) -> str:
-    """`bc 0.4 (8 runs), bnn++ 0.5 (8 runs)`: hours of all attempts times processes."""
+    """`bc 0.4 (8 runs), bnn++ 0.5 (8 runs)`: sum over attempts of hours times processes."""
     found = [(str(name), own["device_hours"].sum(), len(own)) for name, own in ran.groupby("quantizer", sort=True)]
     return shortened((f"{name} {hours:.2g} ({number} runs)" for name, hours, number in found), 40)
 
 
 def _tuning(results: Results) -> str:
-    """Budgets and hours; or that nothing was tuned."""
+    """Tuning budgets and hours, or a note that nothing was tuned."""
     budgets = [budget for declared in results.declared.values() for budget in declared.tuning.values()]
     if not budgets:
         return "none declared: every run has the values of its grid file"
@@ -121,12 +121,12 @@ def _tuning(results: Results) -> str:
 
 
 def keys_of(frame: pd.DataFrame) -> list[CellKey]:
-    """What backgrounds are found by, row by row."""
+    """Each row's key into the backgrounds."""
     return [(str(grid), str(cell_id)) for grid, cell_id in zip(frame["grid"], frame["cell_id"], strict=True)]
 
 
 def counted(values: Iterable[object]) -> str:
-    """The value if it is one; else each with its number of cells, the most frequent first."""
+    """The value if all agree; else each value with its number of cells, the most frequent first."""
     counts = Counter(str(value) for value in values).most_common()
     if len(counts) < 2:  # noqa: PLR2004
         return "".join(value for value, _ in counts)
@@ -146,7 +146,7 @@ def _utc(seconds: float) -> str:
 
 
 def made_with() -> str:
-    """The versions of what computed and drew: `proxbench 0.1.0, numpy 2.4.6, ...`."""
+    """Versions of the packages that computed and drew: `proxbench 0.1.0, numpy 2.4.6, ...`."""
     return ", ".join(f"{name} {_version(name)}" for name in MADE_WITH)
 
 
@@ -158,7 +158,7 @@ def _version(name: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """A store's address that may be shown: `http://user:secret@host` as `http://host`."""
+    """A store's address without credentials: `http://user:secret@host` as `http://host`."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return uri
@@ -167,7 +167,7 @@ def without_password(uri: str) -> str:
 
 
 def unfinished(frame: pd.DataFrame, backgrounds: Backgrounds) -> list[tuple[str, str, str]]:
-    """Name, state and reason of each cell that has no result."""
+    """Name, state and reason of each cell without a result."""
     rest = frame[frame["state"] != "done"]
     reasons = [backgrounds[key].reason for key in keys_of(rest)]
     return list(zip(names(rest), status_of(rest).astype(str), reasons, strict=True)) if len(rest) else []

@@ -1,4 +1,4 @@
-"""MLflow store -> tidy frame. The only file of this package that knows MLflow."""
+"""MLflow store -> tidy frame. No other file of this package depends on MLflow."""
 
 import json
 import os
@@ -32,7 +32,7 @@ OPTIONAL_TAGS = (
     "job_id",
     "data_checksum",
 )
-COUNT_TAGS = ("num_binary_parameters", "num_full_precision_parameters")  # of runs that are done; not in old stores
+COUNT_TAGS = ("num_binary_parameters", "num_full_precision_parameters")  # only of done runs; missing in old stores
 NAN = float("nan")
 _SQLITE = "sqlite:///"
 _ROOT, _DECLARED = "proxbench.root", "proxbench.declared"  # tags that suite.run.mlflow_replica sets
@@ -40,13 +40,13 @@ _PAGE, _PAGE_OVER_HTTP = 1000, 200
 
 
 def load(tracking_uri: str, grid: str | None = None) -> Results:
-    """All cells of one grid, or of every grid in the store; cells not yet run have accuracy NaN.
+    """All cells of one grid, or of every grid in the store; accuracy is NaN for cells not yet run.
 
     Raises:
-        UserError: no such store, unreadable store, unknown grid, or a run whose tags are not a cell's.
+        UserError: no such store, unreadable store, unknown grid, or a run without a cell's tags.
     """
     _require_sqlite_file(tracking_uri)
-    # Before the import: MLflow reads the first of them there. A dead server answers in seconds, not in four minutes.
+    # Before the import, which reads the first one. With the others, a dead server fails in seconds, not four minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -75,7 +75,7 @@ def load(tracking_uri: str, grid: str | None = None) -> Results:
 
 
 def _is_cell(run: "Run") -> bool:
-    """Whether the run is of a grid's own cell, and not a trial of tuning."""
+    """Whether the run is one of a grid's own cells rather than a tuning trial."""
     return "cell_id" in run.data.tags and run.data.tags.get("trial") != "true"
 
 
@@ -88,9 +88,9 @@ def _require_sqlite_file(tracking_uri: str) -> None:
 
 
 def _experiments(client: "MlflowClient", grid: str | None) -> dict[str, str]:
-    """Experiment id -> grid name: of the one asked for, or of all."""
+    """Experiment id -> grid name, for one grid or for all."""
     ours = [item for item in _pages(client.search_experiments) if _ROOT in item.tags]
-    # Another root's grid of the same name has its root's id in parentheses: it is the same grid.
+    # The same grid from another root has that root's id in parentheses after its name.
     grids = {item.experiment_id: item.name.removesuffix(f" ({item.tags[_ROOT][:6]})") for item in ours}
     if grid is None:
         return grids
@@ -99,7 +99,7 @@ def _experiments(client: "MlflowClient", grid: str | None) -> dict[str, str]:
 
 
 def _declared(client: "MlflowClient", grids: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """By grid what its first and its last launch declared."""
+    """Grid -> declarations of its first and its last launch."""
     found: dict[str, list[dict[str, Any]]] = {}
     for experiment_id, grid in grids.items():
         text = client.get_experiment(experiment_id).tags.get(_DECLARED, "")
@@ -108,7 +108,7 @@ def _declared(client: "MlflowClient", grids: Mapping[str, str]) -> dict[str, lis
 
 
 def _page_size(tracking_uri: str) -> int:
-    """Runs of one answer: a server must answer before the client's patience ends."""
+    """Runs per request: small over HTTP, so that the server answers before the client times out."""
     return _PAGE_OVER_HTTP if tracking_uri.startswith(("http://", "https://")) else _PAGE
 
 
@@ -120,7 +120,7 @@ def _all_runs(client: "MlflowClient", experiment_ids: list[str], page_size: int)
 
 
 def _pages(search: Any, **query: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow's client is untyped here
-    """All items of all pages: a single call stops after a page silently."""
+    """All items of all pages; a single call would silently return only the first page."""
     token = None
     while True:
         page = search(**query, page_token=token)
@@ -132,11 +132,11 @@ def _pages(search: Any, **query: Any) -> Iterator[Any]:  # noqa: ANN401 - MLflow
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What is kept of a run: its row, and what tells whether it is of the grid as last launched."""
+    """The part of a run that is kept: its row, and the tag `current`."""
 
     name: str
     row: dict[str, object]
-    current: str  # the tag, "" where there is none
+    current: str  # whether the grid's last launch has the cell; "" without the tag
 
     @classmethod
     def of(cls, run: "Run", grid: str) -> "_Found":
@@ -144,7 +144,7 @@ class _Found:
 
 
 def _split(found: list[_Found]) -> tuple[list[_Found], list[_Found]]:
-    """Runs of current cells; runs of cells that their grid's last launch no longer had (the replica marks them)."""
+    """(runs of current cells, runs of cells that their grid's last launch no longer had, as marked by the replica)."""
     launched = {run.row["grid"] for run in found if run.current == "true"}
     current: list[_Found] = []
     superseded: list[_Found] = []
@@ -158,7 +158,7 @@ def _row(run: "Run", grid: str) -> dict[str, object]:
     absent = [tag for tag in REQUIRED_TAGS if tag not in tags]
     if absent:
         raise UserError(f"run {run.info.run_name} of {grid} is not a cell: no tag {', '.join(absent)}")
-    # A run that died between its last record and its result has a metric and is not done.
+    # A run that died between its last record and its result has a metric but is not done.
     measured = metrics if tags["state"] == "done" else {}
     return {
         **{tag: tags[tag] for tag in REQUIRED_TAGS},
@@ -182,9 +182,9 @@ def _number(run: "Run", grid: str, tag: str) -> int:
 
 
 def histories(tracking_uri: str, frame: "pd.DataFrame", metrics: Sequence[str]) -> Iterator[Record]:
-    """Metrics by epoch of the runs in a frame that `load` read from there: one call per run and metric.
+    """Metrics by epoch of the runs in a frame that `load` read from this store: one call per run and metric.
 
-    Records are as in `analysis.curves`. An epoch that was trained again comes again, later.
+    Records are as in `analysis.runs.curves`. If an epoch was trained again, its later record follows the earlier one.
 
     Raises:
         UserError: the store cannot be read.
@@ -205,7 +205,7 @@ def histories(tracking_uri: str, frame: "pd.DataFrame", metrics: Sequence[str]) 
 
 
 def backgrounds(tracking_uri: str, frame: "pd.DataFrame") -> dict[CellKey, Background]:
-    """What else the store knows of the runs in a frame that `load` read from there: recipe, reason, times.
+    """Further facts on the runs in a frame that `load` read from this store: recipe, reason, times.
 
     Raises:
         UserError: the store cannot be read.

@@ -1,4 +1,4 @@
-"""How a grid's methods were tuned: trials, their scores, the choices, and whether these still agree."""
+"""How a grid's methods were tuned: trials, scores and choices, and whether these are still consistent."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from suite.run.tuning import read_choices, read_tuning, score
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial: its values, and by seed its validation accuracy, how it failed, or None as long as it has not ended."""
+    """A trial's values and, for each seed: validation accuracy, or cause of failure, or None if it has not ended."""
 
     values: Values
     cells: tuple[str, ...]
@@ -20,24 +20,24 @@ class Outcome:
 
     @property
     def has_ended(self) -> bool:
-        """For all its seeds."""
+        """Whether all seeds have ended."""
         return None not in self.scores
 
     @property
     def mean(self) -> float | None:
-        """Mean over the seeds; None if any failed or has not ended."""
+        """Mean over the seeds; None if any has failed or has not ended."""
         numbers = [each for each in self.scores if isinstance(each, float)]
         return Tried(values={}, scores=tuple(numbers)).mean if len(numbers) == len(self.scores) else None
 
     @property
     def failures(self) -> list[str]:
-        """How its runs failed."""
+        """Causes of its failed runs."""
         return [each for each in self.scores if isinstance(each, str)]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """One method on one model: its search space, trials and choice, and the device-hours of all its trials."""
+    """One method on one model: search space, trials and choice, and device-hours over all its trials."""
 
     grid: str
     setting: Setting
@@ -57,7 +57,7 @@ class Tuned:
 
     @property
     def now(self) -> Values | None:
-        """What would be chosen from the trials as they are now; None if not all have ended, or all failed."""
+        """The values that the trials would choose now; None if some have not ended or all failed."""
         if not self.outcomes or not all(outcome.has_ended for outcome in self.outcomes):
             return None
         index = best([_tried(outcome) for outcome in self.outcomes], self.space)
@@ -70,7 +70,7 @@ def _tried(outcome: Outcome) -> Tried:
 
 
 def load(grid_dir: Path) -> list[Tuned]:
-    """Every setting that the grid as last launched tunes; none if it tunes nothing.
+    """Every setting that the grid's last launch tunes; empty if it tunes nothing.
 
     Raises:
         UserError: a file that cannot be read.
@@ -93,7 +93,7 @@ def load(grid_dir: Path) -> list[Tuned]:
 
 
 def doubts(grid_dir: Path, tuned: Sequence[Tuned]) -> Iterator[str]:
-    """What puts the comparison in doubt: a choice that its trials no longer bear out, or that was not trained with."""
+    """Reasons to doubt the comparison: choices that differ from what the trials now imply, or from what was trained."""
     for own in tuned:
         choice, name = own.choice, f"{own.grid}: {own.setting.name}"
         if choice is None or choice.is_given:
@@ -132,7 +132,7 @@ def _value(raw: Mapping[str, object], key: str) -> object:
 
 
 def remarks(tuned: Sequence[Tuned]) -> Iterator[str]:
-    """What a reader should know: trials under way, failed ones, choices that others made, choices at an edge."""
+    """Remarks for readers: trials still running or failed, choices given from outside, choices at an edge."""
     if not tuned:
         return
     grid = tuned[0].grid
@@ -169,7 +169,7 @@ def shown(value: Scalar) -> str:
 
 
 def merged(parts: Sequence[Sequence[Tuned]]) -> tuple[Tuned, ...]:
-    """Of a grid in several roots: for each setting the first root's that has trials."""
+    """Merges a grid from several roots: each setting comes from the first root in which a trial of it has a mean."""
     found: dict[tuple[str, Setting], Tuned] = {}
     for own in (each for part in parts for each in part):
         before = found.get((own.grid, own.setting))

@@ -1,4 +1,4 @@
-"""Does a number of ours reproduce a published one? Equivalence within a margin declared beforehand. Pure functions."""
+"""Do our runs reproduce a published number? Equivalence within a margin declared in advance. Pure functions."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,10 +11,10 @@ from analysis.stats.stratified import ALPHA, finite
 
 
 class Verdict(str, Enum):
-    """What runs say about a published number.
+    """What the runs show about a published number.
 
-    `equivalence` finds the first four. The last two are for a number that was not tested: its protocol is another one,
-    or the grid declares no margin.
+    `equivalence` returns one of the first four. The last two are for a number that is not tested, because its protocol
+    differs or the grid declares no margin.
     """
 
     reproduced = "reproduced"
@@ -27,9 +27,9 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Published:
-    """A published mean, with the sample standard deviation (ddof 1) and number of its runs where they are known.
+    """A published mean, with the sample standard deviation (ddof 1) and number of its runs if they are known.
 
-    Without n it is taken as exact; with n but no sd its runs are taken to spread as ours do.
+    Without n the mean is taken as exact. With n but no sd, the published runs are assumed to spread as ours do.
     """
 
     mean: float
@@ -39,9 +39,9 @@ class Published:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Ours minus published, its interval at level `confidence`, p of equivalence and of difference, and the verdict.
+    """Our mean minus the published one, its interval at level `confidence`, both p values, and the verdict.
 
-    `low`, `high` and both p are None where `verdict` is untestable.
+    `low`, `high` and both p are None if `verdict` is untestable.
     """
 
     n: int
@@ -56,23 +56,23 @@ class Equivalence:
 
 
 def equivalence(values: npt.ArrayLike, published: Published, margin: float, alpha: float = ALPHA) -> Equivalence:
-    """Two one-sided t tests (Schuirmann 1987) of n runs against a published number, margin in the same unit.
+    """Two one-sided t tests (Schuirmann 1987) of n runs against a published number; the margin has the same unit.
 
-    With d = mean(values) - published.mean and its standard error s / sqrt(n), n - 1 degrees of freedom, or Welch's
-    where the published number has runs of its own:
+    Let d = mean(values) - published.mean. Its standard error is s / sqrt(n) with n - 1 degrees of freedom, or Welch's
+    if the published number has runs of its own. Verdicts:
 
-    - reproduced: the 1 - 2 alpha interval of d lies within (-margin, margin): p_equivalent, the larger of the two
-      one-sided tests' p, is <= alpha. At most that often a method as far off as the margin is said to be reproduced.
-    - differs: the 1 - alpha interval of d lies wholly outside: p_different, of |d| <= margin, is <= alpha.
-    - inconclusive: neither, because the runs are too few for this margin, or the number is close to its edge.
-    - untestable: one run, or runs all equal, which have no spread to judge by.
+    - reproduced: the 1 - 2 alpha interval of d lies within (-margin, margin), i.e. p_equivalent, the larger p of the
+      two one-sided tests, is <= alpha. A method exactly at the margin is judged reproduced with probability <= alpha.
+    - differs: the 1 - alpha interval of d lies wholly outside, i.e. p_different, for H0: |d| <= margin, is <= alpha.
+    - inconclusive: neither, because the runs are too few for this margin or the number is close to its edge.
+    - untestable: a single run, or all runs equal: there is no spread to judge by.
 
-    Not finding a difference is never a reproduction: few runs are inconclusive. For m numbers tested at once,
-    alpha = ALPHA / m bounds the probability of any false verdict (Bonferroni); the p are not adjusted.
+    A difference that is not found never counts as a reproduction: few runs are inconclusive. For m numbers tested at
+    once, alpha = ALPHA / m bounds the probability of any false verdict (Bonferroni); the p values are not adjusted.
 
     Raises:
-        ValueError: no values, one that is not finite, a margin that is not positive, an sd without its n, an alpha
-            that is not between 0 and 1/2.
+        ValueError: no values, a value that is not finite, a margin that is not positive, an sd without its n, or alpha
+            outside (0, 1/2).
     """
     ours = finite(values)
     _check(published, margin, alpha)
@@ -94,7 +94,7 @@ def equivalence(values: npt.ArrayLike, published: Published, margin: float, alph
 
 
 def _standard_error(ours: npt.NDArray[np.float64], published: Published) -> tuple[float, float] | None:
-    """Standard error of the difference and its degrees of freedom (Welch-Satterthwaite); None if there is no spread."""
+    """Standard error of the difference and its degrees of freedom (Welch-Satterthwaite); None without spread."""
     n = len(ours)
     rounding = 8 * np.finfo(np.float64).eps * np.abs(ours).max()
     variance = float(ours.var(ddof=1)) if n > 1 else 0.0
@@ -110,7 +110,7 @@ def _standard_error(ours: npt.NDArray[np.float64], published: Published) -> tupl
 
 
 def _check(published: Published, margin: float, alpha: float) -> None:
-    if not 0 < alpha < 0.5:  # noqa: PLR2004 - an interval of level 1 - 2 alpha
+    if not 0 < alpha < 0.5:  # noqa: PLR2004 - the interval has level 1 - 2 alpha
         raise ValueError(f"alpha {alpha:g}; expected a level between 0 and 0.5")
     if not (np.isfinite(margin) and margin > 0):
         raise ValueError(f"margin {margin:g}; expected a positive number, declared beforehand")
@@ -118,7 +118,7 @@ def _check(published: Published, margin: float, alpha: float) -> None:
     if published.n is not None and published.n < 1:
         raise ValueError(f"published n = {published.n}; expected one or more runs")
     if published.sd is not None:
-        if published.n is None or published.n < 2:  # noqa: PLR2004 - an sd takes two
+        if published.n is None or published.n < 2:  # noqa: PLR2004 - an sd needs two runs
             raise ValueError(
                 f"published sd {published.sd:g} with n = {published.n}; an sd needs the n >= 2 runs it is of"
             )

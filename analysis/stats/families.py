@@ -1,4 +1,4 @@
-"""Many comparisons at once: Holm's method over a declared family, and the level at which it judges each member."""
+"""Many comparisons at once: Holm's method over a declared family, and the level it applies to each member."""
 
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
@@ -14,19 +14,19 @@ _ROUNDING = 1e-12
 def holm(p: Mapping[Member, float], size: int) -> dict[Member, float]:
     """Adjusted p(i) = max over j <= i of min(1, (size - j + 1) p(j)), where p(1) <= p(2) <= ...; rejected if <= ALPHA.
 
-    Holm (1979): the chance that any true null hypothesis of the family is rejected is at most ALPHA, however the
-    comparisons depend on each other. The family is declared before the results are seen: its size counts the members
-    that have no p (runs failed or missing) as p = 1, so that a failed run cannot make the others significant.
+    Holm (1979): the chance of rejecting any true null hypothesis of the family is at most ALPHA, whatever the
+    dependence between the comparisons. The family is declared before results are seen: members without a p (failed or
+    missing runs) count as p = 1, so that a failed run cannot make the others significant.
 
     Raises:
-        ValueError: a p that is no probability, or more of them than the family has members.
+        ValueError: a p outside [0, 1], or more p values than the family has members.
     """
     if len(p) > size:
         raise ValueError(f"{len(p)} comparisons in a family declared with {size}")
     values = finite(list(p.values()), at_least=0)
     if ((values < 0) | (values > 1)).any():
         raise ValueError(f"p from {values.min():g} to {values.max():g}; expected probabilities")
-    # Not statsmodels' multipletests: it collects garbage in every call, 0.1 s and more.
+    # statsmodels' multipletests runs the garbage collector in every call, which takes 0.1 s or more.
     order = np.argsort(values, kind="stable")
     adjusted = np.empty(len(values))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * (size - np.arange(len(values)))))
@@ -39,10 +39,10 @@ def is_rejected(adjusted_p: float) -> bool:
 
 
 def levels(p: Mapping[Member, float], size: int) -> dict[Member, float]:
-    """The level at which Holm's method judges each member: ALPHA / (size - i + 1) of the i-th smallest p if rejected.
+    """The level that Holm's method applies to each member: ALPHA / (size - i + 1) for the i-th smallest p if rejected.
 
-    The members that are not rejected have the level at which Holm stopped. So p <= level exactly for the rejected ones,
-    and an interval of confidence 1 - level that inverts the test excludes 0 exactly where the family rejects.
+    Members that are not rejected get the level at which Holm stopped. So p <= level exactly for the rejected ones, and
+    an interval of confidence 1 - level that inverts the test excludes 0 exactly when the family rejects.
     """
     adjusted, found, num_rejected = holm(p, size), {}, 0
     for member in sorted(p, key=lambda member: (p[member], adjusted[member])):
@@ -54,14 +54,14 @@ def levels(p: Mapping[Member, float], size: int) -> dict[Member, float]:
 def reachable(num_pairs: Mapping[Member, int], size: int) -> dict[Member, float]:
     """The smallest adjusted p that any data could give each member of a family of `size`.
 
-    That is Holm's adjustment of every member's smallest possible p. Above ALPHA the design is too small: the member's
-    p says nothing of the methods.
+    This is Holm's adjustment of every member's smallest possible p. If it is above ALPHA, the design is too small and
+    the member's p carries no information about the methods.
     """
     return holm({member: smallest_p(n) for member, n in num_pairs.items()}, size)
 
 
 def seeds_needed(num_models: int, size: int) -> int:
-    """Fewest seeds on each of num_models models with which the first step of Holm's method can reject."""
+    """Fewest seeds per model, for num_models models, with which the first step of Holm's method can reject."""
     num_seeds = 1
     while not is_rejected(size * smallest_p(num_seeds * num_models)):
         num_seeds += 1

@@ -1,9 +1,10 @@
-"""What seeds and models can detect, before a GPU-hour is spent: power of the stratified sign-flip test. Pure functions.
+"""What seeds and models can detect, before spending GPU-hours: power of the stratified sign-flip test. Pure functions.
 
-A design is M models with N seeds each, tested in a family of `size` comparisons at Holm's first and hardest step,
-ALPHA / size. Differences are taken as normal with one standard deviation and the same mean on every model; models whose
-effects differ cost little, for the statistic takes the noise within models. Only a spread enters, never a difference
-that was seen: a plan made from spreads does not change the error rate of the later test (an internal pilot).
+A design is M models with N seeds each, tested in a family of `size` comparisons at Holm's first and strictest step,
+ALPHA / size. Differences are assumed normal with one standard deviation and the same mean on every model. Effects that
+vary between models cost little power, because the statistic uses the noise within models. Only a spread enters, never
+an observed difference, so a plan made from spreads does not change the error rate of the later test (an internal
+pilot).
 """
 
 from collections.abc import Iterable
@@ -19,18 +20,18 @@ from analysis.stats.stratified import ALPHA, RIDGE, Array, finite, smallest_p
 
 POWER = 0.8
 SD_CONFIDENCE = 0.8
-"""One-sided level of the upper bound on a standard deviation (Browne 1995): a plan made with the sd of three runs falls
-short of its power more often than not, one made with this bound one time in five."""
+"""One-sided level of the upper bound on a standard deviation (Browne 1995). A plan from the sd of three runs falls
+short of its power more often than not; a plan from this bound, one time in five."""
 SIMULATIONS = 1000
-"""Samples that the power is simulated with: its standard error is 1.3 points at a power of 80 %."""
+"""Samples that simulate the power: its standard error is 1.3 points at a power of 80 %."""
 _MAX_PATTERNS = 4096
-"""Sign patterns of a simulated test; in a family of five its level has a standard error of 0.2 points."""
+"""Sign patterns per simulated test: in a family of five, the standard error of its level is 0.2 points."""
 MAX_SEEDS = 200
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation of paired differences from `df` degrees of freedom, and its upper bound at SD_CONFIDENCE."""
+    """Standard deviation of paired differences with `df` degrees of freedom, and its upper bound at SD_CONFIDENCE."""
 
     sd: float
     df: float
@@ -40,11 +41,11 @@ class Spread:
 def spread(groups: Iterable[npt.ArrayLike], sharing: int = 1) -> Spread:
     """Pooled sd = sqrt(sum of squares within groups / sum of (n - 1)): about each group's own mean.
 
-    A group is what varies by seed only: one method pair on one model and data set. Groups of one difference say
-    nothing of spread and count nothing. sd_high = sd sqrt(df / chi2 quantile), for normal differences.
+    Values within a group vary by seed only: one method pair on one model and data set. A group of one difference
+    carries no information on spread and is ignored. sd_high = sd sqrt(df / chi2 quantile), for normal differences.
 
-    sharing: how many groups have the runs of one method in common, as all comparisons with BNN++ on a model have.
-    Where runs spread alike, such differences correlate by 1/2 and their squares by 1/4: df = sum of (n - 1) divided by
+    sharing: number of groups that share one method's runs, as all comparisons with BNN++ on a model do. If all runs
+    have the same spread, such differences correlate by 1/2 and their squares by 1/4, so df = sum of (n - 1) divided by
     1 + (sharing - 1) / 4 (Satterthwaite).
 
     Raises:
@@ -60,12 +61,12 @@ def spread(groups: Iterable[npt.ArrayLike], sharing: int = 1) -> Spread:
 
 
 def power(num_models: int, num_seeds: int, difference: float, sd: float, size: int = 1) -> float:
-    """Chance that the test of num_models x num_seeds pairs gives p <= ALPHA / size.
+    """Probability that the test of num_models x num_seeds pairs gives p <= ALPHA / size.
 
-    difference and sd (of the paired differences, ddof 1) are in the same unit; the difference's sign does not matter.
+    difference and sd (of the paired differences, ddof 1) share a unit; the sign of the difference does not matter.
 
     Raises:
-        ValueError: num_seeds < 1, sd not positive, size < 1, or a value that is not finite.
+        ValueError: num_models or num_seeds < 1, sd not positive, size < 1, or a value that is not finite.
     """
     _check(num_models, num_seeds, difference, sd, size)
     if not is_rejected(size * smallest_p(num_models * num_seeds)):
@@ -75,7 +76,7 @@ def power(num_models: int, num_seeds: int, difference: float, sd: float, size: i
 
 
 def detectable(num_models: int, num_seeds: int, sd: float, size: int = 1, wanted_power: float = POWER) -> float | None:
-    """The difference, in sd's unit, that is found with wanted_power; None where none can be. Errors: as power."""
+    """The difference, in sd's unit, detected with wanted_power; None if no difference can be. Errors: as power."""
     _check(num_models, num_seeds, 0.0, sd, size)
     if not is_rejected(size * smallest_p(num_models * num_seeds)):
         return None
@@ -83,10 +84,10 @@ def detectable(num_models: int, num_seeds: int, sd: float, size: int = 1, wanted
 
 
 def seeds_for(num_models: int, difference: float, sd: float, size: int = 1, wanted_power: float = POWER) -> int | None:
-    """Fewest seeds on each model that find a difference with wanted_power; None above MAX_SEEDS.
+    """Fewest seeds per model that detect a difference with wanted_power; None above MAX_SEEDS.
 
     Raises:
-        ValueError: a difference of 0, which no number of seeds finds; or as power.
+        ValueError: a difference of 0, which no number of seeds detects; else as power.
     """
     _check(num_models, 1, difference, sd, size)
     if difference == 0:
@@ -108,7 +109,7 @@ def seeds_for(num_models: int, difference: float, sd: float, size: int = 1, want
 
 @lru_cache(maxsize=256)
 def _rejected_from(num_models: int, num_seeds: int, size: int) -> Array:
-    """The true difference, in sd, from which on each of SIMULATIONS samples is rejected, within 0.2 %. [S]"""
+    """For each of SIMULATIONS samples, the true difference in sd above which the test rejects, within 0.2 %. [S]"""
     samples = _samples(num_models, num_seeds)
     low, high = np.full(SIMULATIONS, 0.02), np.full(SIMULATIONS, 50.0)
     for _ in range(12):
@@ -124,10 +125,10 @@ def _samples(num_models: int, num_seeds: int) -> "_Samples":
 
 
 class _Samples:
-    """Simulated differences z of a design, and of each sign pattern the sums that t of z + d follows from.
+    """Simulated differences z of a design and, for each sign pattern, the sums that determine t of z + d.
 
-    A shift d of all differences moves a pattern's means by its mean signs, so the sums are made once for all d: as in
-    `stratified.SignFlip`, for many samples at a time. S samples, P patterns.
+    A shift d of all differences shifts a pattern's means by its mean signs times d, so the sums are computed once for
+    all d, like in `stratified.SignFlip`, for many samples at a time. S samples, P patterns.
     """
 
     def __init__(self, num_models: int, num_seeds: int, rng: np.random.Generator) -> None:
@@ -148,7 +149,7 @@ class _Samples:
             self.ab += self.v * own * b_PM[:, m]
 
     def rejects(self, difference_S: Array, size: int) -> npt.NDArray[np.bool_]:
-        """Whether p <= ALPHA / size for each sample shifted by its difference. [S]"""
+        """Whether p <= ALPHA / size, for each sample shifted by its difference. [S]"""
         d = difference_S[:, None]
         total = self.squares_S + 2 * difference_S * self.sums_S
         total = (total + self.num_models * self.num_seeds * difference_S**2)[:, None] / self.num_seeds
@@ -159,7 +160,7 @@ class _Samples:
 
 
 def _patterns(n: int, rng: np.random.Generator) -> Array:
-    """Sign patterns, the data's own first: one of each two opposite ones if there are few, else drawn. [P, n]"""
+    """Sign patterns, the data's own first: one of each opposite pair if there are few, else random ones. [P, n]"""
     if 2 ** (n - 1) > _MAX_PATTERNS:
         signs: Array = 1.0 - 2.0 * rng.integers(0, 2, size=(_MAX_PATTERNS, n)).astype(np.float64)
         signs[0] = 1.0

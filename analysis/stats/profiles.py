@@ -1,7 +1,7 @@
-"""How much of the gap to full precision does a method close? Interquartile mean and performance profile over runs.
+"""What part of the gap to full precision does a method close? Interquartile mean and performance profile over runs.
 
 After Agarwal et al. (2021), Deep reinforcement learning at the edge of the statistical precipice: tasks (models) are
-fixed, runs are resampled within each of them. Pure functions.
+fixed, and runs are resampled within each task. Pure functions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one method: its interquartile mean over all runs with its interval, the share of runs above thresholds.
+    """One method's interquartile mean over all runs with its interval, and the share of runs above each threshold.
 
     `low` and `high` bound `shares` pointwise. Scores are shares of the gap: 0 is the reference, 1 full precision.
     """
@@ -32,26 +32,26 @@ class Profile:
 
 
 def share_of_gap(accuracies: npt.ArrayLike, reference: npt.ArrayLike, full_precision: npt.ArrayLike) -> Array | None:
-    """(accuracy - mean reference) / (mean full precision - mean reference) of each run; None without a gap above 0.
+    """(accuracy - mean reference) / (mean full precision - mean reference) for each run; None unless the gap is > 0.
 
-    Accuracies, fractions, of runs on one model: the method's, the reference method's (BinaryConnect), full precision's.
+    Each array holds accuracies (fractions) of runs on one model: the method's, BinaryConnect's (the reference), fp's.
     """
     low, high = float(finite(reference).mean()), float(finite(full_precision).mean())
     return None if high <= low else (finite(accuracies) - low) / (high - low)
 
 
 def interquartile_mean(scores: Sequence[npt.ArrayLike]) -> float:
-    """Mean of the middle half of all scores of all tasks: 25 % are cut at either end (scipy's trim_mean)."""
+    """Mean of the middle half of all scores of all tasks: trims 25 % at either end (scipy's trim_mean)."""
     return float(stats.trim_mean(np.concatenate([finite(task) for task in scores]), 0.25))
 
 
 def profile(scores: Mapping[str, npt.ArrayLike], thresholds: npt.ArrayLike, rng: np.random.Generator) -> Profile:
-    """Of one method's scores by task. The intervals are the percentile bootstrap's, over runs within each task.
+    """Profile of one method from its scores by task, with percentile bootstrap intervals over runs within each task.
 
-    From few runs of few tasks they are too narrow: docs/statistics.md has their coverage.
+    With few runs of few tasks the intervals are too narrow: docs/statistics.md gives their coverage.
 
     Raises:
-        ValueError: no task, one without runs, or a value that is not finite.
+        ValueError: no task, a task without runs, or a value that is not finite.
     """
     if not scores:
         raise ValueError("no task; expected the runs' scores of one at least")

@@ -1,23 +1,24 @@
 r"""Is one method better than another on these models? The stratified sign-flip test and the interval that inverts it.
 
-The data are paired differences, candidate minus baseline: one array x_m [n_m] for each stratum (model) m = 1..M, an
-entry for each seed. Models are fixed, seeds are random. With w_m = 1 / (M^2 n_m),
+The data are paired differences, candidate minus baseline: for each stratum (model) m = 1..M an array x_m [n_m] with one
+entry per seed. Models are fixed, seeds are random. With w_m = 1 / (M^2 n_m),
 
     estimate   T = 1/M sum_m mean(x_m)
-    spread     V = sum_m w_m var(x_m, ddof=1)       (a stratum of one pair adds nothing)
+    spread     V = sum_m w_m var(x_m, ddof=1)       (a stratum of one pair contributes 0)
     scale      Q = sum_m w_m mean(x_m^2)
     statistic  t = T^2 / (V + RIDGE Q)
 
-If on every model the two methods are interchangeable, their runs having one distribution, whatever it is, each
-difference could as well have had the other sign. The p of a shift d is the share of the 2^n sign patterns whose t,
-computed from the flipped differences x - d, is at least that of the x - d as they are. For d = 0 and interchangeable
-methods this test is exact: the chance that p <= a is at most a, for any number of seeds (Fisher 1935). For other
-shifts, and for a mean of 0 over models that differ, it assumes differences that are symmetric about each model's mean;
-benchmarks/calibration.py simulates these cases.
+If the two methods are interchangeable on every model, i.e. their runs have one distribution (of any shape), each
+difference could equally have had the opposite sign. The p of a shift d is the share of the 2^n sign patterns for which
+t, computed from the flipped differences x - d, is at least the t of the unflipped x - d. For d = 0 and interchangeable
+methods this test is exact: P(p <= a) <= a for any number of seeds (Fisher 1935). For other shifts, and for a mean of 0
+over models that differ, it assumes that differences are symmetric about each model's mean; benchmarks/calibration.py
+simulates these cases.
 
-Why t and not |T|: the claim is about the mean over models, and the mean can be 0 although the models differ. Flipping T
-takes the differences between models for noise and hardly ever rejects. V is the noise within models: t keeps the level
-there and finds what T misses; docs/statistics.md has both rates. With one model the two are the same test.
+Why t and not |T|: the claim is about the mean over models, which can be 0 even if the models differ. Flipping T then
+mistakes differences between models for noise and hardly ever rejects. V is only the noise within models, so t keeps the
+level in that case and has power where T has none; docs/statistics.md gives both rates. With one model the two tests are
+the same.
 """
 
 from collections.abc import Sequence
@@ -32,24 +33,24 @@ Array = npt.NDArray[np.float64]
 ALPHA = 0.05
 CONFIDENCE = 1 - ALPHA
 EXACT_PAIRS = 20
-"""Up to this many pairs all 2^n sign patterns are tried; beyond, at most MAX_SAMPLED, drawn with a fixed seed."""
+"""Up to this many pairs all 2^n sign patterns are used; above, at most MAX_SAMPLED are sampled with a fixed seed."""
 MAX_SAMPLED = 2**16
-_MAX_SIGNS = 2**24  # drawn for one test: with 1,670 pairs 10,000 patterns
+_MAX_SIGNS = 2**24  # limit per test: 10,000 patterns for 1,670 pairs
 RIDGE = 1e-6
-"""Share of Q in the denominator: without spread, t still grows with |T| instead of being 0 / 0."""
+"""Weight of Q in the denominator: if there is no spread, t still grows with |T| instead of being 0 / 0."""
 _TIE = 1e-9
-"""Statistics that differ by less, relatively, are tied: rounding must not decide. V errs by less than eps / RIDGE."""
+"""Relative difference below which statistics count as tied, despite rounding. V errs by less than eps / RIDGE."""
 _STEPS = np.geomspace(0.05, 100.0, 24)
-"""Distances from the estimate, in standard errors, where p is looked at; _FURTHER: of an announced shift."""
+"""Distances from the estimate, in standard errors, at which p is evaluated; _FURTHER: multiples of announced shifts."""
 _FURTHER = np.array([1.25, 1.6, 2.0, 3.0, 5.0, 10.0, 100.0])
 _BISECTIONS = 32
 _AT_ONCE = 2**14
-"""Patterns of a matrix product, so that it stays in the processor's cache."""
+"""Patterns per matrix product, chosen to fit into the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Closed interval of shifts at level `confidence`; an end is infinite where the design can exclude nothing."""
+    """Closed interval of shifts at level `confidence`; an end is infinite if the design cannot exclude any shift."""
 
     low: float
     high: float
@@ -60,7 +61,7 @@ class Interval:
 
 
 def finite(values: npt.ArrayLike, at_least: int = 1) -> Array:
-    """The values as float64, one axis. Raises ValueError for NaN, infinity, or fewer than at_least of them."""
+    """The values as a float64 vector. Raises ValueError for NaN, infinity, or fewer than `at_least` values."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < at_least:
         raise ValueError(f"shape {array.shape}; expected one axis with at least {at_least} value{'s' * (at_least > 1)}")
@@ -71,12 +72,12 @@ def finite(values: npt.ArrayLike, at_least: int = 1) -> Array:
 
 
 class SignFlip:
-    """The test of some paired differences: `p` of a shift, `interval` of all shifts that are not rejected.
+    """The test of paired differences: `p` of a shift, `interval` of all shifts that are not rejected.
 
     Args:
-        strata: one array of differences for each model, candidate minus baseline, one entry for each seed.
-        shifts: the shifts that `p` will be asked for, beside 0: the margins of an equivalence test.
-        seed: of the sign patterns, where they are drawn.
+        strata: one array of differences (candidate minus baseline) per model, with one entry per seed.
+        shifts: the shifts other than 0 for which `p` will be called, such as the margins of an equivalence test.
+        seed: for sampling sign patterns, if they are sampled.
 
     Raises:
         ValueError: no stratum, an empty one, or a value that is not finite.
@@ -94,20 +95,20 @@ class SignFlip:
 
     @property
     def standard_error(self) -> float:
-        """sqrt(V), in the unit of the differences; 0 where no stratum has two pairs that differ."""
+        """sqrt(V), in the unit of the differences; 0 if no stratum has two pairs that differ."""
         spreads = [values.var(ddof=1) / len(values) for values in self.strata if len(values) > 1]
         return float(np.sqrt(sum(spreads))) / len(self.strata)
 
     def raw_p(self, shift: float = 0.0) -> float:
-        """Two-sided p of this shift alone: the share of sign patterns whose t is as large as the data's."""
+        """Two-sided p of this shift by itself: the share of sign patterns whose t is at least the data's."""
         return float(self._p(np.array([shift]))[0])
 
     def p(self, shift: float = 0.0) -> float:
-        """Two-sided p of a shift that was announced: the largest raw_p of any shift that far from the estimate or more.
+        """Two-sided p of an announced shift: the largest raw_p of all shifts at least as far from the estimate.
 
-        This makes p fall with the distance from the estimate, so that the shifts that are not rejected form an
-        interval. raw_p need not fall if models differ much, because flipping all seeds of one model can undo a shift.
-        Usually the two are equal. Where they differ, p is the larger one, and so still valid.
+        This makes p fall with distance from the estimate, so the shifts that are not rejected form an interval. raw_p
+        need not fall if models differ a lot, because flipping all seeds of one model can undo a shift. Usually the two
+        are equal; if not, p is larger and therefore still valid.
         """
         if shift not in self._shifts:
             raise ValueError(f"shift {shift:g} was not announced: {self._shifts}")
@@ -117,16 +118,16 @@ class SignFlip:
         return float(p[int(np.flatnonzero(shifts == shift)[0])])
 
     def one_sided_p(self, shift: float, *, above: bool) -> float:
-        """P against the effect being at most (`above`) or at least the announced shift: p / 2, or 1 - p / 2."""
+        """P of H0 that the effect is at most the announced shift (`above`), or else at least: p / 2, or 1 - p / 2."""
         on_its_side = self.estimate > shift if above else self.estimate < shift
         return self.p(shift) / 2 if on_its_side else 1.0 - self.p(shift) / 2
 
     def p_error(self, p: float) -> float:
-        """Standard error of a p from drawn patterns, sqrt(p (1 - p) / patterns); 0 of an exact one."""
+        """Standard error of a p from sampled patterns, sqrt(p (1 - p) / patterns); 0 if the p is exact."""
         return 0.0 if self.is_exact else float(np.sqrt(p * (1 - p) / num_patterns(self.n)))
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """All shifts with p > 1 - confidence; an announced shift is outside exactly where its p is below that."""
+        """All shifts with p > 1 - confidence. An announced shift is outside exactly if its p is not above that."""
         alpha = (1 - confidence) * (1 + _TIE)
         ends = [self._bracket(*side, alpha) for side in (self._below, self._above)]
         kept, rejected = (np.array(found) for found in zip(*ends, strict=True))
@@ -137,7 +138,7 @@ class SignFlip:
         return Interval(float(kept[0]), float(kept[1]), confidence)
 
     def _bracket(self, shifts: Array, p: Array, alpha: float) -> tuple[float, float]:
-        """The last shift that is kept, going outwards, and the first that is not; infinite where all are kept."""
+        """(last shift kept, first shift rejected) going outwards from the estimate; infinite if all are kept."""
         num_kept = int((p > alpha).sum())
         if num_kept == len(shifts):
             end = float(np.copysign(np.inf, shifts[-1] - self.estimate))
@@ -146,7 +147,7 @@ class SignFlip:
 
     @cached_property
     def _below(self) -> tuple[Array, Array]:
-        """Shifts below the estimate going outwards, and p of each."""
+        """Shifts below the estimate, going outwards, and the p of each."""
         return self._outwards(-1.0)
 
     @cached_property
@@ -165,8 +166,8 @@ class SignFlip:
 
     def _p(self, shifts: Array) -> Array:
         """raw_p of each shift. [shifts] -> [shifts]."""
-        # With y = shift - estimate, N and D numerator and denominator of a pattern's t, N_0 and D_0 the data's:
-        # t >= t_0 (1 - tie) is N D_0 >= N_0 (1 - tie) D, and N, D are quadratic in y with `_sums` as coefficients.
+        # Let y = shift - estimate, N / D be a pattern's t and N_0 / D_0 the data's t_0. Then
+        # t >= t_0 (1 - tie) is N D_0 >= N_0 (1 - tie) D, and N and D are quadratic in y with coefficients from `_sums`.
         usable = np.where(np.isfinite(shifts), shifts, self.estimate)
         y = usable - self.estimate
         powers = np.stack([np.ones_like(y), -2 * y, y * y], axis=1)
@@ -183,10 +184,10 @@ class SignFlip:
 
     @cached_property
     def _squares(self) -> Array:
-        """What V and Q of x - shift follow from and no sign changes, as coefficients of `powers`. [3, 2]
+        """The parts of V and Q of x - shift that no sign change affects, as coefficients of `powers`. [3, 2]
 
-        Column 0: the sums over m of v_m (mean(x'^2), mean(x'), 1), from which V's squares of means are still to be
-        taken; column 1: the same with w_m, for Q.
+        Column 0: the sums over m of v_m (mean(x'^2), mean(x'), 1), before V's squares of means are subtracted.
+        Column 1: the same with w_m, for Q.
         """
         num = len(self.strata)
         centred = [values - self.estimate for values in self.strata]
@@ -196,11 +197,11 @@ class SignFlip:
 
     @cached_property
     def _patterns(self) -> Array:
-        """Of every sign pattern the sums that its t follows from, for any shift; column 0 is the data as they are.
+        """For every sign pattern, the sums that determine its t for any shift; column 0 is the unflipped data.
 
-        x' = x - estimate; a pattern s has a_m = mean(s x'_m) and b_m = mean(s_m), their means over m are a and b. Rows:
-        a^2, a b, b^2, and the sums over m of v_m a_m^2, v_m a_m b_m, v_m b_m^2 with v_m = w_m n_m / (n_m - 1). Of two
-        opposite patterns one is kept. [6, P]
+        With x' = x - estimate, a pattern s has a_m = mean(s x'_m) and b_m = mean(s_m); a and b are their means over m.
+        Rows: a^2, a b, b^2, and the sums over m of v_m a_m^2, v_m a_m b_m, v_m b_m^2 with v_m = w_m n_m / (n_m - 1).
+        Only one of two opposite patterns is kept. [6, P]
         """
         if self.is_exact:
             a, b, *squares = _all_patterns(self.strata, self.estimate)
@@ -211,12 +212,12 @@ class SignFlip:
 
 
 def smallest_p(n: int) -> float:
-    """Smallest two-sided p of n pairs: 2 / 2^n, or 1 / the number of patterns that are drawn."""
+    """Smallest two-sided p of n pairs: 2 / 2^n, or 1 / the number of sampled patterns."""
     return 2.0 ** (1 - n) if n <= EXACT_PAIRS else 1 / num_patterns(n)
 
 
 def num_patterns(n: int) -> int:
-    """Sign patterns that are tried for n pairs, one of each two opposite ones."""
+    """Number of sign patterns used for n pairs, one of each opposite pair."""
     return 2 ** max(0, n - 1) if n <= EXACT_PAIRS else max(2, min(MAX_SAMPLED, _MAX_SIGNS // n))
 
 
@@ -225,7 +226,7 @@ def _v(values: Array, num_strata: int) -> float:
 
 
 def _all_patterns(strata: Sequence[Array], centre: float) -> Array:
-    """Every pattern in which the very first difference keeps its sign. Stratum by stratum: sums over strata add up."""
+    """Sums of every pattern that keeps the first difference's sign, built up stratum by stratum: sums add up."""
     sums = np.zeros((5, 1))
     for m, values in enumerate(strata):
         signs_PN = _signs(len(values), fix_first=m == 0)
@@ -235,7 +236,7 @@ def _all_patterns(strata: Sequence[Array], centre: float) -> Array:
 
 
 def _signs(n: int, *, fix_first: bool) -> Array:
-    """All patterns of n signs, the first of them all +1. [2^n or 2^(n-1), n]."""
+    """All patterns of n signs; fix_first keeps the first sign at +1. [2^n or 2^(n-1), n]."""
     count = n - 1 if fix_first else n
     bits = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
     signs = 1.0 - 2.0 * bits
@@ -243,7 +244,7 @@ def _signs(n: int, *, fix_first: bool) -> Array:
 
 
 def _some_patterns(strata: Sequence[Array], centre: float, num: int, rng: np.random.Generator) -> Array:
-    """`num` patterns: the data as they are, and drawn ones."""
+    """Sums of `num` patterns: the unflipped data first, then random ones."""
     sums = np.zeros((5, num))
     for values in strata:
         bits = np.unpackbits(rng.integers(0, 256, size=(num, -(-len(values) // 8)), dtype=np.uint8), axis=1)

@@ -1,4 +1,4 @@
-"""What tuning with a smaller budget would have found: Dodge et al. 2019, Show Your Work."""
+"""What tuning with a smaller budget would have found (Dodge et al. 2019, Show Your Work)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,21 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Expected:
-    """mean, sd: float64 [B], of the best of n trials, one for each budget n."""
+    """mean, sd: float64 [B], of the best of n trials, for each budget n."""
 
     mean: Array
     sd: Array
 
 
 def expected_best(scores: npt.ArrayLike, budgets: Sequence[int] | None = None) -> Expected:
-    """Mean and standard deviation of the best score of n trials drawn from these N with replacement.
+    """Mean and standard deviation of the best score of n trials drawn with replacement from these N.
 
     With V(1) <= ... <= V(N) sorted, P(best of n <= V(i)) = (i / N)^n, so that
 
         E[best of n] = sum_i V(i) ((i / N)^n - ((i - 1) / N)^n),
 
-    and sd^2 = E[best^2] - E[best]^2. scores: [N], finite; a failed trial has the score of what it delivered, 0.
-    budgets: the n; default: 1 .. N. The formula is for trials drawn independently; Sobol' points cover a space more
-    evenly.
+    and sd^2 = E[best^2] - E[best]^2. scores: [N], finite; a failed trial scores 0. budgets: the values of n; default:
+    1 .. N. The formula assumes independent trials; Sobol' points cover a space more evenly.
 
     Raises:
         ValueError: no score, or one that is not finite.

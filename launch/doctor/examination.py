@@ -1,4 +1,4 @@
-"""`python -m launch doctor`: looks at everything a grid needs, here and where its jobs run, and names each fix."""
+"""`python -m launch doctor`: checks everything a grid needs, here and where its jobs run, and names each fix."""
 
 import json
 import os
@@ -28,25 +28,25 @@ QUEUE_SECONDS = 60
 """How long the probe job may wait for a node."""
 PROBE_SECONDS = 120
 SIGNAL_SECONDS = 60
-"""How long a signal may take to reach the job, and SLURM to start it again."""
+"""How long a signal may take to reach the job, and how long SLURM may take to restart it."""
 LOOK_SECONDS = 3.0
-"""How often the queue is asked for the probe job: rarely, for a controller's sake."""
+"""Interval between queue lookups for the probe job: long, to spare the controller."""
 JOB_MINUTES = 15
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 _STYLES: dict[Verdict, str] = {"ok": "green", "absent": "yellow", "can't tell": "yellow", "problem": "bold red"}
 _CODE = Path(__file__).resolve().parents[1]
-"""The package launch."""
+"""Folder of the package `launch`."""
 
 
 def doctor(root: Path, data_dir: Path, tracking_uri: str | None, resources: Resources | None, console: Console) -> bool:
-    """Prints what it finds as it finds it; returns whether a grid could run.
+    """Prints each finding at once; returns whether a grid could run.
 
     Args:
-        root: where runs lie.
-        data_dir: where data sets lie.
-        tracking_uri: the MLflow store; None is the one in ROOT.
-        resources: of the jobs; None where they run here.
-        console: to print on.
+        root: folder of the grids.
+        data_dir: folder of the data sets.
+        tracking_uri: the MLflow store; None: the one in ROOT.
+        resources: what the jobs request; None: cells run on this machine.
+        console: where to print.
     """
     uri = tracking_uri or default_uri(root)
     is_well = True
@@ -78,7 +78,7 @@ def _examined(root: Path, data_dir: Path, uri: str, resources: Resources | None,
                     if resources is None
                     else f"a node of {resources.partition or 'the default partition'}"
                 )
-                with console.status(f"looking at {where}"):
+                with console.status(f"checking {where}"):
                     found = list(_probed(folder, data_dir, uri, resources))
                 yield from found
             else:
@@ -88,10 +88,10 @@ def _examined(root: Path, data_dir: Path, uri: str, resources: Resources | None,
 
 
 def _slurm(resources: Resources | None) -> Iterator[Finding]:
-    """The commands, the controller, the partition, what may be asked for."""
+    """Checks the commands, the controller, the partition, and whether jobs may request these resources."""
     missing = [command for command in _COMMANDS if shutil.which(command) is None]
     if missing:
-        fix = "run this on a login node of the cluster, or say `module load slurm` first"
+        fix = "run this on a login node of the cluster, or run `module load slurm` first"
         yield Finding("problem", "SLURM's commands", f"not on PATH: {', '.join(missing)}", fix)
         return
     try:
@@ -110,17 +110,17 @@ def _slurm(resources: Resources | None) -> Iterator[Finding]:
             yield of_partition(partitions[name])
     try:
         check([resources])
-        yield Finding("ok", "what jobs ask for", _asked(resources))
+        yield Finding("ok", "resources of jobs", _asked(resources))
     except ProfileError as error:
         for line in str(error).splitlines():
-            what, _, said = line.rpartition(": ") if line.startswith("--") else ("what jobs ask for", "", line)
+            what, _, said = line.rpartition(": ") if line.startswith("--") else ("resources of jobs", "", line)
             yield Finding("problem", what, said, "change the flag, or the key of that name in the profile")
 
 
 def _accounting() -> Finding:
     associations = slurm.accounts_and_qos()
     if associations is None:
-        said = "no answer (sacct, sacctmgr): `status` goes by run directories and the queue alone"
+        said = "no answer (sacct, sacctmgr): `status` uses only run directories and the queue"
         return Finding("absent", "SLURM's accounting", said)
     accounts = ", ".join(dict.fromkeys(each.account for each in associations)) or "none for this user"
     return Finding("ok", "SLURM's accounting", f"accounts: {accounts}")
@@ -133,7 +133,7 @@ def _asked(resources: Resources) -> str:
 
 @contextmanager
 def _folder_in(root: Path) -> Iterator[Path]:
-    """A folder in ROOT for the doctor's files; leaves nothing behind."""
+    """Creates a folder in ROOT for the doctor's files, and deletes it afterwards."""
     is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -146,7 +146,7 @@ def _folder_in(root: Path) -> Iterator[Path]:
 
 
 def _probed(folder: Path, data_dir: Path, uri: str, resources: Resources | None) -> Iterator[Finding]:
-    """What the probe says of this machine, or of a node."""
+    """Findings of a probe of this machine, or of a node."""
     nonce = secrets.token_hex(8)
     (folder / "nonce").write_text(nonce, encoding="utf-8")
     server = uri if _is_server(uri) else None
@@ -157,15 +157,15 @@ def _probed(folder: Path, data_dir: Path, uri: str, resources: Resources | None)
         words = [sys.executable, "-m", "launch.doctor.probe", str(folder), str(data_dir.resolve())]
         line, said, arrived = _run([*words, *(["--tracking-uri", server] if server else [])])
     if not line:
-        last = said.splitlines()[-1] if said else f"nothing within {PROBE_SECONDS} s"
-        fix = "run it by itself to see more: python -m launch.doctor.probe . ."
-        yield Finding("problem", "a probe here", last, fix)
+        last = said.splitlines()[-1] if said else f"no output within {PROBE_SECONDS} s"
+        fix = "for details: python -m launch.doctor.probe . ."
+        yield Finding("problem", "probe of this machine", last, fix)
         return
     yield from of_report(Report(json.loads(line), arrived, nonce, data_dir.is_dir(), 0, server, is_local=True))
 
 
 def _job(folder: Path, data_dir: Path, server: str | None, resources: Resources, nonce: str) -> Iterator[Finding]:
-    """A real worker's job: what it reports, whether signals reach it, and whether SLURM starts it again."""
+    """Submits a real worker's job: checks its report, whether signals reach it, and whether SLURM restarts it."""
     spec = WorkerSpec(folder, data_dir.resolve(), _CODE.parent, probe=server or "none")
     path = spec.write(folder / "jobs" / "doctor" / "spec.json")
     asked = resources.model_copy(update={"time": min(resources.time, JOB_MINUTES)})
@@ -189,7 +189,7 @@ def _job(folder: Path, data_dir: Path, server: str | None, resources: Resources,
         yield from of_report(Report(found, arrived, nonce, data_is_here, num_gpus, server, is_local=False))
         if found["nonce"] == nonce and not found["folder"] and not _answered(folder, nonce):
             fix = "put --root on a file system that the nodes share"
-            yield Finding("problem", "shared file system", "what a node writes to ROOT does not show here", fix)
+            yield Finding("problem", "shared file system", "files that a node writes to ROOT do not appear here", fix)
             return
         yield from _signalled(folder, job_id, found["node"])
     finally:
@@ -197,11 +197,11 @@ def _job(folder: Path, data_dir: Path, server: str | None, resources: Resources,
 
 
 def _signalled(folder: Path, job_id: str, node: str) -> Iterator[Finding]:
-    """Whether SIGUSR2 reaches a worker, as before a time limit, and what happens when it leaves work behind."""
+    """Whether SIGUSR2 reaches a worker, as before a time limit, and whether SLURM restarts it if work is left."""
     slurm.signal(job_id, "USR2")
     job = _wait_for((folder / SIGNALLED).exists, job_id, SIGNAL_SECONDS)
     if not (folder / SIGNALLED).exists():
-        fix = "cells lose what they learnt since their last checkpoint at a time limit: say --checkpoint-minutes 5"
+        fix = "at a time limit, cells lose all steps since their last checkpoint: add --checkpoint-minutes 5"
         yield Finding("problem", f"signals on {node}", "SIGUSR2 did not reach a worker", fix)
         return
     yield Finding("ok", f"signals on {node}", "SIGUSR2 reaches a worker")
@@ -212,14 +212,14 @@ def _signalled(folder: Path, job_id: str, node: str) -> Iterator[Finding]:
             break
         time.sleep(LOOK_SECONDS)
     if job is not None:
-        yield Finding("ok", "requeue", "SLURM starts a worker again that leaves work behind")
+        yield Finding("ok", "requeue", "SLURM restarts a worker that leaves work behind")
         return
-    said = "SLURM does not start a job again here: workers hand in successors where sbatch works on nodes"
-    yield Finding("absent", "requeue", said, "if it does not work there, launch again when jobs have ended")
+    said = "SLURM does not restart jobs here: workers submit successors if sbatch works on nodes"
+    yield Finding("absent", "requeue", said, "if sbatch does not work there, launch again when jobs have ended")
 
 
 def _wait_for(is_there: Callable[[], bool], job_id: str, seconds: float) -> slurm.JobInfo | None:
-    """Waits until it is, or the job is gone, or time is up; the job, as last seen in the queue."""
+    """Waits until `is_there()`, the job is gone, or time is up; returns the job as last seen in the queue."""
     started: float | None = None
     begin = look_at = time.monotonic()
     job: slurm.JobInfo | None = None
@@ -238,7 +238,7 @@ def _wait_for(is_there: Callable[[], bool], job_id: str, seconds: float) -> slur
 
 
 def _run(command: list[str]) -> tuple[str, str, float]:
-    """The probe's line, or nothing; what else was said; and when the line came."""
+    """Runs the probe; returns its line (or ''), its standard error, and when the line arrived."""
     environment = slurm.environment() | {"PYTHONPATH": os.pathsep.join([str(_CODE.parent), *_python_path()])}
     try:
         done = subprocess.run(
@@ -255,10 +255,10 @@ def _python_path() -> list[str]:
 
 
 def _no_report(folder: Path, job: slurm.JobInfo | None, resources: Resources) -> Finding:
-    """Why no worker reported. `job`: as last seen in the queue."""
+    """Explains why no worker reported. `job`: as last seen in the queue."""
     if job is not None and job.state != "RUNNING":
         where = resources.partition or "the default partition"
-        fix = f"look at squeue --partition={where}, and ask again later"
+        fix = f"look at squeue --partition={where}, and try again later"
         reason = f" ({job.reason})" if job.reason else ""
         return Finding("can't tell", "the nodes", f"none was free within {QUEUE_SECONDS} s{reason}", fix)
     logs = sorted(folder.glob("*_log.out"))
@@ -270,15 +270,15 @@ def _no_report(folder: Path, job: slurm.JobInfo | None, resources: Resources) ->
         last = next(line for line in reversed(said.splitlines()) if "No module named" in line)
         return Finding("problem", "proxbench on the nodes", f"{python}: {last}", fix)
     if "No such file or directory" in said or "not found" in said:
-        fix = "name an interpreter that the nodes see with --python, or say --setup 'module load ...'"
-        what = died[-1].reason if died else f"{python} is not there"
+        fix = "name an interpreter that the nodes have with --python, or add --setup 'module load ...'"
+        what = died[-1].reason if died else f"{python} does not exist"
         return Finding("problem", "Python on the nodes", what, fix)
-    last = died[-1].reason if died else said.splitlines()[-1] if said else f"nothing within {PROBE_SECONDS} s"
-    return Finding("problem", "a worker on the nodes", last, "mend what it says; sbatch with the same options shows it")
+    last = died[-1].reason if died else said.splitlines()[-1] if said else f"no output within {PROBE_SECONDS} s"
+    return Finding("problem", "a worker on the nodes", last, "fix this error; sbatch with the same options shows it")
 
 
 def _answered(folder: Path, nonce: str) -> bool:
-    """Whether the node's file shows here, for which a network file system may take a while."""
+    """Whether the node's file appears here within 10 s: a network file system may take that long."""
     path = folder / "answer"
     for _ in range(20):
         if path.exists() and path.read_text(encoding="utf-8") == nonce:
@@ -292,16 +292,16 @@ def _is_server(uri: str) -> bool:
 
 
 def _store(uri: str) -> Finding:
-    """Whether runs can be brought to MLflow from here."""
+    """Whether runs can be copied to MLflow from here."""
     if _is_server(uri):
         if (trouble := trouble_with_server(uri)) is None:
             return Finding("ok", "MLflow", f"{uri} answers")
-        fix = "start it (mlflow server), or leave --tracking-uri out: a store in ROOT needs none"
+        fix = "start it (mlflow server), or omit --tracking-uri: the store in ROOT needs no server"
         return Finding("problem", "MLflow", f"{uri}: {trouble}", fix)
     if not uri.startswith("sqlite:///"):
         return Finding("can't tell", "MLflow", f"{uri} is neither a server nor a sqlite file")
     path = Path(uri.removeprefix("sqlite:///"))
     nearest = next(each for each in (path, *path.parents) if each.exists())
     if os.access(nearest, os.W_OK):
-        return Finding("ok", "MLflow", f"{path} {'is' if path.exists() else 'can be'} written")
-    return Finding("problem", "MLflow", f"{nearest} may not be written", "name another place with --tracking-uri")
+        return Finding("ok", "MLflow", f"{path} {'is writable' if path.exists() else 'can be created'}")
+    return Finding("problem", "MLflow", f"{nearest} is not writable", "name another store with --tracking-uri")

@@ -1,6 +1,6 @@
-"""What a machine can do for a run, as one line of JSON: `python -m launch.doctor.probe FOLDER DATA_DIR`.
+"""Reports what a machine offers to a run, as one line of JSON: `python -m launch.doctor.probe FOLDER DATA_DIR`.
 
-`launch doctor` runs it where jobs run. It needs nothing but Python, so that it can tell what is missing.
+`launch doctor` runs it where jobs run. It needs nothing but Python, so that it can report missing packages.
 """
 
 import argparse
@@ -25,12 +25,12 @@ WAIT_SECONDS = 300.0
 
 
 def probe(folder: Path, data_dir: Path, tracking_uri: str | None) -> dict[str, Any]:
-    """What is found on this machine, now.
+    """The report on this machine.
 
     Args:
-        folder: in ROOT, made by the doctor; holds `nonce` and `lock`, and gets `answer`.
-        data_dir: where data sets lie.
-        tracking_uri: the MLflow store, looked at if it is a server.
+        folder: the doctor's folder in ROOT, with `nonce` and `lock`; the probe writes `answer` to it.
+        data_dir: folder of the data sets.
+        tracking_uri: the MLflow server to contact; None: no server.
     """
     return {
         "node": os.environ.get("SLURMD_NODENAME") or platform.node(),
@@ -46,12 +46,12 @@ def probe(folder: Path, data_dir: Path, tracking_uri: str | None) -> dict[str, A
         # No deeper: a folder of ImageNet's images takes minutes to list.
         "num_betons": len([*data_dir.glob("*.beton"), *data_dir.glob("*/*.beton")]),
         "tracking": trouble_with_server(tracking_uri) if tracking_uri else None,
-        "time": time.time(),  # last: who reads this compares it with their own clock
+        "time": time.time(),  # last: the reader compares it with its own clock
     }
 
 
 def serve(folder: Path, data_dir: Path, tracking_uri: str | None, *, is_again: bool) -> bool:
-    """As a worker's job: reports, waits for SIGUSR2, and says so. Whether the job is to be started again."""
+    """Runs as a worker's job: reports, then waits for SIGUSR2 and records it. Returns whether to restart the job."""
     if is_again:
         (folder / AGAIN).touch()
         return False
@@ -85,7 +85,7 @@ def trouble_with_server(uri: str) -> str | None:
 
 
 def write_speed(folder: Path) -> float | None:
-    """Megabytes per second of a file that is written and flushed to the disk; None where none can be written."""
+    """Speed of writing a file and flushing it to disk, in megabytes per second; None if it cannot be written."""
     path, block = folder / "speed", os.urandom(1 << 20)
     try:
         started = time.perf_counter()
@@ -117,7 +117,7 @@ def _read(path: Path) -> str | None:
 
 
 def _is_locked(path: Path) -> bool | None:
-    """Whether somebody holds the lock, as suite.run.locks has it; None where there is no file."""
+    """Whether another process holds the lock (see suite.run.locks); None without the file."""
     try:
         with path.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -129,7 +129,7 @@ def _is_locked(path: Path) -> bool | None:
 
 
 def _num_gpus() -> int | None:
-    """GPUs that torch sees; None where it cannot be imported."""
+    """The number of GPUs that torch sees; None if torch cannot be imported."""
     if trouble_with("torch"):
         return None
     import torch

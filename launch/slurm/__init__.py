@@ -1,1 +1,1 @@
-"""Asking SLURM (client), what jobs request (profile, resources), and handing workers over to it (hand_over)."""
+"""SLURM: its client commands (client), what jobs request (profile, resources), and submitting workers (hand_over)."""

@@ -1,7 +1,7 @@
-"""What SLURM says: every client command but sbatch, one function each. The functions that parse its output are pure.
+"""SLURM's client commands except sbatch, one function each. The functions that parse their output are pure.
 
-Job ids are those that SLURM shows: `413854`, or `413854_3` for a task of an array. Lines of another form, such as a
-site's banner, are skipped.
+Job ids have SLURM's form: `413854`, or `413854_3` for a task of an array. Lines of another form, such as a site's
+banner, are skipped.
 """
 
 import os
@@ -32,7 +32,7 @@ _BENDING = re.compile(r"(SQUEUE|SACCT|SINFO|SRUN|SBATCH|SALLOC)_|SLURM_(?!(CONF|
 
 
 class SlurmError(UserError):
-    """A SLURM command failed. One line: which command, what it said, what to do."""
+    """A SLURM command failed. The message is one line: the command, its error, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Partition:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether a job may ask for GPUs there."""
+        """Whether a job may request GPUs there."""
         return self.max_gpus_per_node > 0
 
     @property
@@ -95,7 +95,7 @@ class Partition:
 class Association:
     """An account that this user may charge, in one partition or (empty) in all, with these QOS.
 
-    `is_default`: sbatch takes this account if none is given; `default_qos`: empty if SLURM names none;
+    `is_default`: sbatch charges this account if none is given; `default_qos`: empty if SLURM names none;
     `max_submit_jobs`: pending and running jobs, each array task one; None: unlimited.
     """
 
@@ -121,20 +121,20 @@ class Config:
 
 
 def available() -> bool:
-    """Whether this machine submits to SLURM."""
+    """Whether this machine can submit to SLURM."""
     return shutil.which("sbatch") is not None
 
 
 def queue() -> dict[str, JobInfo]:
     """This user's pending and running jobs, by id."""
-    # Not -r, a line per task: it leaves out the last of 12_[1-7:2], as are left when others have started.
+    # Not -r (one line per task): it omits the last task of 12_[1-7:2], a form that appears once others have started.
     return parse_jobs(_output("squeue", "--me", "-a", "-h", "-o", "%i|%T|%r|%N|%j"))
 
 
 def limits(account: str | None, qos: str | None, partition: str | None = None) -> int | None:
-    """How many more jobs this user may submit, each array task counted as one; None: unlimited, or not known.
+    """How many more jobs this user may submit, each array task counted as one; None: unlimited or unknown.
 
-    Limits of whole accounts, which other users' jobs also count against, are not known here.
+    Ignores limits of whole accounts, against which other users' jobs count too.
     """
     if not config().enforces_limits or not (associations := accounts_and_qos()):
         return None
@@ -164,7 +164,7 @@ def cancel(job_ids: Sequence[str]) -> None:
 
 
 def out_of_memory(job_ids: Iterable[str]) -> set[str]:
-    """Those jobs whose last start ran out of memory, says sacct, which lags by seconds; empty without accounting."""
+    """The jobs whose last start ran out of memory, according to sacct (seconds late); empty without accounting."""
     wanted = set(job_ids)
     if not wanted:  # sacct -j '' lists every job
         return set()
@@ -173,7 +173,7 @@ def out_of_memory(job_ids: Iterable[str]) -> set[str]:
 
 
 def time_left_seconds(job_id: str) -> float | None:
-    """Seconds until this process's job, named `job_id`, reaches its time limit; None if that cannot be learnt."""
+    """Seconds until this process's job, named `job_id`, reaches its time limit; None if unknown."""
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
         return int(end) - time.time()
     try:
@@ -184,12 +184,12 @@ def time_left_seconds(job_id: str) -> float | None:
 
 def partitions() -> dict[str, Partition]:
     """The partitions by name, hidden ones included."""
-    # -e: else nodes of different sizes are one line, with the smallest size.
+    # -e: otherwise nodes of different sizes share one line, with the smallest size.
     return parse_partitions(_output("sinfo", "-e", "-a", "-h", "-o", "%P|%a|%l|%F|%c|%G|%M"))
 
 
 def accounts_and_qos() -> list[Association] | None:
-    """What this user may charge; None without accounting, where any account and QOS will do."""
+    """Accounts and QOS that this user may charge; None without accounting, when any will do."""
     user = pwd.getpwuid(os.getuid()).pw_name
     columns = "format=DefaultAccount,Account,Partition,QOS,DefaultQOS,MaxSubmitJobs"
     text = _accounting("sacctmgr", "-n", "-P", "show", "user", user, "withassoc", columns)
@@ -207,9 +207,9 @@ def ping() -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without variables that change what SLURM's commands do, or that describe a job."""
+    """This process's environment, minus variables that change what SLURM's commands do or that describe a job."""
     kept = {key: value for key, value in os.environ.items() if not _BENDING.match(key)}
-    return {**kept, "SLURM_BITSTR_LEN": "0"}  # else squeue shortens `12_[1-5,...]`
+    return {**kept, "SLURM_BITSTR_LEN": "0"}  # otherwise squeue shortens `12_[1-5,...]`
 
 
 def parse_jobs(text: str) -> dict[str, JobInfo]:
@@ -234,10 +234,10 @@ def parse_limits(
     """How many more jobs may be submitted; None: unlimited.
 
     Args:
-        associations: the user's.
-        qos_limits: lines `QOS|pending and running jobs of a user`, nothing behind the bar for no limit.
-        jobs: the user's in the queue, as lines `id|account|QOS`.
-        account: None: the default one.
+        associations: the user's associations.
+        qos_limits: lines `QOS|maximum of pending and running jobs per user`, with nothing after the bar if unlimited.
+        jobs: the user's jobs in the queue, as lines `id|account|QOS`.
+        account: None: the default account.
         qos: None: the account's default.
         partition: None: any.
     """
@@ -245,11 +245,11 @@ def parse_limits(
     here = [each for each in here if each.partition in {"", partition}]
     if not here:
         return None
-    charged = max(here, key=lambda each: each.partition)  # the partition's own before that of all
+    charged = max(here, key=lambda each: each.partition)  # the partition's own association overrides the general one
     name = qos or charged.default_qos or "normal"
     of_qos = dict(line.split("|") for line in qos_limits.splitlines() if line.count("|") == 1).get(name, "")
     rows = [line.split("|") for line in jobs.splitlines() if line.count("|") == 2]  # noqa: PLR2004
-    if of_qos:  # it replaces the account's
+    if of_qos:  # it replaces the account's limit
         return max(int(of_qos) - sum(len(list(_expanded(job))) for job, _, used in rows if used == name), 0)
     if charged.max_submit_jobs is None:
         return None
@@ -265,7 +265,7 @@ def parse_config(text: str) -> Config:
     """
     found: Mapping[str, str] = dict(re.findall(r"^(\w+) *= *(.*?) *$", text, re.MULTILINE))
     if not found.get("MaxArraySize", "").isdecimal():
-        raise SlurmError("scontrol show config names no MaxArraySize (python -m launch doctor tells more)")
+        raise SlurmError("scontrol show config names no MaxArraySize (details: python -m launch doctor)")
     enforced = set(found.get("AccountingStorageEnforce", "").lower().split(","))
     return Config(
         int(found["MaxArraySize"]),
@@ -275,7 +275,7 @@ def parse_config(text: str) -> Config:
 
 
 def parse_out_of_memory(text: str) -> set[str]:
-    """Jobs that ran out of memory in their last start that ended, from lines `id|state` or `id.step|state`."""
+    """Jobs whose last ended start ran out of memory, from lines `id|state` or `id.step|state`."""
     starts: dict[str, list[set[str]]] = {}
     for line in text.splitlines():
         name, _, state = line.partition("|")
@@ -288,7 +288,7 @@ def parse_out_of_memory(text: str) -> set[str]:
 
 
 def parse_end(text: str) -> float | None:
-    """Seconds until EndTime in what scontrol shows of a job; None if it has none."""
+    """Seconds until the EndTime in scontrol's output for a job; None if it has none."""
     found = re.search(r"\bEndTime=(\d{4}-\S+)", text)
     return datetime.fromisoformat(found[1]).timestamp() - time.time() if found else None
 
@@ -336,7 +336,7 @@ def minutes(text: str) -> int | None:
     """Minutes, rounded up, from SLURM's forms (90, 90:00, 1:30:00, 1-12, 1-12:30) or 90m, 12h, 2d; None: unlimited.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text has none of these forms.
     """
     if text.lower() in {"infinite", "unlimited"}:
         return None
@@ -379,7 +379,7 @@ def _together(one: Partition, other: Partition) -> Partition:
 
 
 def _accounting(*command: str) -> str | None:
-    """Like _output, but None if accounting is off or slurmdbd is down. Callers can do without it."""
+    """Like _output, but None if accounting is off or slurmdbd is down. Callers must work without it."""
     try:
         return _output(*command)
     except SlurmError:
@@ -387,10 +387,10 @@ def _accounting(*command: str) -> str | None:
 
 
 def _output(*command: str) -> str:
-    """The command's output.
+    """Runs the command and returns its output.
 
     Raises:
-        SlurmError: it is missing, fails, or takes longer than a minute.
+        SlurmError: the command is missing, fails, or takes longer than a minute.
     """
     try:
         done = subprocess.run(
@@ -405,7 +405,7 @@ def _output(*command: str) -> str:
     if done.returncode:
         lines = filter(None, (_plain(line, command[0]) for line in (done.stderr or done.stdout).splitlines()))
         said = "; ".join(islice(lines, 2)) or f"exit status {done.returncode}"
-        raise SlurmError(f"{command[0]}: {said} (python -m launch doctor tells more)")
+        raise SlurmError(f"{command[0]}: {said} (details: python -m launch doctor)")
     return done.stdout
 
 

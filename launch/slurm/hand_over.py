@@ -1,8 +1,8 @@
-"""Hands workers over to SLURM, through submitit, and reads what became of those that never started.
+"""Submits workers to SLURM through submitit, and reports workers that never started.
 
-A job is one worker: `launch.worker.worker.run` on a spec, GRID/jobs/TOKEN/spec.json. Its script, pickle and log lie
-beside the spec, and so do two marks for each start of a job: TASK-RESTART.began, which the worker touches first of
-all, and TASK-RESTART.died, which the batch script writes if the worker did not begin, or was killed.
+A job is one worker: `launch.worker.worker.run` on a spec, GRID/jobs/TOKEN/spec.json. Beside the spec are its script,
+pickle and log, and two marker files for each start of a job: TASK-RESTART.began, which the worker touches first, and
+TASK-RESTART.died, which the batch script writes if the worker did not begin or was killed.
 """
 
 import io
@@ -27,14 +27,14 @@ from launch.worker.spec import EXIT_AGAIN
 SIGNAL_SECONDS = 120
 """How long before its time limit SLURM signals a job to save its checkpoints."""
 _LIMITS = ("Submit", "Invalid job array specification", "queue full", "temporarily")
-"""How sbatch says that there are too many jobs: AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ..."""
+"""How sbatch reports too many jobs: AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, ..."""
 _POLICY = "Job violates accounting/QOS policy"
-"""A limit of some kind. A line before says which, of submission or of size and time, but not on every site."""
+"""Some limit was exceeded. On most sites, an earlier line says which: a submission limit, or one on size or time."""
 _MAX_RESTARTS = 20
 _BEGINNING = r"""
-# The script outlives a signal to stop, to decide what comes next.
+# The script survives stop signals, to decide what comes next.
 trap : USR2 TERM
-# Set where sbatch exports nothing; srun then would not either.
+# Set if sbatch exports nothing; srun would then export nothing either.
 unset SLURM_EXPORT_ENV
 # SLURM_JOB_ID of an array's last task is the whole array's.
 task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; task=${task:-$SLURM_JOB_ID}
@@ -44,7 +44,7 @@ again() {
   case $(scontrol --oneliner show job "$task" 2>/dev/null) in
     *JobState=RUNNING*) if scontrol requeue "$task"; then sleep 60; return; fi ;;
     *PreemptTime=[0-9]*) ;;  # with PreemptMode=CANCEL
-    ?*) return ;;  # SLURM is requeueing it already, or somebody cancelled it
+    ?*) return ;;  # SLURM is already requeueing it, or it was cancelled
   esac
   @PYTHON@ -m launch.worker hand-on @SPEC@ || echo @ADVICE@
 }
@@ -59,7 +59,7 @@ last_line() { grep -v -e '^srun:' -e '^ *$' @FOLDER@/"${task}_0_log.out" | tail 
 ended() {
   status=$?
   trap - EXIT ERR; set +eu +o pipefail
-  local is_stopped=; case $status in 138|143) is_stopped=yes ;; esac  # by USR2 or TERM, of which it could not tell
+  local is_stopped=; case $status in 138|143) is_stopped=yes ;; esac  # by USR2 or TERM, too early to report it
   if [ ! -e "$start.began" ] && [ ! $is_stopped ]; then
     died "${failed:-Python did not start (exit status $status)}$(last_line)"
   elif [ $status -eq @AGAIN@ ]; then
@@ -74,22 +74,22 @@ trap ended EXIT
 failing() { if [ "$3" = "$0" ]; then failed="setup line '$(sed -n "$2p" "$0")' failed"; exit "$1"; fi; }
 trap 'failing $? $LINENO "${BASH_SOURCE[0]}"' ERR
 """.strip()
-"""Opens the batch script. `ended` runs at its end, outside of any container, and once, however many nodes there are."""
+"""Start of the batch script. `ended` runs when it exits: outside any container, and once for any number of nodes."""
 _READY = """
 trap - ERR; set +eu +o pipefail
 cd @CODE@
 export PYTHONPATH=@CODE@${PYTHONPATH:+:$PYTHONPATH}
 """.strip()
-"""Follows the lines of --setup, which may have gone elsewhere."""
+"""Follows the --setup lines, which may have changed the directory."""
 
 
 class LimitError(SlurmError):
-    """SLURM takes no more jobs of this user for now, or not as many in one array."""
+    """SLURM refuses further jobs of this user for now, or an array of this size."""
 
 
 @dataclass(frozen=True)
 class DeadStart:
-    """A start of a job whose worker did not begin, or was killed.
+    """A start of a job whose worker did not begin or was killed.
 
     `job`: its id, `12_3`; `status`: the script's exit status; `node`: where; `reason`: one line; `time`: unix seconds.
     """
@@ -105,14 +105,14 @@ def submit(resources: Resources, spec: Path, num_workers: int, exclude: Sequence
     """Submits identical workers, several of them as an array, and returns the job's id.
 
     Args:
-        resources: of each worker.
-        spec: absolute path of the workers' spec. Its field `code` is the folder to run from. A container sees the
-            grid's folder and that of the field `data_dir`.
+        resources: what each worker requests.
+        spec: absolute path of the workers' spec. Its field `code` is the folder to run from. A container mounts the
+            grid's folder and the spec's `data_dir`.
         num_workers: at least 1.
-        exclude: nodes to stay away from, besides those of `resources`.
+        exclude: nodes to avoid, in addition to the nodes that `resources` excludes.
 
     Raises:
-        LimitError: sbatch refuses so many jobs.
+        LimitError: sbatch refuses this number of jobs.
         SlurmError: sbatch refuses for another reason, or is missing, or --setup is not valid shell.
     """
     _valid(script(resources, spec, num_workers, exclude))
@@ -129,10 +129,10 @@ def submit(resources: Resources, spec: Path, num_workers: int, exclude: Sequence
 
 
 def test(resources: Resources, folder: Path) -> None:
-    """Has SLURM check such a job. `folder` would hold the job's files, and need not exist.
+    """Has SLURM check such a job. `folder` would hold the job's files; it need not exist.
 
-    A job for later is submitted and cancelled: `sbatch --test-only` refuses every job while nodes are down or drained,
-    and a held job is not checked.
+    Submits a job that would begin in an hour, then cancels it: `sbatch --test-only` refuses every job while nodes are
+    down or drained, and SLURM does not check held jobs.
 
     Raises:
         SlurmError: sbatch refuses it, other than for a limit on the number of jobs.
@@ -147,35 +147,35 @@ def test(resources: Resources, folder: Path) -> None:
 
 
 def script(resources: Resources, spec: Path, num_workers: int, exclude: Sequence[str] = ()) -> str:
-    """The batch script that `submit` would hand to sbatch. The spec need not exist."""
+    """The batch script that `submit` would pass to sbatch. The spec need not exist."""
     executor = _executor(resources, spec, num_workers, exclude)
-    if num_workers > 1:  # as submitit does on its way to an array
+    if num_workers > 1:  # as submitit does for an array
         executor.parameters["map_count"] = num_workers
     return str(executor._make_submission_file_text(executor._submitit_command_str, uid=""))  # noqa: SLF001
 
 
 def work(spec: str) -> None:
-    """What submitit calls on each node of a job."""
-    from launch.worker.worker import run  # late: the launcher needs nothing of it
+    """The entry point that submitit calls on each node of a job."""
+    from launch.worker.worker import run  # late: the launcher does not need it
 
     run(spec)
 
 
 def died(folder: Path) -> list[DeadStart]:
-    """Starts of the jobs of a spec's folder whose worker did not begin, or was killed, oldest first."""
+    """Starts of the jobs in a spec's folder whose worker did not begin or was killed, oldest first."""
     found = []
     for path in folder.glob("*.died"):
         try:
             found.append(DeadStart(**json.loads(path.read_text(encoding="utf-8", errors="replace"))))
-        except (OSError, ValueError, TypeError):  # its disk was full, say
+        except (OSError, ValueError, TypeError):  # e.g. its disk was full
             found.append(DeadStart(path.stem.rpartition("-")[0], 0, "", "see its log", 0))
     return sorted(found, key=lambda each: (each.time, each.job))
 
 
 def refusal(said: str) -> SlurmError:
-    """The error for sbatch's complaint, in one line."""
+    """The error for sbatch's message, in one line."""
     lines = [line.strip().removeprefix("sbatch: ").removeprefix("error: ") for line in said.splitlines()]
-    lines = list(dict.fromkeys(filter(None, lines))) or ["refused without a word"]
+    lines = list(dict.fromkeys(filter(None, lines))) or ["refused without a message"]
     is_limit = any(word in line for line in lines for word in _LIMITS) or (len(lines) == 1 and _POLICY in lines[0])
     return (LimitError if is_limit else SlurmError)(f"sbatch: {'; '.join(lines[-3:])}")
 
@@ -215,7 +215,7 @@ def _executor(resources: Resources, spec: Path, num_workers: int, exclude: Seque
 
 
 def _valid(text: str) -> str:
-    """The script, if bash can read it."""
+    """Returns the script if it is valid shell; otherwise raises SlurmError."""
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
     if checked.returncode:
         raise SlurmError(f"--setup: not valid shell: {checked.stderr.strip().splitlines()[0]}")
@@ -229,13 +229,13 @@ def _filled(text: str, values: dict[str, str]) -> str:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """What submitit writes before sbatch is asked."""
+    """Files that submitit writes before it calls sbatch."""
     return [*folder.glob("*.pkl"), *folder.glob(".submission_file_*.sh")]
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Inside, this process has client.environment(): it reaches sbatch, and the job."""
+    """Within the context, this process has client.environment(), which sbatch and the job inherit."""
     before = dict(os.environ)
     cleaned = client.environment()
     try:

@@ -1,4 +1,4 @@
-"""A cluster's profile: what workers request, from defaults, then the profile, then flags.
+"""A cluster's profile: workers request defaults, overridden by the profile, overridden by flags.
 
 A profile, ~/.config/proxbench/clusters/NAME.yaml, has the flags' names as keys; `cells` overrides them for some cells:
 
@@ -28,7 +28,7 @@ from suite.recipe.yaml_lines import read
 
 DEFAULT_CONFIRM_GPU_HOURS = 100.0
 _LOCAL_KEYS = frozenset(("gpus_per_cell", "cells_per_gpu", "cpus_per_cell"))
-"""Keys that say how cells share a machine, whether or not SLURM lends it."""
+"""Keys for how cells share a machine, with or without SLURM."""
 _ALTERNATIVES: Mapping[str, str] = {"gpus_per_node": "gres", "gres": "gpus_per_node"}
 
 
@@ -46,18 +46,18 @@ class _File(Resources):
 
 @dataclass(frozen=True)
 class Profile:
-    """What is requested: `given` for every cell, `cells` by pattern on top (the last that fits wins), then `flags`.
+    """Requests: `given` for every cell, overridden by `cells` (the last matching pattern wins), then by `flags`.
 
     Args:
         given: keys of Resources.
         cells: pattern -> keys of Resources.
         flags: keys of Resources.
         partitions: the cluster's, for defaults.
-        workers: most workers at a time; None: no limit but the cells.
+        workers: maximum number of workers at a time; None: as many as cells need.
         root: where runs are stored.
         data_dir: where data sets are stored.
         tracking_uri: the MLflow store.
-        confirm_gpu_hours: a launch asks before it requests more GPU-hours.
+        confirm_gpu_hours: a launch that needs more GPU-hours asks first.
         on_finish: shell command that runs once the grid has ended.
     """
 
@@ -74,18 +74,18 @@ class Profile:
 
     @property
     def is_for_slurm(self) -> bool:
-        """Whether it requests anything that only SLURM can give."""
+        """Whether it requests anything that only SLURM provides."""
         return any(set(keys) - _LOCAL_KEYS for keys in (self.given, self.flags, *self.cells.values()))
 
     def on(self, partitions: Mapping[str, Partition]) -> "Profile":
-        """With defaults that suit the cluster: a GPU if it has any, a GPU's share of the cores, an allowed time."""
+        """Adds defaults that suit the cluster: a GPU if it has any, a GPU's share of the cores, an allowed time."""
         return replace(self, partitions=partitions)
 
     def for_cell(self, cell: Cell | None) -> Resources:
-        """What a worker for this cell requests; `model_fields_set` tells what the user gave.
+        """What a worker for this cell requests; `model_fields_set` has the keys that the user gave.
 
         Args:
-            cell: None: for no cell in particular.
+            cell: the cell; None: no cell in particular.
 
         Raises:
             ProfileError: the profile and the flags contradict each other.
@@ -115,7 +115,7 @@ class Profile:
             "gpus_per_node": 0 if "gres" in given else num_gpus,
             "cpus_per_task": max(least, share),
             "time": min(limit or DEFAULT_MINUTES, DEFAULT_MINUTES),
-            "python": "python" if "container" in given else None,  # this one is not in the image
+            "python": "python" if "container" in given else None,  # this interpreter is not in the image
         }
 
     def _first_partition(self, given: Mapping[str, Any]) -> Partition | None:
@@ -125,10 +125,10 @@ class Profile:
 
 
 def load_profile(name: str | None, flags: Mapping[str, Any] | None = None) -> Profile:
-    """The profile of that name, or of the file with that path, or an empty one; with flags on top.
+    """The profile with that name or path, or an empty one without a name; overridden by flags.
 
     Raises:
-        ProfileError: no such profile, or anything wrong with it or with the flags, all faults at once.
+        ProfileError: no such profile, or faults in the flags or the profile, one line each.
     """
     given_flags = _checked_flags(flags or {})
     ours, settings = _split(given_flags)
@@ -143,7 +143,7 @@ def load_profile(name: str | None, flags: Mapping[str, Any] | None = None) -> Pr
     except ValidationError as error:
         faults.add_all(error, _File, ())
     cells = {}
-    for pattern, changes in _mappings(raw.get("cells")):  # also where the rest has faults
+    for pattern, changes in _mappings(raw.get("cells")):  # even if the rest has faults
         try:
             cells[pattern] = Resources.model_validate(changes).model_dump(exclude_unset=True)
         except ValidationError as error:
@@ -157,12 +157,12 @@ def load_profile(name: str | None, flags: Mapping[str, Any] | None = None) -> Pr
 
 
 def _mappings(raw: object) -> list[tuple[str, dict[str, Any]]]:
-    """The entries that are mappings, as they should be."""
+    """The entries whose values are mappings; validation reports all others."""
     return [entry for entry in raw.items() if isinstance(entry[1], dict)] if isinstance(raw, dict) else []
 
 
 def _merged(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes on top of what is given: sbatch's options one by one, GPUs in either form."""
+    """`given` overridden by `changes`: sbatch options one by one; GPUs in one form replace those in the other."""
     replaced = {_ALTERNATIVES[key] for key in changes if key in _ALTERNATIVES}
     kept = {key: value for key, value in given.items() if key not in replaced}
     options = dict(given.get("sbatch", ())) | dict(changes.get("sbatch", ()))
@@ -185,7 +185,7 @@ def _checked_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault_of_flags(error: ValidationError) -> ProfileError:
-    """One line for each flag that is wrong."""
+    """The error for the flags, one line for each invalid one."""
     lines: dict[str, None] = {}
     for fault in error.errors():
         cause = fault.get("ctx", {}).get("error")
@@ -209,7 +209,7 @@ def _find(name: str) -> Path:
         try:
             if path.is_file():
                 return path
-        except OSError as error:  # a folder on the way may not be entered
+        except OSError as error:  # a parent folder may be inaccessible
             raise ProfileError(f"{path}: {error.strerror}") from error
         raise ProfileError(f"{path}: no such profile")
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "proxbench" / "clusters"

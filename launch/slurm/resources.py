@@ -1,4 +1,4 @@
-"""What a worker's job requests from SLURM, and whether the cluster has it."""
+"""What a worker's job requests from SLURM, and whether the cluster can provide it."""
 
 import hashlib
 import json
@@ -37,35 +37,35 @@ _INSTEAD: Mapping[str, str] = {
     "cpus-per-gpu": "--cpus-per-task",
     "array": "--workers",
 }
-"""sbatch's options that a flag of ours sets, and that flag."""
+"""sbatch options that one of our flags sets -> that flag."""
 _RESERVED = frozenset(("chdir", "dependency", "error", "hold", "job-name", "ntasks", "ntasks-per-node", "open-mode"))
 _RESERVED |= {"output", "parsable", "quiet", "requeue", "signal", "test-only", "wait", "wckey", "wrap"}
-"""sbatch's options whose values this program depends on."""
+"""sbatch options whose values this program depends on."""
 _MEMORY_OPTIONS = ("mem-per-cpu", "mem-per-gpu")
 
 
 class ProfileError(UserError):
-    """A profile or a flag requests what does not exist; one line per fault."""
+    """A profile or a flag makes an impossible request; one line per fault."""
 
 
 def _minutes(value: object) -> object:
     found = slurm.minutes(value) if isinstance(value, str) else value
     if found is None:
-        raise ValueError(f"{value!r} is not a limit: a job needs one, to save a checkpoint before it")
+        raise ValueError(f"{value!r} is no limit; a job needs one, to save a checkpoint before it: write 12h")
     if isinstance(found, int) and found < 1:
         raise ValueError(f"a job needs at least a minute, not {value}")
     return found
 
 
 def _memory(value: str) -> str:
-    """As sbatch takes it: `32g` is 32G, `1.5T` 1536G. 0 is all of a node's memory."""
+    """Memory in sbatch's form: `32g` becomes 32G, `1.5T` becomes 1536G. 0 is all of a node's memory."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([KMGT])B?)?", value.upper())
     if found is None:
         raise ValueError(f"{value!r} is not an amount of memory; write 32G, or 500M")
     amount, unit = Fraction(found[1]), found[2]
     if unit is None:
         if amount:
-            raise ValueError(f"{value} is {value} MB to SLURM: write {value}G")
+            raise ValueError(f"SLURM reads {value} as {value} MB: write {value}G")
         return "0"
     while amount.denominator > 1 and unit in {"T", "G"}:
         amount, unit = amount * 1024, "MG"[unit == "T"]
@@ -80,7 +80,7 @@ def _gpus(value: object) -> object:
 
 
 def _options(value: object) -> object:
-    """Options of sbatch as sorted pairs, an empty value for a bare one; from a mapping, or texts `KEY=VALUE`."""
+    """Options of sbatch as sorted pairs, empty values for bare options; from a mapping, or strings `KEY=VALUE`."""
     if isinstance(value, Mapping):
         pairs = [(str(key), "" if text is None else str(text)) for key, text in value.items()]
     elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
@@ -93,9 +93,9 @@ def _options(value: object) -> object:
         if re.fullmatch(r"[a-z0-9][a-z0-9-]+", name) is None:
             raise SettingError(key or "''", "write an sbatch option by its long name, such as exclude")
         if name in _INSTEAD:
-            raise SettingError(key, f"is set by a flag of its own: {_INSTEAD[name]}")
+            raise SettingError(key, f"use {_INSTEAD[name]} instead")
         if name in _RESERVED:
-            raise SettingError(key, "is set by this program")
+            raise SettingError(key, "remove it: this program sets it")
         options[name] = "" if text.lower() == "true" else text
     return tuple(sorted(options.items()))
 
@@ -112,18 +112,18 @@ class Resources(BaseModel):
 
     Args:
         partition: one, several as `a,b`, or None for the site's default.
-        nodes: of a job; with more than one, a cell takes all GPUs of all of them.
+        nodes: nodes of a job; with more than one, a cell uses all GPUs of all nodes.
         gpus_per_node: a number, or type and number, `a100:4`.
-        gres: instead of gpus_per_node where a site insists on it: `gpu:4`.
+        gres: replaces gpus_per_node at sites that require this form: `gpu:4`.
         gpus_per_cell: GPUs that a cell trains on, one process each.
         cells_per_gpu: cells that share a GPU; only with gpus_per_cell 1.
         cpus_per_task: cores of the job on each node.
-        cpus_per_cell: cores of a cell of a job without GPUs; None: all.
+        cpus_per_cell: cores per cell in a job without GPUs; None: all.
         mem: memory of each node, in SLURM's form; 0 is all of it.
-        setup: lines of shell before Python starts.
+        setup: shell lines to run before Python starts.
         container: image that Python runs in.
         python: command that starts Python; None: the launcher's own.
-        sbatch: further sbatch options, sorted; an empty value is a bare option, `false` leaves it out.
+        sbatch: further sbatch options, sorted; an empty value is a bare option, `false` omits it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -150,7 +150,7 @@ class Resources(BaseModel):
     def _consistent(self) -> "Resources":
         given = self.model_fields_set
         if self.gres is not None and self.gpus_per_node:
-            raise SettingError("gres", "requests GPUs instead of gpus_per_node: give one of them")
+            raise SettingError("gres", "conflicts with gpus_per_node: give one of them")
         if self.cells_per_gpu > 1 and self.gpus_per_cell > 1:
             raise SettingError("cells_per_gpu", "cells share a GPU only if each takes one, with gpus_per_cell 1")
         if given >= {"gpus_per_cell", "gpus_per_node"} and 0 < self.num_gpus < self.gpus_per_cell:
@@ -159,12 +159,12 @@ class Resources(BaseModel):
         if has_both and (self.cpus_per_cell or 0) > self.cpus_per_task:
             raise SettingError("cpus_per_cell", f"the job has {self.cpus_per_task}, not {self.cpus_per_cell}")
         if self.mem is not None and (rival := [name for name, _ in self.sbatch if name in _MEMORY_OPTIONS]):
-            raise SettingError("mem", f"requests memory instead of sbatch's {rival[0]}: give one of them")
+            raise SettingError("mem", f"conflicts with sbatch's {rival[0]}: give one of them")
         return self
 
     @property
     def partitions(self) -> tuple[str, ...]:
-        """The partitions named; none for the site's default."""
+        """The named partitions; empty for the site's default."""
         return tuple(filter(None, (self.partition or "").split(",")))
 
     @property
@@ -198,10 +198,10 @@ class Resources(BaseModel):
 
 
 def check(resources: Iterable[Resources]) -> None:
-    """Returns if SLURM would accept such jobs, as far as its client commands tell.
+    """Checks that SLURM would accept such jobs, as far as its client commands show.
 
     Raises:
-        ProfileError: no such partition, account or QOS, or a request beyond nodes or time limits; one line each.
+        ProfileError: no such partition, account or QOS, or a request that exceeds nodes or time limits; one line each.
     """
     partitions = slurm.partitions()
     associations = (slurm.accounts_and_qos() if slurm.config().enforces_accounts else None) or []
@@ -214,7 +214,7 @@ def check(resources: Iterable[Resources]) -> None:
 
 
 def sbatch_parameters(resources: Resources, mounts: Iterable[Path] = ()) -> dict[str, Any]:
-    """The keyword arguments for `update_parameters` of submitit's SlurmExecutor; a container sees the `mounts`."""
+    """Keyword arguments for `update_parameters` of submitit's SlurmExecutor. A container mounts `mounts`."""
     requested = {
         "partition": resources.partition,
         "time": resources.time,
@@ -232,7 +232,7 @@ def sbatch_parameters(resources: Resources, mounts: Iterable[Path] = ()) -> dict
     }
     given = {name: value for name, value in requested.items() if value is not None}
     options = {name: value or True for name, value in resources.sbatch if value.lower() != "false"}
-    # wckey: submitit's own, which a cluster that knows its keys refuses.
+    # wckey: submitit sets its own, which a cluster that checks these keys refuses.
     return given | {"wckey": None, "srun_args": srun_arguments(resources, mounts), "additional_parameters": options}
 
 
@@ -255,7 +255,7 @@ def num_gpus_of(gpus_per_node: int | str, gres: str | None) -> int:
 
 
 def _beyond_all(resources: Resources, partitions: Mapping[str, Partition]) -> list[str]:
-    """Why none of the partitions takes such a job; empty if one does."""
+    """Why no partition accepts such a job; empty if one does."""
     names = resources.partitions or tuple(name for name, each in partitions.items() if each.is_default)
     unknown_names = [unknown("partition", name, partitions) for name in names if name not in partitions]
     faults = [list(_beyond(resources, partitions[name])) for name in names if name in partitions]
@@ -263,18 +263,18 @@ def _beyond_all(resources: Resources, partitions: Mapping[str, Partition]) -> li
 
 
 def _beyond(resources: Resources, partition: Partition) -> Iterable[str]:
-    """What exceeds the partition's nodes and limits."""
+    """Errors for requests that exceed the partition's nodes and limits."""
     where, limit = f"partition {partition.name!r}", partition.time_limit_minutes
     num_gpus, num_cpus, given = resources.num_gpus, resources.cpus_per_task, resources.model_fields_set
     if not partition.is_up:
         yield f"{where} is down: name another, or ask its administrators"
     if limit is not None and resources.time > limit:
-        yield f"--time: {resources.time} minutes are more than the {limit} that {where} allows; say --time {limit}m"
+        yield f"--time: {resources.time} minutes are more than the {limit} that {where} allows; use --time {limit}m"
     if resources.nodes > partition.num_nodes:
         yield f"--nodes: {where} has {partition.num_nodes}, not {resources.nodes}"
     num_processes = resources.num_slots * resources.num_processes
     if num_cpus < num_processes:
-        yield f"--cpus-per-task: {num_processes} training processes on each node need as many, not {num_cpus}"
+        yield f"--cpus-per-task: {num_processes} training processes per node need {num_processes} cores, not {num_cpus}"
     if num_gpus > partition.max_gpus_per_node:
         flag = next((key for key in ("gres", "gpus_per_node", "gpus_per_cell") if key in given), "gpus_per_node")
         yield f"--{flag.replace('_', '-')}: nodes of {where} have {partition.max_gpus_per_node} GPUs, not {num_gpus}"
@@ -290,11 +290,11 @@ def _beyond(resources: Resources, partition: Partition) -> Iterable[str]:
         flag = "cells-per-gpu" if num_gpus else "cpus-per-cell"
         yield f"--{flag}: {having}, not {num_cpus}"
     else:
-        yield f"its GPUs' share of the cores is {num_cpus}, but {having}: give --cpus-per-task"
+        yield f"the share of cores for its GPUs is {num_cpus}, but {having}: give --cpus-per-task"
 
 
 def _refused(resources: Resources, associations: Sequence[slurm.Association]) -> Iterable[str]:
-    """The account and QOS that this user may not use; nothing without accounting."""
+    """Errors for an account or QOS that this user may not use; empty without accounting."""
     where = {"", *resources.partitions}
     here = [each for each in associations if not resources.partitions or each.partition in where]
     accounts = sorted({each.account for each in here})

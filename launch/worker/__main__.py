@@ -1,7 +1,7 @@
-"""What jobs call in a process of its own.
+"""Commands that jobs run in a separate process.
 
-python -m launch.worker hand-on SPEC    the batch script, if SLURM does not start its job again: one more worker
-python -m launch.worker supply GRID     a worker: more workers, if cells are ready and the site has room
+python -m launch.worker hand-on SPEC    run by the batch script: submits a successor if SLURM does not restart the job
+python -m launch.worker supply GRID     run by a worker: submits more workers if cells are ready and the site has room
 """
 
 import sys
@@ -13,18 +13,18 @@ from suite.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    """Does what the first word says to the path that follows."""
+    """Runs the command with its path."""
     word, path = arguments
     if word == "hand-on":
-        print(f"handed in job {hand_on(Path(path))} in place of this one", flush=True)
+        print(f"submitted job {hand_on(Path(path))} to replace this one", flush=True)
         return
     try:
         made = supply(Path(path))
-    except SlurmError as error:  # no sbatch on nodes, the controller is away: a later launch does it
-        print(f"could not hand in more workers: {error}", flush=True)
+    except SlurmError as error:  # no sbatch on this node, or the controller is down: a later launch submits them
+        print(f"could not submit more workers: {error}", flush=True)
     else:
         if made.num_workers:
-            print(f"handed in {made.num_workers} more workers (job {', '.join(made.job_ids)})", flush=True)
+            print(f"submitted {made.num_workers} more workers (job {', '.join(made.job_ids)})", flush=True)
 
 
 if __name__ == "__main__":

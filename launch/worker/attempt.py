@@ -1,4 +1,4 @@
-"""A worker's attempt at one cell: on the job's first node, which decides and records, and on its other nodes."""
+"""A worker's attempt at one cell: the job's first node decides and records, the other nodes follow it."""
 
 import signal
 import sys
@@ -27,15 +27,15 @@ from suite.train import EXIT_BAD_INPUT, EXIT_BUSY
 LOOK_SECONDS = 2.0
 """How often a running cell is checked for a cancellation."""
 TOUCH_SECONDS = 10.0
-"""How often other machines are shown that the worker supervises the attempt."""
+"""How often the worker touches the attempt, to show other machines that it supervises it."""
 SETTLE_SECONDS, UNBEGUN_SECONDS = 60.0, 5.0
-"""How long the first node waits for the end recorded on another one, if training has begun there, or has not."""
+"""How long the first node waits for another one to record the attempt's end: if training has begun, and if not."""
 _NUM_TAIL_CHARS = 200
 
 
 @dataclass
 class Site:
-    """What all attempts of a worker share. `meeting`: the file that tells its job's other nodes what to train."""
+    """What all attempts of a worker share. `meeting`: the file from which the job's other nodes read what to train."""
 
     spec: WorkerSpec
     place: Place
@@ -45,7 +45,7 @@ class Site:
     nurseries: dict[int, Nursery] = field(default_factory=dict)
 
     def say(self, word: Word) -> Word:
-        """Tells the other nodes, if there are any; returns the word with its generation."""
+        """Sends the word to the job's other nodes, if any; returns it with its generation."""
         if self.spec.num_nodes > 1:
             self.word = replace(word, start=self.place.start, generation=self.word.generation + 1)
             rendezvous.say(self.meeting, self.word)
@@ -53,7 +53,7 @@ class Site:
         return word
 
     def start(self, word: Word, slot: Slot, execution: Execution) -> TrainingProcess:
-        """Starts training of the word's cell on this node."""
+        """Starts to train the word's cell on this node."""
         run = RunDir(self.spec.grid_dir / word.cell)
         execution = execution.model_copy(update={"num_workers": execution.num_workers or slot.num_threads})
         train = [str(run.cell_path), "--data-dir", str(self.spec.data_dir), "--attempt", str(word.attempt)]
@@ -65,13 +65,13 @@ class Site:
             nursery = self.nurseries.setdefault(slot.num_threads, Nursery(variables, self.spec.code))
             try:
                 return TrainingProcess.forked(nursery, train, devices, log)
-            except OSError as error:  # a plain process does as well, only slower
-                print(f"no warm start: {error}", file=sys.stderr, flush=True)
+            except OSError as error:  # a plain process also works, but starts more slowly
+                print(f"warm start failed, starting a new process instead: {error}", file=sys.stderr, flush=True)
         line = command(train, slot.num_processes, self.spec.num_nodes, self.place.node, word)
         return TrainingProcess.of_command(line, variables | devices, self.spec.code, log)
 
     def close(self) -> None:
-        """Ends what was kept warm, and tells the other nodes to leave."""
+        """Ends the nurseries, and tells the other nodes to exit."""
         self.say(Word(""))
         for nursery in self.nurseries.values():
             nursery.close()
@@ -93,12 +93,12 @@ class Training:
         self.process = self._start()
 
     def ask(self, number: int) -> None:
-        """Passes on a signal to stop."""
+        """Forwards a stop signal to the training process."""
         self.process.ask(number)
 
     def note_stop(self, name: str) -> None:
-        """Notes that the worker was asked to stop, in case all its processes are killed before they can say so."""
-        with suppress(OSError):  # the disk is full, say: the processes are asked all the same
+        """Records that the worker was asked to stop, in case all its processes are killed before they can."""
+        with suppress(OSError):  # e.g. the disk is full: the processes get the signal anyway
             failures.note_stop(self.attempt.path, name)
 
     def look(self, asked_by: str) -> bool:
@@ -125,7 +125,7 @@ class Training:
         return False
 
     def end(self) -> None:
-        """Stops it, whatever happens to the worker."""
+        """Stops the training process, and waits until it has ended."""
         self.process.end()
 
     def made_no_step(self) -> bool:
@@ -144,7 +144,7 @@ class Training:
         return self.site.start(word, self.slot, self.planned.execution)
 
     def _address_was_taken(self) -> bool:
-        """Another program was quicker, training has not begun, and there are ports left to try."""
+        """Whether another program took the port before training began, and there are ports left to try."""
         if self.site.spec.num_nodes == 1 or self._num_ports >= rendezvous.MAX_GENERATIONS:
             return False
         return not self._is_begun() and rendezvous.is_taken(self.process.said())
@@ -176,12 +176,12 @@ class Training:
         )
         changes = after_attempt(self.run.state(as_told=True), end)
         if changes or self.attempt.end() is None:
-            with suppress(SupersededError):  # another worker has taken the cell over this very moment
+            with suppress(SupersededError):  # another worker has just taken the cell over
                 self.attempt.finish(**changes)
 
 
 def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
-    """Claims the cell and starts to train it; None if it is another's, or turns out to have failed for good."""
+    """Claims the cell and starts to train it; None if another worker has it, or if it has now failed for good."""
     run = RunDir(site.spec.grid_dir / standing.cell.id)
     before = run.newest()
     if before is not None and before.end() is None:
@@ -192,7 +192,7 @@ def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
         lost = after_lost_worker(run.state(), asked_by, newest_checkpoint(run), is_out_of_memory=is_oom)
         try:
             before.finish(**lost)
-        except SupersededError:  # another worker was quicker
+        except SupersededError:  # another worker was faster
             return None
     if run.state().state not in WAITING:
         return None
@@ -204,7 +204,10 @@ def begin(site: Site, standing: Standing, slot: Slot) -> Training | None:
 
 
 def follow(site: Site, slot: Slot, asked: list[str], executions: Callable[[str], Execution]) -> None:
-    """On another node of the job: trains what the first node says, until that says to leave, or falls silent."""
+    """Runs on the job's other nodes: trains the cells that the first node names, until it says to exit.
+
+    Also returns after a stop signal, or if the first node sends nothing for WAIT_SECONDS while no training runs here.
+    """
     process: TrainingProcess | None = None
     generation, patience = 0, time.monotonic() + rendezvous.WAIT_SECONDS
     try:
@@ -233,11 +236,11 @@ def follow(site: Site, slot: Slot, asked: list[str], executions: Callable[[str],
 
 
 def _ran_out_of_memory(grid_dir: Path, attempt: Attempt) -> bool:
-    """Whether the attempt's whole job was killed for that, says sacct; or by SIGKILL, says its batch script.
+    """Whether the attempt's job ran out of memory according to sacct, or got SIGKILL according to its batch script.
 
-    SIGKILL comes from memory limits that sacct does not know of; its sender may be another, who had no time to tell.
+    SIGKILL comes from memory limits that sacct does not know, but it can also have another cause.
     """
-    from launch.slurm.hand_over import died  # late: imports submitit, which a worker here has no use for
+    from launch.slurm.hand_over import died  # late: imports submitit, which a local worker does not need
 
     job_id, made = attempt.job_id, attempt.facts.get("made", 0.0)
     deaths = (death for path in grid_dir.glob("jobs/*") for death in died(path) if death.job == job_id)
@@ -246,5 +249,5 @@ def _ran_out_of_memory(grid_dir: Path, attempt: Attempt) -> bool:
 
 
 def newest_checkpoint(run: RunDir) -> str:
-    """Its name; empty if there is none. Without torch, which suite.run.checkpoint comes with."""
+    """Name of the run's newest checkpoint, or empty. Avoids suite.run.checkpoint, which imports torch."""
     return max((path.name for path in run.checkpoints.glob("epoch-*.pt")), default="")

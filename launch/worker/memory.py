@@ -1,11 +1,11 @@
-"""Whether the kernel killed a process of this job because its memory ran out, according to its control group."""
+"""Whether the kernel killed a process of this job because it ran out of memory, according to its control group."""
 
 from contextlib import suppress
 from pathlib import Path
 
 
 def num_oom_kills(cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processes of this one's memory control group (version 2 or 1) killed so far; 0 if that cannot be learnt."""
+    """Number of processes killed so far in this process's memory control group (version 2 or 1); 0 if unknown."""
     with suppress(OSError):
         for line in cgroup.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)

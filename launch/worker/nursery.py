@@ -1,15 +1,15 @@
-"""Warm starts: a process that has imported all that training needs, and forks a child for each single-process cell.
+"""Warm starts: a process that has imported everything training needs, and forks a child for each single-process cell.
 
     nursery = Nursery(environment, code)
     child = nursery.spawn([str(run.cell_path), "--attempt", "1"], {"CUDA_VISIBLE_DEVICES": "0"}, log)
     child.wait()
 
-A child is what `python -m suite.train ARGUMENTS` would be, bit for bit and to its exit status, without the seconds of
-its imports. The worker cannot fork it itself: it has threads, which a fork would lose while their locks stay held.
+A child behaves like `python -m suite.train ARGUMENTS`, bit for bit and down to its exit status, but skips the seconds
+of imports. The worker cannot fork it itself: it has threads, which a fork would lose while their locks stay held.
 Worker and nursery exchange JSON lines over the nursery's standard input and output.
 
-The nursery ignores the signals that a scheduler or Ctrl-C sends to the whole process group, and ends with the worker.
-When it ends, however it does, its children get SIGTERM: they save and end.
+The nursery ignores the signals that a scheduler or Ctrl-C sends to the whole process group, and exits with the worker.
+However it ends, its children get SIGTERM: they save and exit.
 """
 
 import atexit
@@ -34,24 +34,24 @@ from suite.run.processes import Process
 
 IGNORED_SIGNALS = (signal.SIGINT, *train.STOP_SIGNALS)
 POLL_SECONDS = 0.1
-"""How often a child whose nursery is gone is looked for while it is waited for."""
+"""How often `wait` checks whether a child still exists once its nursery is gone."""
 _SETTLE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Child:
-    """A process that trains a cell; it can take the place of a subprocess.Popen."""
+    """A process that trains a cell; usable in place of a subprocess.Popen."""
 
     def __init__(self, nursery: "Nursery", number: int, process: Process) -> None:
         self.pid = process.pid
         self._nursery, self._number, self._process = nursery, number, process
 
     def poll(self) -> int | None:
-        """Its exit status, minus the signal's number if it died of one; None while it runs.
+        """Its exit status, minus the signal's number if a signal killed it; None while it runs.
 
-        -SIGTERM if the nursery was gone before the child was: it had got that signal, and nobody knows how it ended.
+        -SIGTERM if the nursery ended before the child: the child got that signal, and its exit status is unknown.
         """
-        is_gone = bool(self._nursery.fault)  # first: it is known once all statuses are
+        is_gone = bool(self._nursery.fault)  # read first: it is set after all statuses
         status = self._nursery.statuses.get(self._number)
         if status is None and is_gone and not self._process.is_alive():
             return -signal.SIGTERM
@@ -59,17 +59,17 @@ class Child:
 
     def send_signal(self, number: int) -> None:
         """Sends it the signal, unless it has ended."""
-        if not self._nursery.fault:  # its process knows whether the process id is still the child's
+        if not self._nursery.fault:  # the nursery's process knows whether the process id is still the child's
             self._nursery.send(number=self._number, signal=number)
         elif self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits until it has ended; its exit status.
+        """Waits until it has ended; returns its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: it has not within `timeout` seconds.
+            subprocess.TimeoutExpired: it has not ended within `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.poll()) is None:
@@ -81,10 +81,10 @@ class Child:
 
 
 class Nursery:
-    """The worker's end. Any of its threads may call it. The process starts with the first child.
+    """The worker's handle to its nursery process, which starts with the first child. Thread-safe.
 
-    `statuses` holds the exit statuses of ended children, by number; `fault` says why the nursery cannot be used any
-    more, empty while it can.
+    `statuses` holds the exit statuses of ended children, by number; `fault` says why the nursery is unusable, and is
+    empty while it is usable.
 
     Args:
         environment: of the nursery and its children: OMP_NUM_THREADS is read when torch is loaded, not later.
@@ -97,12 +97,12 @@ class Nursery:
         self._environment, self._folder = dict(environment), folder
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: Thread | None = None
-        self._started: dict[int, Process | str] = {}  # str: why it was not
+        self._started: dict[int, Process | str] = {}  # str: why it was not started
         self._num_asked = 0
         self._news = Condition()
 
     def spawn(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Child:
-        """Starts training in a child; waits until the nursery has started, the first time.
+        """Starts training in a child. The first call waits until the nursery has started.
 
         Args:
             arguments: suite.train's.
@@ -147,7 +147,7 @@ class Nursery:
             if self._process is None or self._process.stdin is None or self._reader is None:
                 self.fault = "the nursery is closed"
                 return
-            with suppress(BrokenPipeError):  # what a dead process did not read
+            with suppress(BrokenPipeError):  # data that a dead process did not read
                 self._process.stdin.close()
         self._reader.join()
 
@@ -184,11 +184,11 @@ class Nursery:
 
 
 class _Server:
-    """The nursery's process: one thread, which waits for messages of the worker and for children's ends."""
+    """The nursery's process: one thread, which waits for messages from the worker and for children to end."""
 
     def __init__(self, inherited: Mapping[int, Any]) -> None:
         self._inherited = inherited
-        # What imports print must not be taken for an answer, and a child must not read the worker's messages.
+        # Output of imports must not be mistaken for an answer, and a child must not read the worker's messages.
         self._requests, self._answers = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -223,7 +223,7 @@ class _Server:
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "signal" in message:
-            for pid, number in self._numbers.items():  # those that were not reaped, whose process ids are theirs
+            for pid, number in self._numbers.items():  # only unreaped children, whose process ids cannot be reused
                 if number == message["number"]:
                     os.kill(pid, message["signal"])
             return
@@ -236,13 +236,13 @@ class _Server:
             self._answer(number=message["number"], process=asdict(Process.of(pid)))
 
     def _answer(self, **message: object) -> None:
-        with suppress(BrokenPipeError):  # the end of the requests says so, too
+        with suppress(BrokenPipeError):  # `serve` returns at the end of the requests
             os.write(self._answers, f"{json.dumps(message)}\n".encode())
 
     def _fork(self, arguments: list[str], environment: dict[str, str], log: str) -> int:
         nursery = os.getpid()
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        # Else a signal that comes before the child has its handlers would be ignored there.
+        # Otherwise the child would ignore a signal that arrives before it has set its handlers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             pid = os.fork()
@@ -256,7 +256,7 @@ class _Server:
     def _train(
         self, nursery: int, arguments: list[str], environment: dict[str, str], output: int, mask: Collection[int]
     ) -> NoReturn:
-        """What the child does."""
+        """Runs training in the child, then exits."""
         try:
             for standard in (1, 2):
                 os.dup2(output, standard)
@@ -269,7 +269,7 @@ class _Server:
             _get_sigterm_with(nursery)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.environ.update(environment)
-            sys.modules["__main__"] = train  # its name is in messages, and is what data workers import
+            sys.modules["__main__"] = train  # its name appears in messages, and data workers import it
             status = train.run(arguments)
             atexit._run_exitfuncs()  # noqa: SLF001  (multiprocessing removes its temporary folders)
             train.leave_at_once(status)
@@ -288,9 +288,9 @@ def _get_sigterm_with(parent: int) -> None:
 
 
 def _require_forkable() -> None:
-    """RuntimeError if imports have started threads, which children would lose, or CUDA, which they could not use.
+    """Raises RuntimeError if imports started threads, which children would lose, or CUDA, which they could not use.
 
-    OpenBLAS, which comes with NumPy, ends its own threads before a fork, and starts them again where they are needed.
+    OpenBLAS, which comes with NumPy, stops its threads before a fork and restarts them when they are needed.
     """
     import torch
 
@@ -298,10 +298,10 @@ def _require_forkable() -> None:
     if pid == 0:
         os._exit(torch.cuda._is_in_bad_fork())  # noqa: SLF001  (is_initialized() misses is_available()'s start)
     if os.waitpid(pid, 0)[1] != 0:
-        raise RuntimeError("imports have started CUDA, which a forked process cannot use then")
+        raise RuntimeError("imports have started CUDA, which a forked process then cannot use")
     tasks = Path("/proc/self/task")
     deadline = time.monotonic() + _SETTLE_SECONDS
-    while len(list(tasks.iterdir())) > 1:  # one that has been joined is listed for a moment
+    while len(list(tasks.iterdir())) > 1:  # a joined thread stays listed for a moment
         if time.monotonic() > deadline:
             names = [(task / "comm").read_text(encoding="utf-8").strip() for task in tasks.iterdir()]
             raise RuntimeError(f"imports have started threads, which a fork would lose: {', '.join(names)}")
@@ -309,7 +309,7 @@ def _require_forkable() -> None:
 
 
 def main() -> None:
-    """The nursery's process."""
+    """Runs the nursery's process."""
     server = _Server({number: signal.signal(number, signal.SIG_IGN) for number in IGNORED_SIGNALS})
     gc.disable()
     train.preload()

@@ -1,4 +1,4 @@
-"""The workers of a grid, GRID/workers/0001/ etc., and how many of them may work at a time."""
+"""The workers of a grid, GRID/workers/0001/ etc., and the maximum number of them at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from suite.run.atomic import read_json, write_json
 from suite.run.attempt import Attempt, enrol, newest_number
 
 RETIRED = "retired"
-"""How the reason of a worker begins that left a machine which seemed to be sick."""
+"""Start of the reason of a worker that left a machine because it seemed faulty."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Worker:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours that it kept its GPUs; hours of the worker if it has none."""
+        """GPU-hours that it used; plain hours if it has no GPUs."""
         return ((self.ended or self.last_seen) - self.made) / 3600 * max(self.num_gpus, 1)
 
 
 def register(grid_dir: Path, job_id: str, **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
-    """This process's record."""
+    """Creates this worker's record."""
     return enrol(_folder(grid_dir), job_id, **facts)
 
 
 def workers(grid_dir: Path) -> list[Worker]:
-    """All that there ever were, in order."""
+    """All workers that ever registered, in order."""
     return [_read(Attempt(_folder(grid_dir), number)) for number in range(1, newest_number(_folder(grid_dir)) + 1)]
 
 
 def live_numbers(grid_dir: Path, known_gone: set[int] | None = None) -> list[int]:
-    """Numbers of the live workers, in order. Gone ones are added to `known_gone`, and not looked at again."""
+    """Numbers of the live workers, in order. Adds ended ones to `known_gone`, whose workers are not checked again."""
     gone = set() if known_gone is None else known_gone
     numbers = [each for each in range(1, newest_number(_folder(grid_dir)) + 1) if each not in gone]
     live = [number for number in numbers if Attempt(_folder(grid_dir), number).is_live()]
@@ -54,13 +54,13 @@ def live_numbers(grid_dir: Path, known_gone: set[int] | None = None) -> list[int
 
 
 def limit(grid_dir: Path) -> int | None:
-    """How many workers may work at a time; None: any number."""
+    """Maximum number of workers at a time; None: no limit."""
     found: int | None = read_json(grid_dir / "scale.json").get("workers")
     return found
 
 
 def set_limit(grid_dir: Path, number: int | None) -> None:
-    """Sets it; live workers beyond it save and leave."""
+    """Sets the limit; live workers beyond it save and exit."""
     write_json(grid_dir / "scale.json", {"workers": number})
 
 

@@ -1,7 +1,7 @@
-"""Tells the other nodes of a worker's job which cell to train, and where its processes meet.
+"""How the first node of a worker's job tells the others which cell to train, and the address for their processes.
 
-The first node picks one of its free ports and writes it down; if another program takes the port before torchrun does,
-all nodes go on to the next generation.
+The first node picks one of its free ports and writes it to a file. If another program takes the port before torchrun
+does, all nodes move on to the next generation.
 """
 
 import json
@@ -15,17 +15,17 @@ from suite.run.atomic import write_json
 MAX_GENERATIONS = 5
 """How many ports are tried for one attempt."""
 WAIT_SECONDS = 600.0
-"""How long another node waits for the first one's next word while nothing runs on it."""
+"""How long an idle node waits for the first node's next word."""
 POLL_SECONDS = 0.5
 _PORTS = range(20000, 32000)
-"""Below the ports that the kernel hands out on its own."""
+"""Below the ports that the kernel assigns automatically."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """What the first node says. `start` identifies this start of the job: its id and restart count.
+    """A message of the first node. `start` identifies this start of the job: its id and restart count.
 
-    An `endpoint` (`host:port`) of None: stop what runs. An empty `cell`: there are no more cells, leave.
+    `endpoint` is `host:port`; None: stop the running process. An empty `cell`: no cells are left, exit.
     """
 
     start: str
@@ -36,12 +36,12 @@ class Word:
 
 
 def say(path: Path, word: Word) -> None:
-    """For all nodes of the job to read."""
+    """Writes the word to the file, for all nodes of the job to read."""
     write_json(path, asdict(word))
 
 
 def heard(path: Path, start: str, after: int) -> Word | None:
-    """The word about this start of the job, if it is newer than generation `after`."""
+    """The word for this start of the job, if it is newer than generation `after`; else None."""
     if not path.exists():
         return None
     word = Word(**json.loads(path.read_text(encoding="utf-8")))
@@ -49,13 +49,13 @@ def heard(path: Path, start: str, after: int) -> Word | None:
 
 
 def free_endpoint(seed: str) -> str:
-    """A `host:port` of this machine that nobody listens at; which port is tried first depends on the seed only."""
+    """A `host:port` with a free port of this machine. The order in which ports are tried depends only on the seed."""
     ports = random.Random(seed).sample(_PORTS, len(_PORTS))  # noqa: S311  (no secret)
     return f"{socket.gethostname()}:{next(port for port in ports if _is_free(port))}"
 
 
 def is_taken(said: str) -> bool:
-    """Whether torchrun complained, in its output, that another program listens at its address."""
+    """Whether torchrun's output says that another program listens at its address."""
     return any(words in said.lower() for words in ("eaddrinuse", "address already in use"))
 
 

@@ -1,4 +1,4 @@
-"""Divides a machine's GPUs and cores into slots, each of which trains one cell at a time."""
+"""Divides a machine's GPUs and cores into slots. Each slot trains one cell at a time."""
 
 import os
 import re
@@ -12,12 +12,12 @@ _NVIDIA = Path("/dev")
 
 
 class SlotError(UserError):
-    """The machine has too little for a single cell."""
+    """The machine has too few GPUs or cores for a single cell."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one cell trains with on each node: `devices` are entries of CUDA_VISIBLE_DEVICES, empty without GPUs."""
+    """One cell's resources on each node. `devices` are entries of CUDA_VISIBLE_DEVICES, empty without GPUs."""
 
     devices: tuple[str, ...]
     num_processes: int
@@ -29,9 +29,9 @@ def visible_gpus(visible: str | None, devices: Path = _NVIDIA) -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
     Args:
-        visible: the variable's value; None if it is not set. As in CUDA, entries count up to the first that is no
-            device: -1 hides all GPUs. Indices, GPU and MIG UUIDs are passed on as they are.
-        devices: where the driver's device files are, which count if the variable is not set.
+        visible: the variable's value; None if it is not set. As in CUDA, the first invalid entry hides all that follow:
+            -1 hides all GPUs. Indices, GPU and MIG UUIDs are passed on unchanged.
+        devices: folder of the driver's device files, which count if the variable is not set.
     """
     if visible is None:
         numbers = [found[1] for path in devices.glob("nvidia*") if (found := re.fullmatch(r"nvidia(\d+)", path.name))]
@@ -50,10 +50,10 @@ def num_cores() -> int:
 
 
 def slots_here(spec: WorkerSpec) -> list[Slot]:
-    """The slots of this machine, divided as the spec says; a core for each without GPUs.
+    """The slots of this machine, divided as the spec says; by default one core each without GPUs.
 
     Raises:
-        SlotError: it has too little for a cell.
+        SlotError: fewer GPUs or cores than a cell needs.
     """
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     shares = spec.gpus_per_cell, spec.cells_per_gpu, spec.cpus_per_cell, spec.max_slots
@@ -68,7 +68,7 @@ def slots_of(
     cpus_per_cell: int | None = None,
     most: int | None = None,
 ) -> list[Slot]:
-    """The slots that GPUs and cores are divided into; left-over GPUs stay idle, cores are shared out evenly.
+    """Divides GPUs and cores into slots; left-over GPUs stay idle, cores are shared evenly.
 
     Args:
         gpus: as CUDA_VISIBLE_DEVICES names them; none: slots of cores only.
@@ -83,7 +83,7 @@ def slots_of(
     """
     if not gpus:
         if gpus_per_cell > 1:
-            raise SlotError(f"--gpus-per-cell {gpus_per_cell}: this machine has no GPU that can be used")
+            raise SlotError(f"--gpus-per-cell {gpus_per_cell}: this machine has no usable GPU")
         count = cores // (cpus_per_cell or 1)
         if not count:
             raise SlotError(f"--cpus-per-cell {cpus_per_cell}: this process may use {cores} cores")
@@ -92,6 +92,6 @@ def slots_of(
     groups = [tuple(gpus[start : start + gpus_per_cell]) for start in range(0, len(gpus), gpus_per_cell)]
     groups = [group for group in groups if len(group) == gpus_per_cell] * cells_per_gpu
     if not groups:
-        raise SlotError(f"--gpus-per-cell {gpus_per_cell}: {len(gpus)} GPUs can be used here ({', '.join(gpus)})")
+        raise SlotError(f"--gpus-per-cell {gpus_per_cell}: only {len(gpus)} usable GPUs here ({', '.join(gpus)})")
     groups = groups[: most or len(groups)]
     return [Slot(group, gpus_per_cell, max(cores // (len(groups) * gpus_per_cell), 1)) for group in groups]

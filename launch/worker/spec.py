@@ -9,11 +9,11 @@ from pathlib import Path
 from suite.run.atomic import write_json
 
 EXIT_AGAIN = 75
-"""Exit status of a worker that leaves work behind: the batch script has SLURM start it again."""
+"""Exit status of a worker that leaves work behind: the batch script has SLURM restart it."""
 _END_SECONDS = 180.0
-"""A signal to stop in the last minutes of the time limit, or its second half if that is shorter, is the limit's."""
+"""A stop signal is due to the time limit if at most this time is left, or half of the limit if that is shorter."""
 _SHORT_SECONDS = 240.0
-"""Too little time to begin another cell; or half of the time limit, if that is less."""
+"""With less time left than this (or than half of the time limit, if that is less), a worker begins no cell."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class WorkerSpec:
         data_dir: absolute.
         code: the code snapshot to train from; None: the code of this process.
         shape: name of the resources that its cells need; empty: it takes any cell.
-        cells: ids that it is limited to, and those that choices add later; None: no limit.
-        only: patterns that limit the latter, too.
-        num_nodes: of its job; with several, a cell takes all GPUs of all of them.
-        num_gpus: that its job asked for, on each node.
-        num_cores: likewise; 0: all that can be used.
+        cells: ids that it is limited to, in addition to cells that choices add later; None: no limit.
+        only: patterns that limit the cells that choices add.
+        num_nodes: nodes of its job; with several, a cell uses all GPUs of all nodes.
+        num_gpus: GPUs that its job requested on each node.
+        num_cores: cores that its job requested on each node; 0: all usable ones.
         gpus_per_cell: GPUs of a slot.
         cells_per_gpu: slots of a GPU.
         cpus_per_cell: cores of a slot without GPUs; default: on SLURM all of the job's, here 1.
         max_slots: maximum number of cells at a time.
         train_options: further arguments of suite.train.
-        probe: if not empty, it only reports on its node to the doctor: an MLflow server to look at, or "none".
+        probe: if not empty, it only reports on its node to the doctor; the MLflow server to contact, or "none".
     """
 
     grid_dir: Path
@@ -63,7 +63,7 @@ class WorkerSpec:
 
     @classmethod
     def read(cls, path: Path) -> "WorkerSpec":
-        """What `write` wrote, possibly by a newer launcher: unknown keys are ignored."""
+        """Reads a spec that `write` wrote. Ignores unknown keys, which a newer launcher may have written."""
         known = {each.name for each in fields(cls)}
         raw = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key in known}
         raw |= {key: Path(raw[key]) for key in ("grid_dir", "data_dir", "code") if raw.get(key) is not None}
@@ -75,7 +75,7 @@ class WorkerSpec:
 class Place:
     """Where a worker runs: `node` counts from 0 within its job, `start` names the job and its restart count.
 
-    `seconds` is the time until the job's limit, from the moment the worker starts; None without a limit.
+    `seconds` is the time from the worker's start to the job's limit; None without a limit.
     """
 
     node: int = 0
@@ -87,7 +87,7 @@ class Place:
 
     @classmethod
     def of_slurm(cls) -> "Place":
-        """Read from SLURM's variables."""
+        """The place according to SLURM's environment variables."""
         from launch.slurm import client
 
         job_id = os.environ["SLURM_JOB_ID"]
@@ -101,13 +101,13 @@ class Place:
         return float("inf") if self.seconds is None else self.seconds - (time.monotonic() - self._begun)
 
     def is_short_of_time(self) -> bool:
-        """Whether another cell is better left to the next job."""
+        """Whether too little time is left to begin another cell."""
         return self.seconds is not None and self.seconds_left() < min(_SHORT_SECONDS, self.seconds / 2)
 
     def is_out_of_time(self, since: float) -> bool:
-        """Whether the limit is what ends an attempt that began `since` (time.monotonic).
+        """Whether the time limit is ending an attempt that began at `since` (time.monotonic).
 
-        One that began late in the job has not had its time: the next job will tell.
+        False for an attempt that began in the second half of the job: the next job gives it more time.
         """
         if self.seconds is None:
             return False

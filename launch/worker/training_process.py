@@ -1,4 +1,4 @@
-"""The process that trains a cell on one node: torchrun, a plain Python, or a child forked from the worker's nursery."""
+"""The process that trains a cell on one node: torchrun, plain Python, or a child forked from the worker's nursery."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 class Process(Protocol):
-    """What Popen and a nursery's child have in common."""
+    """The common interface of Popen and a nursery's child."""
 
     def poll(self) -> int | None: ...  # noqa: D102
     def send_signal(self, sig: int, /) -> None: ...  # noqa: D102
@@ -28,14 +28,14 @@ class Process(Protocol):
 
 
 def command(train: Sequence[str], num_processes: int, num_nodes: int, node: int, word: Word) -> list[str]:
-    """The command of one node. `train` is suite.train's arguments; `word` says where the nodes meet."""
+    """The training command for one node. `train`: arguments of suite.train; `word`: contains the nodes' endpoint."""
     module = ["-m", "suite.train", *train]
     if num_processes * num_nodes == 1:
         return [sys.executable, *module]
     if num_nodes == 1:
         meeting = ["--standalone"]
     else:
-        # The host is named explicitly: torchrun would guess by host names, which nodes may share.
+        # Names the host explicitly: torchrun would guess from host names, which nodes may share.
         meeting = ["--nnodes", str(num_nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", str(word.endpoint)]
         meeting += ["--rdzv-id", f"{word.start}-{word.generation}", "--rdzv-conf", f"is_host={int(node == 0)}"]
         meeting += ["--local-addr", socket.gethostname()]
@@ -44,10 +44,10 @@ def command(train: Sequence[str], num_processes: int, num_nodes: int, node: int,
 
 
 def environment(code: Path | None, num_threads: int) -> dict[str, str]:
-    """This process's, without another process group's, with the code snapshot first on the path."""
+    """This process's environment without another process group's variables, and with the code first on PYTHONPATH."""
     ours = {name: value for name, value in os.environ.items() if name not in _ANOTHER_GROUPS}
     ours |= {"OMP_NUM_THREADS": str(num_threads), "PYTHONUNBUFFERED": "1"}
-    # Options of torchrun's; as variables, which a torch that does not know them yet ignores.
+    # torchrun options, given as variables because an older torch ignores variables that it does not know.
     ours["PET_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
     ours["PET_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_SECONDS)
     if code is not None:
@@ -56,7 +56,7 @@ def environment(code: Path | None, num_threads: int) -> dict[str, str]:
 
 
 class TrainingProcess:
-    """A running training process, whose output goes to the end of `log`."""
+    """A running training process, whose output is appended to `log`."""
 
     def __init__(self, process: Process, log: Path, start: int) -> None:
         self._process, self._log, self._start = process, log, start
@@ -79,24 +79,24 @@ class TrainingProcess:
     def forked(
         cls, nursery: Nursery, train: Sequence[str], environment: dict[str, str], log: Path
     ) -> "TrainingProcess":
-        """Forks a child that has torch and the suite imported; OSError if the nursery does not work."""
+        """Forks a child that has torch and the suite imported; raises OSError if the nursery does not work."""
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.exists() else 0
         return cls(nursery.spawn(train, environment, log), log, start)
 
     def exit_code(self) -> int | None:
-        """None while it runs; minus the signal's number if it died of one."""
+        """The exit status, minus the signal's number if a signal killed it; None while it runs."""
         return self._process.poll()
 
     def ask(self, number: int) -> None:
-        """Sends it a signal to stop; once, however often it is asked later."""
+        """Sends it a stop signal. Only the first call has an effect."""
         if not self._was_asked and self._process.poll() is None:
             self._was_asked = True
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     def end(self) -> None:
-        """Has it stop, and waits until it has."""
+        """Stops it with SIGTERM, and waits until it has ended."""
         self.ask(signal.SIGTERM)
         self._process.wait()
 

@@ -1,7 +1,7 @@
 """A worker: trains the ready cells of a grid in its slots until none is left for it, or its time is up.
 
-It is the same on a developer's machine, in a SLURM job, and started by hand: `python -m launch worker GRID`. Workers
-know nothing of each other: a cell belongs to whoever creates its next attempt (see suite.run.attempt).
+It works the same on a developer's machine, in a SLURM job, and started by hand: `python -m launch worker GRID`. Workers
+do not communicate: a cell belongs to the worker that creates its next attempt (see suite.run.attempt).
 """
 
 import os
@@ -30,20 +30,20 @@ from suite.train import STOP_SIGNALS
 
 POLL_SECONDS = 0.2
 CONTROL_SECONDS = 2.0
-"""How often a worker looks for a changed number of workers."""
+"""How often a worker checks the maximum number of workers."""
 IDLE_SECONDS = 300.0
-"""How long a worker without a cell waits for cells that wait for a running one."""
+"""How long an idle worker waits for cells that depend on a running one."""
 CHOICE_SECONDS = 30.0
-"""How long a worker waits after it could not make a choice: the disk was full, say."""
+"""How long a worker waits to retry a choice that failed, e.g. because the disk was full."""
 SUPPLY_SECONDS = 60.0
-"""How often the first live worker hands in more of them, if cells are ready and the site has room."""
+"""How often the first live worker submits more workers, if cells are ready and the site has room."""
 SICK_CELLS, SICK_SECONDS = 3, 300.0
-"""So many different cells failing in so short a time, none having made a step, mean that the machine is to blame."""
+"""If this many different cells fail within this time without having made a step, the machine is to blame."""
 Outcome = Literal["over", "again", "scaled", "retired"]
 
 
 class Worker:
-    """The loop. `shown` gets the cells' standings whenever they have been looked at."""
+    """The main loop. Calls `shown` with the cells' standings whenever it has read them."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Worker:
         shown: Callable[[list[Standing]], None] = lambda _: None,
         supply: Callable[[], object] | None = None,
     ) -> None:
-        """A worker of this process.
+        """Registers a worker in this process.
 
         Args:
-            spec: what it trains.
-            place: where it is.
-            slots: what it trains with.
-            stays: it waits for cells that others train, rather than leave when it has nothing to do.
-            shown: see above.
-            supply: hands in more workers if there is room; None: there is nobody to hand them to.
+            spec: the cells to train.
+            place: where the worker runs.
+            slots: the GPUs and cores to train with.
+            stays: wait for cells that other workers train, instead of exiting without work.
+            shown: see the class.
+            supply: submits more workers if the site has room; None: it cannot submit any.
         """
         self.spec, self.place, self.slots = spec, place, list(slots)
         self._stays, self._shown, self._supply = stays, shown, supply
@@ -81,10 +81,10 @@ class Worker:
         self._idle_since: float | None = None
         self._is_surplus = False
         self.is_work_left = False
-        """Whether there were more ready cells at the last look than this worker took."""
+        """Whether the last look found more ready cells than this worker took."""
 
     def work(self) -> Outcome:
-        """Trains until there is nothing left to do here; whatever happens, nothing it started runs on."""
+        """Trains until nothing is left to do here; on any exit, stops all processes that it started."""
         outcome: Outcome | None = None
         with self._listening(), self._touching():
             try:
@@ -135,7 +135,7 @@ class Worker:
                 self._failed_at[training.run.path.name] = time.monotonic()
 
     def _look(self) -> Outcome | None:
-        """Starts what is ready; says how the worker ends, if there is nothing left for it."""
+        """Starts ready cells; returns the worker's outcome if no work is left for it, else None."""
         start = time.monotonic()
         rows = self._rows()
         if choosable(rows) and start >= self._next_choice:
@@ -155,7 +155,7 @@ class Worker:
                     self._free.pop(0)
                     self._active.append(training)
         self.is_work_left = len(startable) > len(self._active) - num_active
-        # A twentieth of the time for looking at thousands of files: the cells need the processor more.
+        # Reading thousands of files takes at most a twentieth of the time: the cells need the processor more.
         self._next_look = time.monotonic() + max(0.5, 20 * seconds)
         if self._active:
             self._idle_since = None
@@ -166,7 +166,7 @@ class Worker:
         return None if mine or self._has_to_wait(rows) else "over"
 
     def _has_to_wait(self, rows: list[Standing]) -> bool:
-        """Whether a cell may become ready here, by what others are training."""
+        """Whether a cell may become ready here once other workers have trained theirs."""
         self._idle_since = self._idle_since or time.monotonic()
         ours = [row for row in rows if self._is_mine(row)]
         if self._stays:
@@ -180,7 +180,7 @@ class Worker:
         return waits and time.monotonic() - self._idle_since < IDLE_SECONDS
 
     def _rows(self) -> list[Standing]:
-        """Where the grid's cells stand; those that are done for good are not looked at again."""
+        """The grid's cells with their states; done cells are not read again."""
         plan = read_plan_once(self.spec.grid_dir)
         rows = status.standings(self.spec.grid_dir, plan, self._done)
         self._done = {row.cell.id: row for row in rows if row.state.state == "done"}
@@ -195,7 +195,7 @@ class Worker:
         return row.planned.is_later and (not only or any(matches(row.cell, pattern) for pattern in only))
 
     def _control(self) -> None:
-        """Obeys a changed number of workers; the first live one sees to it that there are enough."""
+        """Applies a changed maximum of workers; the first live worker also submits missing ones."""
         limit = registry.limit(self.spec.grid_dir) if self.spec.cells is None else None
         if limit is None and self._supply is None:
             return
@@ -213,7 +213,7 @@ class Worker:
 
     @contextmanager
     def _touching(self) -> Iterator[None]:
-        """Shows other machines that this worker is alive, also during a long look."""
+        """Shows other machines that this worker is alive, even during a long look."""
         closed = threading.Event()
 
         def touch() -> None:
@@ -230,7 +230,7 @@ class Worker:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Notes signals to stop, at once and in the attempts' folders."""
+        """Records stop signals at once, here and in the attempts' folders."""
 
         def ask(number: int, _frame: FrameType | None) -> None:
             self._asked.append(CTRL_C if number == signal.SIGINT else signal.Signals(number).name)
@@ -243,7 +243,7 @@ class Worker:
 
 @contextmanager
 def listening(ask: Callable[[int, FrameType | None], None], numbers: Sequence[int]) -> Iterator[None]:
-    """Has `ask` handle the signals in the block."""
+    """Handles the signals with `ask` within the context."""
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
@@ -253,10 +253,10 @@ def listening(ask: Callable[[int, FrameType | None], None], numbers: Sequence[in
 
 
 def run(path: str) -> None:
-    """What a SLURM job runs on each of its nodes. `path`: its WorkerSpec.
+    """The entry point of a SLURM job on each of its nodes. `path`: the file of its WorkerSpec.
 
     Raises:
-        SystemExit: with EXIT_AGAIN if work is left, 1 if the node seems to be sick.
+        SystemExit: with EXIT_AGAIN if work is left, 1 if the node seems faulty.
     """
     spec_path = Path(path)
     spec, place = WorkerSpec.read(spec_path), Place.of_slurm()
@@ -279,7 +279,7 @@ def run(path: str) -> None:
         return
 
     def supply() -> "subprocess.Popen[bytes]":
-        # A process of its own: SLURM's commands may hang, and submitit changes this one's environment.
+        # In a separate process: SLURM's commands may hang, and submitit changes its process's environment.
         return subprocess.Popen([sys.executable, "-m", "launch.worker", "supply", str(spec.grid_dir)])
 
     worker = Worker(spec, place, slots, supply=supply)
@@ -287,7 +287,7 @@ def run(path: str) -> None:
     print(f"worker on {socket.gethostname()}: {outcome}", flush=True)
     if outcome == "again":
         raise SystemExit(EXIT_AGAIN)
-    if outcome != "scaled" and worker.is_work_left:  # of another shape, or it leaves cells behind
+    if outcome != "scaled" and worker.is_work_left:  # cells of another shape, or cells that it did not take
         supply().wait()
     if outcome == "retired":
         raise SystemExit(1)
@@ -295,9 +295,9 @@ def run(path: str) -> None:
 
 
 def slots_in_job(spec: WorkerSpec) -> list[Slot]:
-    """The slots of a job's node: as many as its GPUs, or its cores, make."""
+    """The slots of a job's node, divided from its GPUs, or from its cores if it has none."""
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if spec.num_gpus else []
-    cores = min(spec.num_cores or num_cores(), num_cores())  # where SLURM binds no processes, all cores can be seen
+    cores = min(spec.num_cores or num_cores(), num_cores())  # if SLURM does not bind processes, they see all cores
     if spec.num_nodes > 1:
         return [Slot(tuple(gpus), max(len(gpus), 1), max(cores // max(len(gpus), 1), 1))]
     shares = spec.gpus_per_cell, spec.cells_per_gpu, spec.cpus_per_cell or cores, spec.max_slots
@@ -305,12 +305,12 @@ def slots_in_job(spec: WorkerSpec) -> list[Slot]:
 
 
 def meeting_path(spec: WorkerSpec, place: Place) -> Path:
-    """The file by which the nodes of one job meet."""
+    """The file through which the nodes of one job communicate."""
     return spec.grid_dir / "workers" / f"meeting-{place.start}.json"
 
 
 def finish(grid_dir: Path) -> None:
-    """Makes the choices that are left; runs the last launch's --on-finish command, once, if the grid is over."""
+    """Makes the remaining choices; if the grid has ended, runs the last launch's --on-finish command, once."""
     from launch.launches import on_finish
 
     rows = status.standings(grid_dir, read_plan(grid_dir))
@@ -321,7 +321,7 @@ def finish(grid_dir: Path) -> None:
 
 
 def choose(grid_dir: Path) -> bool:
-    """Makes the choices that can be made; whether cells follow. If it fails, prints why: a later look tries again."""
+    """Makes the choices that can be made; returns whether cells follow. Prints a failure: a later look tries again."""
     from launch.tuning import advance  # late: it imports torch, which a grid that tunes nothing does not need
 
     try:
@@ -335,7 +335,7 @@ _plans: dict[Path, tuple[tuple[int, int], dict[str, Planned]]] = {}
 
 
 def read_plan_once(grid_dir: Path) -> dict[str, Planned]:
-    """read_plan, read again only if the file has changed."""
+    """Like read_plan, but reads the file again only if it has changed."""
     found = (grid_dir / "plan.json").stat()
     key = (found.st_mtime_ns, found.st_ino)
     if grid_dir not in _plans or _plans[grid_dir][0] != key:

@@ -2,22 +2,22 @@
 
     v <- base(w*, B(w*; written mu) . grad),  w* <- v (or clip(v)),  w <- F(w*; mu)        each element read once
 
-For SGD with momentum a step has to move 24 bytes of each float32 element (w*, gradient and momentum in; w*, momentum
-and w out), and this one moves 24. `maps.h` and `fused.h` have the arithmetic, `native` compiles it, `passes` packs a
-group's tensors for it. This file decides what is fused, and keeps the base optimizer's state under torch's own keys, in
-its dtypes and layouts, so that either way of stepping can continue from the other.
+For SGD with momentum, a step must move at least 24 bytes per float32 element (w*, gradient and momentum in; w*,
+momentum and w out), and this one moves 24. `maps.h` and `fused.h` contain the arithmetic, `native` compiles it, and
+`passes` packs a group's tensors for it. This file decides which groups are fused. It keeps the base optimizer's state
+under torch's own keys, in its dtypes and layouts, so that fused and eager steps can continue from each other.
 
-`ProxConnect(fused=None)` fuses on the CPU from MIN_ELEMENTS latents on. The choice depends on sizes and never on
-timing, so a resumed run makes it again. `fused=True` raises, with the sentence of `obstacle`, where the fused step
-cannot be had; `fused=False` is the eager step. Fused are, on a CPU:
+`ProxConnect(fused=None)` fuses on the CPU from MIN_ELEMENTS latents up. The choice depends on sizes, never on timing,
+so a resumed run makes the same choice. `fused=True` raises, with the reason given by `obstacle`, if the fused step is
+unavailable; `fused=False` uses the eager step. The fused step runs on a CPU and requires:
 
     - update pc++, around exactly torch's SGD or AdamW, without step hooks on the base;
     - options that this file knows, as numbers, without dampening, maximize, differentiable, amsgrad or capturable;
-    - maps that maps.h has (all of the catalogue);
+    - maps that maps.h implements (all of the catalogue's);
     - float32 latents, with float32 or bfloat16 parameters and dense gradients of the parameter's dtype.
 
-The F of maps.h and the F of torch's operations differ in last bits. So wherever a parameter could be fused, every write
-of its w uses maps.h: a step, a loaded state, a hardened model that is softened.
+The F of maps.h and the F of torch's operations differ in the last bits. So if a parameter can be fused, every write of
+its w uses maps.h: after a step, when a state is loaded, and when a hardened model is softened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,11 +42,11 @@ _MUST_BE_OFF = {
     "adamw": ("amsgrad", "maximize", "differentiable", "capturable"),
 }
 _IMMATERIAL = {"nesterov", "betas", "foreach", "fused", "decoupled_weight_decay"}
-"""Options that the fused step either reads itself or may ignore: how torch would have stepped."""
+"""Options that the fused step reads elsewhere, or may ignore because they only select torch's implementation."""
 
 
 def is_wanted(fused: bool | None, base: Optimizer, latents: Iterable[Tensor]) -> bool:
-    """Whether to fuse: a base that can be, and the switch, or by itself latents on the CPU that are many enough."""
+    """Whether to fuse: the base can be fused, and `fused` is True, or None with enough latents, all on the CPU."""
     if type(base) not in _BASES:
         return False
     if fused is None:
@@ -58,7 +58,7 @@ def is_wanted(fused: bool | None, base: Optimizer, latents: Iterable[Tensor]) ->
 def obstacle(
     base: Optimizer, update: str, group: Mapping[str, Any], quantizer: Quantizer, entries: Sequence[Entry]
 ) -> str | None:
-    """Why the group cannot be fused with its present options and gradients, in one sentence; None if it can."""
+    """Why the group cannot be fused with its current options and gradients, in one sentence; None if it can."""
     if type(base) not in _BASES:
         return f"the base is {type(base).__name__}, not exactly torch's SGD or AdamW"
     if update != "pc++":
@@ -73,7 +73,7 @@ def _obstacle_in(base: Optimizer, group: Mapping[str, Any]) -> str | None:
     name = _BASES[type(base)]
     known = {*_NUMBERS[name], *_MUST_BE_OFF[name], *_IMMATERIAL}
     if new := sorted(base.defaults.keys() - known):
-        return f"this version of torch has options that are not known here: {', '.join(new)}"
+        return f"this version of torch has options that the fused step does not know: {', '.join(new)}"
     if on := [key for key in _MUST_BE_OFF[name] if group.get(key)]:
         return f"{on[0]}={group[on[0]]} is not supported"
     options = {key: group[key] for key in _NUMBERS[name]} | dict(enumerate(group.get("betas", ())))
@@ -94,7 +94,7 @@ def _obstacle_of(quantizer: Quantizer, entry: Entry) -> str | None:
 
 
 def _misfit(quantizer: Quantizer, entry: Entry) -> str | None:
-    """Why no pass can write the parameter, in words; None if one can, once it is compiled."""
+    """Why no pass can write the parameter, in words; None if one can (once compiled)."""
     parameter, latent = entry.parameter, entry.latent
     if quantizer.scale != "none":
         return f"scale {quantizer.scale!r} takes the mean of a parameter's latents before the first of them is written"
@@ -104,28 +104,28 @@ def _misfit(quantizer: Quantizer, entry: Entry) -> str | None:
         return f"a parameter is a {type(parameter).__name__} on {parameter.device}, not a plain tensor on a CPU"
     if latent.dtype != torch.float32 or parameter.dtype not in passes.DTYPES:
         return f"a parameter is {parameter.dtype}, not float32 or bfloat16"
-    # A latent's memory has no gaps, so neither has that of a parameter with its strides.
+    # Latents have no gaps in memory, so a parameter with the same strides has none either.
     if parameter.stride() != latent.stride():
         return "a parameter's memory has gaps, or is in another order than its latents'"
     return None
 
 
 def pair_of(quantizer: Quantizer, entry: Entry) -> passes.Pair | None:
-    """The compiled maps that write the parameter's w, however it is stepped; None where torch's operations do."""
+    """The compiled maps that write the parameter's w, however it is stepped; None if torch's operations write it."""
     if _misfit(quantizer, entry) is not None:
         return None
     return native.pair(_name(quantizer.forward), _name(quantizer.backward))
 
 
 def _name(each: Map) -> str:
-    """The name of one of `maps`, "" for any other map."""
+    """The name of a map defined in `maps`; "" for any other map."""
     name = getattr(each, "__name__", "")
     return name if getattr(maps, name, None) is each else ""
 
 
 def _has_step_hooks(base: Optimizer) -> bool:
     watched = (
-        base._optimizer_step_pre_hooks,  # noqa: SLF001  (torch has no question that asks for them)
+        base._optimizer_step_pre_hooks,  # noqa: SLF001  (torch has no public accessor)
         base._optimizer_step_post_hooks,  # noqa: SLF001
         hooks._global_optimizer_pre_hooks,  # noqa: SLF001
         hooks._global_optimizer_post_hooks,  # noqa: SLF001
@@ -134,7 +134,7 @@ def _has_step_hooks(base: Optimizer) -> bool:
 
 
 def write(quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> None:
-    """Write w = F(w*; mu) into the entries' parameters; mu None: the one that each was written with before."""
+    """Write w = F(w*; mu) into the entries' parameters; mu=None reuses the mu of each parameter's last write."""
     for entry in entries:
         entry.block.drop_product()
         written = entry.mu if mu is None else mu
@@ -145,7 +145,7 @@ def write(quantizer: Quantizer, entries: Sequence[Entry], mu: float | None) -> N
 
 
 def take_product(quantizer: Quantizer, block: Block) -> Tensor:
-    """B(w*) . grad of a block whose entries all have gradients, in its scratch."""
+    """B(w*) . grad of a block whose entries all have gradients, computed in the block's scratch."""
     product, parts = block.scratch()
     latents = [entry.latent for entry in block.entries]
     batch = passes.Batch(
@@ -167,7 +167,7 @@ def step(
     *,
     clip_latents: bool,
 ) -> None:
-    """Step the group: w*, the base's state and w of parameters with a gradient; w of those without one."""
+    """Step the group: update w*, the base's state and w of parameters with a gradient; rewrite w of the others."""
     write(quantizer, [entry for entry in entries if entry.parameter.grad is None], group["mu"])
     moving = [entry for entry in entries if entry.parameter.grad is not None]
     move = _sgd if type(base) is SGD else _adamw
@@ -191,7 +191,7 @@ def step(
 
 
 def _by_product(moving: Sequence[Entry]) -> list[tuple[Block | None, list[Entry]]]:
-    """The blocks that keep B . grad of the present gradients, with their entries; all other entries together."""
+    """The blocks that keep B . grad of the current gradients, with their entries; then all other entries together."""
     whole = [block for block, own in by_block(moving) if len(own) == len(block.entries)]
     kept = [block for block in whole if block.has_product()]
     others = [entry for entry in moving if entry.block not in kept]
@@ -206,7 +206,7 @@ def _sgd(group: Mapping[str, Any], states: States, latents: Sequence[Tensor]) ->
         "nesterov" if group["nesterov"] else "momentum",
         group["lr"],
         group["weight_decay"],
-        # torch's first buffer is the first direction: so is momentum . 0 + that.
+        # torch's first buffer is the first direction, which momentum . 0 + direction equals.
         first=[_state(states[latent], "momentum_buffer", latent) for latent in latents],
         momentum=group["momentum"],
     )
@@ -236,7 +236,7 @@ def _adamw(group: Mapping[str, Any], states: States, latents: Sequence[Tensor]) 
 
 
 def _state(state: dict[str, Any], name: str, latent: Tensor) -> Tensor:
-    """The base's tensor of that name, made of zeros if there is none yet, with its elements in the latent's order."""
+    """The base's tensor of that name, created as zeros if missing, with its elements in the latent's order."""
     value = state.get(name)
     state[name] = torch.zeros_like(latent) if value is None else _laid_out_as(latent, value)
     laid_out: Tensor = state[name]
@@ -244,12 +244,12 @@ def _state(state: dict[str, Any], name: str, latent: Tensor) -> Tensor:
 
 
 def _gradient(entry: Entry) -> Tensor:
-    assert entry.parameter.grad is not None  # noqa: S101  (those without are not moved)
+    assert entry.parameter.grad is not None  # noqa: S101  (entries without one are not stepped)
     return _laid_out_as(entry.latent, entry.parameter.grad)
 
 
 def _laid_out_as(latent: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it in the order of the latent's elements."""
+    """The tensor, or a copy whose elements are in the latent's order."""
     if tensor.stride() == latent.stride():
         return tensor
     return torch.empty_like(latent, dtype=tensor.dtype).copy_(tensor)
@@ -257,5 +257,5 @@ def _laid_out_as(latent: Tensor, tensor: Tensor) -> Tensor:
 
 def _pair(quantizer: Quantizer, entry: Entry) -> passes.Pair:
     pair = pair_of(quantizer, entry)
-    assert pair is not None  # noqa: S101  (asked before)
+    assert pair is not None  # noqa: S101  (checked before)
     return pair

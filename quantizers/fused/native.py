@@ -1,11 +1,11 @@
-"""Compiles fused.cpp for a pair of maps when it is first wanted, and keeps the library for later processes.
+"""Compile fused.cpp for a pair of maps on first use, and keep the library for later processes.
 
     pair = native.pair("hard_sign", "ones")
 
-A compilation takes one to three seconds of g++ (8 or newer; or what CXX says, arguments included). It is done once for
-each pair, source, compiler and kind of processor: the library's name in `folder()` is a digest of all of them, and its
-last bytes are a checksum of the rest, so that a damaged file is compiled again and never loaded. Processes that compile
-at once, on several nodes of a shared file system too, all use the first file that is linked into place.
+Compiling takes one to three seconds with g++ (8 or newer; or the command in CXX, arguments included). It is done once
+per pair, source, compiler and type of processor: the library's name in `folder()` contains a digest of all of them. Its
+last bytes are a checksum of the rest, so that a damaged file is recompiled and never loaded. Processes that compile at
+the same time, even on several nodes of a shared file system, all use the first file that is linked into place.
 """
 
 import ctypes
@@ -25,10 +25,11 @@ import torch
 from quantizers.fused.passes import MAPS, PASSES, Pair, warn_once
 
 SOURCE = Path(__file__).with_name("fused.cpp")
-# No -ffast-math: what is rounded, and in which order, is what the source says, on every machine.
+# No -ffast-math: every machine rounds the same operations in the order of the source.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
-# What torch tests for before it says so. Not -march=native: nodes that share a home directory share its libraries; nor
-# -march=x86-64-v3, which GCC 10 does not know and which asks for more than torch has tested.
+# The instruction sets that torch checks for before it reports each capability. Not -march=native: nodes that share a
+# home directory share its libraries. Not -march=x86-64-v3: GCC 10 does not know it, and it requires more than torch
+# has checked.
 PROCESSORS = {
     "AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -39,18 +40,18 @@ _failures: list[str] = []
 
 
 def folder() -> Path:
-    """Where libraries are kept: proxbench in XDG_CACHE_HOME or ~/.cache; without a home, a temporary folder."""
+    """The folder of the libraries: proxbench in XDG_CACHE_HOME or ~/.cache; without a home, a temporary folder."""
     if cache_home := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache_home) / "proxbench"
     try:
         return Path.home() / ".cache" / "proxbench"
-    except RuntimeError:  # no HOME, and a user id that nobody has registered
+    except RuntimeError:  # no HOME, and the user id is not registered
         return Path(tempfile.gettempdir()) / f"proxbench-{os.getuid()}"
 
 
 @cache
 def pair(forward: str, backward: str) -> Pair | None:
-    """The passes of the pair of those names, with torch's own threads; None, after a warning, if they can't be had."""
+    """The passes for the maps of those names, run with torch's threads; None, after a warning, if compiling fails."""
     try:
         library = ctypes.CDLL(str(_compiled(forward, backward)))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -67,7 +68,7 @@ def pair(forward: str, backward: str) -> Pair | None:
 
 
 def failure() -> str | None:
-    """Why the last pair that was asked for in vain could not be had."""
+    """Why the last pair that could not be compiled or loaded failed; None if there is none."""
     return _failures[-1] if _failures else None
 
 
@@ -94,19 +95,19 @@ def _compiled(forward: str, backward: str) -> Path:
             made = Path(scratch) / library.name
             command += ["-shared", "-fPIC", str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-            with made.open("ab") as file:  # bytes behind its sections are nothing to the loader
+            with made.open("ab") as file:  # the loader ignores bytes after the sections
                 file.write(hashlib.sha256(made.read_bytes()).digest())
-            # Not replace(): another node may have mapped a file of that name, and NFS would take it from under it.
+            # Not replace(): another node may have mapped a file of that name, which NFS would delete while in use.
             with suppress(FileExistsError):
                 os.link(made, library)
     return library
 
 
 def _require_own(directory: Path) -> None:
-    """Make the folder for this user only; OSError if it belongs to somebody else, who could have put code into it."""
+    """Create the folder for this user only; OSError if it belongs to another user, who could have put code into it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.getuid():
-        raise PermissionError(f"{directory} belongs to another user: set XDG_CACHE_HOME to a folder of yours")
+        raise PermissionError(f"{directory} belongs to another user: set XDG_CACHE_HOME to a folder that you own")
 
 
 def _is_whole(library: Path) -> bool:

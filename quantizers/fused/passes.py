@@ -1,4 +1,4 @@
-"""Packs tensor addresses and hyperparameters of a group into the C structs that `fused.h` reads.
+"""Pack tensor addresses and hyperparameters of a group into the C structs that `fused.h` reads.
 
 pair = native.pair("hard_sign", "ones")
 pair.run(batch, move)             w*, the base's state and w: each element read once and written once
@@ -25,21 +25,21 @@ MAP_NAMES = frozenset(
         "power_derivative",
     }
 )
-"""The maps of maps.py that maps.h has."""
+"""The maps of maps.py that maps.h implements."""
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Of a quantized parameter and its gradient."""
+"""Supported dtypes of a quantized parameter and its gradient."""
 BASES = ("sgd", "momentum", "nesterov", "adamw")
 """SGD without momentum, with it, and with Nesterov's; AdamW."""
 
-_GROUP = struct.Struct("=2q8d")  # of fused.h, in the order of its members
+_GROUP = struct.Struct("=2q8d")  # the structs of fused.h, members in order
 _ROW = struct.Struct("=q6Q3d")
 
 
 class Batch(NamedTuple):
-    """Tensors of one group, in lists of one length; each parameter's tensors have their elements in the same order.
+    """Tensors of one group, in lists of equal length; each parameter's tensors have their elements in the same order.
 
-    products: B(w*) . grad, float32. A step uses them, times `scale`, in place of gradients; the product pass writes
-    them. An empty list is what the pass does not need.
+    products: B(w*) . grad, float32. A step uses them, times `scale`, instead of gradients; the product pass writes
+    them. Lists that a pass does not need are empty.
     """
 
     w_star: Sequence[Tensor]
@@ -55,8 +55,8 @@ class Batch(NamedTuple):
 class Move(NamedTuple):
     """The base optimizer's part of a step. `base` is one of BASES, or "write" or "product" for those passes.
 
-    first: SGD's buffers of momentum, or AdamW's means; second: AdamW's squares. step_sizes and root_corrections:
-    AdamW's lr / (1 - beta1^step) and sqrt(1 - beta2^step) of each tensor. What a base does not have is left out.
+    first: SGD's momentum buffers, or AdamW's means; second: AdamW's squares. step_sizes and root_corrections: AdamW's
+    lr / (1 - beta1^step) and sqrt(1 - beta2^step) of each tensor. Fields that a base does not use keep their defaults.
     """
 
     base: str
@@ -73,7 +73,7 @@ class Move(NamedTuple):
 
 
 def table(batch: Batch, move: Move) -> bytes:
-    """`Group` of fused.h followed by its `Row`s; it holds addresses, so it is good while the tensors live."""
+    """`Group` of fused.h followed by its `Row`s. It holds addresses, so it is valid only while the tensors live."""
     sizes = [tensor.numel() for tensor in batch.w_star]
     addresses = [
         [tensor.data_ptr() for tensor in tensors]
@@ -87,14 +87,14 @@ def table(batch: Batch, move: Move) -> bytes:
 
 
 class Pair:
-    """The passes compiled for one pair of maps, over tensors in a CPU's memory that have no gaps."""
+    """The passes compiled for one pair of maps; they take tensors without gaps, in CPU memory."""
 
     def __init__(self, call: Callable[[str, bytes], None]) -> None:
         """`call` runs the pass of that name on a table."""
         self._call = call
 
     def run(self, batch: Batch, move: Move) -> None:
-        """One pass. Tells autograd of every tensor that it writes."""
+        """Run one pass and notify autograd of every tensor that it writes."""
         uses_products = "_along_products" if batch.products and move.base in BASES else ""
         self._call(f"{move.base}_{DTYPES[batch.weights[0].dtype]}{uses_products}", table(batch, move))
         if move.base == "product":
@@ -108,6 +108,6 @@ class Pair:
 
 @cache
 def warn_once(reason: str) -> None:
-    """Say that there is no fused step, and why: one warning for each reason."""
+    """Warn that there is no fused step, and why: one warning per reason."""
     line = " ".join(reason.split())
-    warnings.warn(f"quantized weights are stepped by torch's operations, more slowly: {line}", stacklevel=2)
+    warnings.warn(f"no fused step, so torch's slower operations step the quantized weights: {line}", stacklevel=2)

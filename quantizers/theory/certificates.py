@@ -1,8 +1,8 @@
-"""Is (F, B) principled? `certify` finds P and T with F = T o P, B = T' o P, or shows where there can be none.
+"""Is (F, B) principled? `certify` finds P and T with F = T o P, B = T' o P, or an interval where none can exist.
 
     print(certify(get("bnn+"), 5.0).verdict())
 
-A certificate is numerical: on a mesh of an interval, to a tolerance (docs/decisions/004-certificates.md).
+A certificate is numerical: it holds on a mesh of an interval, to a tolerance (docs/decisions/004-certificates.md).
 """
 
 import math
@@ -19,12 +19,12 @@ from quantizers.theory.synthesis import derivative
 
 @dataclass(frozen=True)
 class Certificate:
-    """The findings of `certify` for a quantizer at one mu on an interval.
+    """The result of `certify` for a quantizer at one mu on an interval.
 
-    `prox` and `transform` are P and T at this mu, None if the pair does not decompose; `claimed` is True if they are
-    the row's own, verified, and False if they were inferred from F and B. A map is proximal if it is monotone, and the
-    proximal map of a convex function if it is nonexpansive too. `tolerance` is relative to the range of F and to
-    max |B|; `error` is max |T(P(w)) - F(w)| (nan if it does not decompose).
+    `prox` and `transform` are P and T at this mu, or None if the pair does not decompose. `claimed` is True if they are
+    the row's own and were verified, False if they were inferred from F and B. A map is proximal if it is monotone, and
+    the proximal map of a convex function if it is also nonexpansive. `tolerance` is relative to the range of F and to
+    max |B|; `error` is max |T(P(w)) - F(w)| (nan if the pair does not decompose).
     """
 
     quantizer: str
@@ -66,11 +66,11 @@ class Certificate:
 
 
 def certify(quantizer: Quantizer, mu: float, interval: tuple[float, float] | None = None) -> Certificate:
-    """Whether (F, B) decomposes at mu on the interval, by default [-R, R] with R = 8 / mu, at least 4 and at most 100.
+    """Whether (F, B) decomposes at mu on the interval, by default [-R, R] with R = 8 / mu clamped to [4, 100].
 
-    The row's own P and T are tried first: P monotone, F = T o P, B = T' o P. If it states none, or they fail, P and T
-    are inferred from F and B by the rules of `inference`, or a witness is found. ValueError if a map is not finite
-    there, or varies too fast to be sampled: then there is no verdict.
+    The row's own P and T are checked first: P monotone, F = T o P, B = T' o P. If it states none, or the check fails,
+    the rules of `inference` either infer P and T from F and B or find a witness. ValueError, and no verdict, if the
+    interval is empty, or a map is not finite on it or varies too fast to be sampled.
     """
     low, high = interval or _default_interval(mu)
     if not low < high:
@@ -118,7 +118,7 @@ def _at(f: Map, mu: float) -> Scalar:
 
 
 def _between(mesh: Mesh) -> Tensor:
-    """One new point in each cell of the mesh without a jump, off its middle."""
+    """One new point, off the middle, in each cell of the mesh that is not narrow."""
     open_cells = ~mesh.narrow()
     return (mesh.x[:-1] + (1 - GOLDEN) * mesh.x.diff())[open_cells]
 
@@ -132,7 +132,7 @@ def _claim_error(row: Quantizer, prox: Scalar, transform: Map, mu: float, mesh: 
     u = torch.cat([mesh.values[2], prox(fresh)])
     order = w.argsort()
     error = (transform(u, mu) - f).abs().max().item()
-    # At a kink of T any slope between those on its two sides is accepted.
+    # At a kink of T any slope between its two one-sided slopes is accepted.
     near = 1e-9 * (1 + u.abs())
     slopes = torch.stack([derivative(transform, v, mu) for v in (u - near, u, u + near)])
     lowest, highest = slopes.nan_to_num(nan=math.inf).amin(0), slopes.nan_to_num(nan=-math.inf).amax(0)
@@ -147,7 +147,7 @@ def _claim_error(row: Quantizer, prox: Scalar, transform: Map, mu: float, mesh: 
 
 
 def _largest_spread(u: Tensor, b: Tensor) -> Tensor:
-    """The largest range of B over a run of equal u: B must be a function of P, at the kinks of T too."""
+    """The largest range of B over a run of equal u: B must be a function of P, even at the kinks of T."""
     flat = torch.cat([u.new_zeros(1), (u.diff() != 0).to(u.dtype)]).cumsum(0).long()
     empty = b.new_zeros(len(b))
     highest, lowest = (empty.scatter_reduce(0, flat, b, how, include_self=False) for how in ("amax", "amin"))
@@ -155,7 +155,7 @@ def _largest_spread(u: Tensor, b: Tensor) -> Tensor:
 
 
 def _inferred(forward: Scalar, backward: Scalar, mesh: Mesh) -> _Found:
-    """P, T and P's facts from F and B on the mesh, or a witness. ValueError if T o P misses F between its points."""
+    """P, T and P's facts, inferred on the mesh, or a witness. ValueError if T o P misses F between its points."""
     cells = Cells(mesh, backward)
     witness = cells.witness()
     if witness:
@@ -165,7 +165,7 @@ def _inferred(forward: Scalar, backward: Scalar, mesh: Mesh) -> _Found:
     misses = (transform(prox(fresh)) - forward(fresh)).abs()
     error = misses.max().item()
     if error > TOLERANCE * cells.f_size:
-        raise ValueError(f"F or B varies too fast near w = {fresh[misses.argmax()].item():.6g} to be followed")
+        raise ValueError(f"F or B varies too fast near w = {fresh[misses.argmax()].item():.6g} to be sampled")
     return prox, transform, facts(mesh, p, (p[-1] - p[0]).item()), None, error
 
 

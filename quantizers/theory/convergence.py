@@ -1,13 +1,13 @@
-"""What convergence means for PC++, executed: bounds proven here, on convex quadratics run through the real optimizer.
+"""Convergence of PC++: bounds proven here, checked on convex quadratics run through the real optimizer.
 
-Each bound is a statement about one way of choosing P, with its proof in the docstring of the function that computes it:
+Each bound is for one choice of P, and its proof is in the docstring of the function that computes it:
 
     lazy_projection_bound   P the projection onto the box [-1, 1]^d (row hardtanh): the gap falls as 1/T
-    sign_bound              P = sign (row bc), which is not nonexpansive: what that costs is a computable sum
+    sign_bound              P = sign (row bc), which is not nonexpansive: the cost of that is a computable sum
     descent_bound           P = id (every completion): gradient descent on the smooth, nonconvex l o T at fixed mu;
-                            its smoothness constant is computed on a grid and not proven
+                            its smoothness constant is computed on a grid, not proven
 
-The pattern of the first two is that of dual averaging (Nesterov, 2009) and of Dockhorn et al. (2021), who bound
+The first two follow the pattern of dual averaging (Nesterov, 2009) and of Dockhorn et al. (2021), who bound
 ProxConnect for any proximal map; the proofs here are for these maps only.
 Throughout y_t = w*_t.
 """
@@ -24,7 +24,7 @@ from quantizers.proxconnect import ProxConnect
 from quantizers.sharpness import Constant, Shape, SharpnessSchedule
 
 ROUNDING = 1e-9
-"""Relative: a computed eta = 1/L counts as eta <= 1/L."""
+"""Relative tolerance: a computed eta = 1/L counts as eta <= 1/L."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Quadratic:
         return float(torch.linalg.eigvalsh(self.curvature).max())
 
     def box_minimizer(self) -> Tensor:
-        """The w in [-1, 1]^d where l is least, (..., d); exact, by trying all 3^d sets of coordinates at a bound."""
+        """The minimizer of l over [-1, 1]^d, (..., d); exact, by trying all 3^d sets of coordinates at a bound."""
         dim = self.centre.shape[-1]
         sides = torch.tensor(list(itertools.product((-1, 0, 1), repeat=dim)), dtype=self.centre.dtype)
         sides = sides.view(-1, *[1] * (self.centre.dim() - 1), dim)
         free = (sides == 0).to(sides)
-        # Where free, the gradient is 0; elsewhere w is the side.
+        # At free coordinates the gradient is 0; at the others w equals the bound.
         system = free.unsqueeze(-1) * self.curvature * free.unsqueeze(-2) + torch.diag_embed(1 - free)
         candidates = torch.linalg.solve(system, sides - free * self.gradient(sides))
         feasible = (candidates.abs() <= 1 + 1e-12).all(-1)
@@ -92,9 +92,9 @@ def run(
     sharpness: Shape | None = None,
     noise: Tensor | None = None,
 ) -> Trajectory:
-    """PC++ on `loss` from w*_0 = start, (..., d), by ProxConnect around SGD, one step for each learning rate.
+    """Run PC++ on `loss` from w*_0 = start, (..., d), with ProxConnect around SGD, one step per learning rate.
 
-    mu is 1, or `sharpness` of the progress. noise: (T, ..., d) is added to the gradients.
+    mu is 1, or follows `sharpness`. noise: (T, ..., d) is added to the gradients.
     """
     w = torch.nn.Parameter(start.clone())
     sgd = torch.optim.SGD([{"params": [w], "quantizer": quantizer}], lr=rates[0])
@@ -114,7 +114,7 @@ def run(
 def ergodic_gap(loss: Quadratic, weights: Tensor, rates: Tensor) -> Tensor:
     """l(mean of the first T weights) - min of l over [-1, 1]^d, for T = 1, 2, ...; the mean weighted by the rates.
 
-    weights: (T, ..., d), rates: (T,); the gap: (T, ...). The mean of binary weights lies in the box and is not binary.
+    weights: (T, ..., d), rates: (T,); the gap: (T, ...). The mean of binary weights is in the box but not binary.
     """
     sums = _along_time(rates, weights).mul(weights).cumsum(0)
     means = sums / _along_time(rates.cumsum(0), weights)
@@ -126,20 +126,21 @@ def lazy_projection_bound(loss: Quadratic, path: Trajectory, w: Tensor, variance
 
         (D_0 + sum_t eta_t^2 variance / (2 (1 - eta_t L))) / sum_t eta_t,   D_0 = (|w - y_0|^2 - |w_0 - y_0|^2) / 2
 
-    for 0 < eta_t <= 1/L (with noise: < 1/L, or the bound is infinite), t from 0 to T - 1, the mean weighting w_{t+1} by
-    eta_t, and gradients g_t = grad l(w_t) + noise of mean 0 given the past and E |noise|^2 <= variance. So without
-    noise and at eta = 1/L the gap is at most L |w - y_0|^2 / (2 T). With noise and eta_t = eta_0 / sqrt(t + 1) it is
-    O(log T / sqrt T); a constant eta = eta_0 / sqrt(T), for a T fixed beforehand, does without the log.
+    for 0 < eta_t <= 1/L (with noise: < 1/L, or the bound is infinite). t runs from 0 to T - 1, and the mean weights
+    w_{t+1} by eta_t. The gradients are g_t = grad l(w_t) + noise, the noise having mean 0 given the past and
+    E |noise|^2 <= variance. So without noise and at eta = 1/L the gap is at most L |w - y_0|^2 / (2 T). With noise and
+    eta_t = eta_0 / sqrt(t + 1) it is O(log T / sqrt T); a constant eta = eta_0 / sqrt(T), for a T fixed beforehand,
+    removes the log.
 
     Proof. psi(y) = max over v in the box of <v, y> - |v|^2 / 2 is attained at P(y). Let D_t = |w|^2 / 2 + psi(y_t) -
-    <w, y_t>, which is >= 0. As the maximum at y_t, taken at w_t, is of a 1-strongly concave function,
+    <w, y_t>, which is >= 0. Since psi(y_t) is the maximum, attained at w_t, of a 1-strongly concave function,
     psi(y_t) >= <w_{t+1}, y_t> - |w_{t+1}|^2 / 2 + |s|^2 / 2 with s = w_{t+1} - w_t. With y_{t+1} = y_t - eta_t g_t,
         D_{t+1} - D_t <= eta_t <w - w_{t+1}, g_t> - |s|^2 / 2.
     Smoothness at w_{t+1} and convexity give <w - w_{t+1}, grad l(w_t)> <= l(w) - l(w_{t+1}) + L |s|^2 / 2, so
         eta_t (l(w_{t+1}) - l(w)) <= D_t - D_{t+1} + eta_t <w - w_t - s, noise> - (1 - eta_t L) |s|^2 / 2.
-    <w - w_t, noise> has mean 0, and by completing the square the rest of the noise's term and the last term are
-    together at most eta_t^2 |noise|^2 / (2 (1 - eta_t L)). Sum over t; l is convex, so l of the mean is at most the
-    mean of l. At t = 0, psi(y_0) = (|y_0|^2 - |w_0 - y_0|^2) / 2.
+    <w - w_t, noise> has mean 0. By completing the square, the rest of the noise term plus the last term is at most
+    eta_t^2 |noise|^2 / (2 (1 - eta_t L)). Sum over t; l is convex, so l of the mean is at most the mean of l. At t = 0,
+    psi(y_0) = (|y_0|^2 - |w_0 - y_0|^2) / 2.
 
     ValueError if a learning rate is too large. w: (..., d); the bound: (T, ...).
     """
@@ -159,7 +160,7 @@ def sign_bound(path: Trajectory, w: Tensor) -> Tensor:
         (|y_0|_1 - <w, y_0> + sum_t D_t) / sum_t eta_t
         D_t = |y_{t+1}|_1 - |y_t|_1 - <sign(y_t), y_{t+1} - y_t> >= 0
 
-    for convex l, any eta_t and gradients without noise; t from 0 to T - 1, the mean weighting w_t by eta_t.
+    for convex l, any eta_t and gradients without noise. t runs from 0 to T - 1, and the mean weights w_t by eta_t.
 
     Proof. eta_t <w_t - w, grad l(w_t)> = <w_t - w, y_t - y_{t+1}> = |y_t|_1 - |y_{t+1}|_1 + D_t + <w, y_{t+1} - y_t>.
     The sum over t is |y_0|_1 - <w, y_0> - (|y_T|_1 - <w, y_T>) + sum_t D_t, and the bracket is >= 0 for w in the box.
@@ -168,7 +169,7 @@ def sign_bound(path: Trajectory, w: Tensor) -> Tensor:
     |.|_1 is the conjugate of the box, as psi is in `lazy_projection_bound`, but not smooth: D_t = 2 |y_{t+1}| for each
     coordinate that changes sign, and is 0 otherwise. While signs keep changing, sum_t D_t grows like sum_t eta_t: the
     bound levels off, and no choice of eta helps, since y scales with it. So the bound does not show convergence; it
-    says how far from optimal the changes of sign can have left the mean. w: (..., d); the bound: (T, ...).
+    limits how far from optimal the changes of sign can leave the mean. w: (..., d); the bound: (T, ...).
     """
     y, norms = path.latents, path.latents.abs().sum(-1)
     divergences = norms.diff(dim=0) - (path.weights[:-1] * y.diff(dim=0)).sum(-1)
@@ -189,12 +190,12 @@ def descent_bound(loss: Quadratic, path: Trajectory) -> Tensor:
 
         2 l(T(y_0)) / (eta T)       where L' is the smoothness of f = l o T.
 
-    The proof takes L' as given. `transformed_smoothness` computes it on a grid, so the bound with that L' is as good as
-    the grid, not proven.
+    The proof takes L' as given. `transformed_smoothness` computes it on a grid, so the bound with that L' is only as
+    good as the grid, not proven.
 
     Proof. y_{t+1} = y_t - eta grad f(y_t), so f(y_{t+1}) <= f(y_t) - eta (1 - eta L' / 2) |grad f(y_t)|^2, which is at
     most f(y_t) - eta / 2 |grad f(y_t)|^2. Sum over t and use f >= min l = 0. So some y_t is nearly stationary for f;
-    f is not convex, and nothing is said of a minimum. The bound: (T, ...).
+    f is not convex, so this says nothing about a minimum. The bound: (T, ...).
     """
     first = loss(path.weights[0])
     return 2 * first / _along_time(path.rates.cumsum(0), first, 1)
@@ -204,8 +205,8 @@ def transformed_smoothness(loss: Quadratic, quantizer: Quantizer, mu: float) -> 
     """L' with |grad f(u) - grad f(v)| <= L' |u - v| for f = l o T, T = F, over all the problems of `loss`.
 
     The Hessian of f is diag(T') A diag(T') + diag(T'' . A (T - c)), so L' = L max |T'|^2 + max |T''| max |A (T - c)|.
-    The maxima over w are not proven: they are taken on a grid of 80,001 points with |mu w| <= 40, plus 1 % for what
-    lies between them. ValueError where T' jumps: then f is not smooth.
+    The maxima over w are not proven: they are taken on a grid of 80,001 points with |mu w| <= 40, plus 1 % for the
+    points in between. ValueError if T' jumps: then f is not smooth.
     """
     coarse, fine = (torch.linspace(-40, 40, num, dtype=torch.float64) / mu for num in (40_001, 80_001))
     curvature, same = (float((quantizer.backward(w, mu).diff() / w.diff()).abs().max()) for w in (fine, coarse))
@@ -218,7 +219,7 @@ def transformed_smoothness(loss: Quadratic, quantizer: Quantizer, mu: float) -> 
 
 @dataclass(frozen=True)
 class Curve:
-    """A measured quantity and its bound at T = 1, 2, ..., each (T,), as means over several problems; with labels."""
+    """A measured quantity and its bound at T = 1, 2, ..., each (T,) and a mean over several problems; with labels."""
 
     title: str
     quantity: str

@@ -23,7 +23,7 @@ from quantizers.theory.convergence import Curve, Quadratic, Trajectory, run
 
 ScalarMap = Callable[[Tensor], Tensor]
 FARTHEST = 2.5
-"""No picture goes beyond this |w*|."""
+"""The largest |w*| in any picture."""
 SETTLED = 0.02
 """A map has settled where it varies by less than this share of its range."""
 NEGLIGIBLE = 1e-6
@@ -120,7 +120,7 @@ def _pieces(f: ScalarMap, low: float, high: float) -> list[tuple[Tensor, Tensor]
     grid = torch.linspace(low, high, 801, dtype=torch.float64)
     left, right = _narrowed(f, grid[:-1], grid[1:])
     rises = f(grid).diff().abs()
-    least = rises.clamp(min=NEGLIGIBLE * float(rises.sum())) / 100  # relative to the map's whole variation
+    least = rises.clamp(min=NEGLIGIBLE * float(rises.sum())) / 100  # relative to the map's total variation
     jumps = ((f(right) - f(left)).abs() > least).nonzero().flatten().tolist()
     pieces = []
     for first, last in pairwise([-1, *jumps, len(grid) - 1]):
@@ -142,7 +142,7 @@ def _narrowed(f: ScalarMap, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor
 
 
 def draw_convergence(curves: list[Curve], out: Path) -> None:
-    """Write each measured quantity and its bound over T as PNG, log-log, one panel a curve."""
+    """Write each measured quantity and its bound over T as PNG, log-log, one panel per curve."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     for axes, curve in zip(figure.subplots(2, 2, sharex=True).flat, curves, strict=True):
         # Evenly spaced on the logarithmic axis; more points would only make the file larger.

@@ -1,9 +1,9 @@
-"""P and T from (F, B) alone, or the place where there can be none.
+"""Infer P and T from (F, B), or find an interval where none can exist.
 
-(F, B) decomposes if there is a proximal, that is monotone, P with dF = B dP of which F and B both are functions (Lu et
-al., NeurIPS 2023). So on the points of a mesh: where B is not 0, dP = dF / B is not negative, and where F is flat B is
-constant; where B is 0, F is flat, and P is free: we let it move at unit rate. At a jump of F one of B's limits is not
-0 and none has the other sign; there T' is taken to go in a straight line from one limit to the other.
+(F, B) decomposes if there is a proximal (that is, monotone) P such that dF = B dP and both F and B are functions of P
+(Lu et al., NeurIPS 2023). On the points of a mesh this means: where B is not 0, dP = dF / B is not negative, and B is
+constant where F is flat. Where B is 0, F is flat and P is free; we let it move at unit rate. At a jump of F, one of B's
+limits is not 0 and neither has the opposite sign; there T' is taken to be linear from one limit to the other.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from torch import Tensor
 from quantizers.theory.mesh import NARROW, TOLERANCE, Mesh
 from quantizers.theory.quadrature import at_nodes, integrals
 
-ZERO = 1e-8  # of max |B|: a B below it is 0
-FLAT = 1e-7  # of F's mean rate: an F that moves more slowly is flat
+ZERO = 1e-8  # relative to max |B|: a smaller |B| counts as 0
+FLAT = 1e-7  # relative to F's mean rate: a slower F counts as flat
 ROUNDING = 2e-15
-APART = 2  # a key that no sign of B equals
+APART = 2  # a key that differs from every sign of B
 
 Scalar = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Witness:
-    """An interval on which (F, B) breaks a rule, as evaluating both there shows, and the rule in words."""
+    """An interval on which (F, B) breaks a rule, which evaluating both there shows, and the rule in words."""
 
     low: float
     high: float
@@ -58,14 +58,14 @@ class Cells:
         return self._varies_on_flat() or self._moves_at_zero() or self._opposes() or self._jumps_wrongly()
 
     def _runs(self, key: Tensor, apart: Tensor) -> list[tuple[int, int, int]]:
-        """Maximal runs of cells with equal key, without the cells `apart`: (key, first point, last point)."""
+        """Maximal runs of cells with equal key, excluding the cells `apart`: (key, first point, last point)."""
         key = torch.where(apart, APART, key.long())
         edges = [0, *((key.diff() != 0).nonzero().flatten() + 1).tolist(), len(key)]
         values = key[edges[:-1]].tolist()
         return [run for run in zip(values, edges[:-1], edges[1:], strict=True) if run[0] != APART]
 
     def _varies_on_flat(self) -> Witness | None:
-        # Prefer places where B keeps its sign, which are clearest; of all places take the one where B varies most.
+        # Prefer runs where B keeps its sign, which are clearest; among them take the one where B varies most.
         there = self.b.abs() > TOLERANCE * self.b_size
         for key in (self.flat * self.sign, self.flat):
             found = []
@@ -121,7 +121,7 @@ class Cells:
         return Witness(self.x[low].item(), self.x[high].item(), rule.format(f=f, b=b, value=f"{self.f[low]:.6g}"))
 
     def steps(self) -> Tensor:
-        """How far P moves in each cell: dF / B; 0 where F is flat, as far as w where B is 0."""
+        """How far P moves in each cell: dF / B; 0 where F is flat, and dw where B is 0."""
         free = self.sign == 0
         # Where B changes sign both integrals nearly cancel; their moduli do not.
         rate = torch.where(self.mixed, self.moved.abs() / self.size, self.moved / self.integral).clamp(min=0)
@@ -133,8 +133,8 @@ class Cells:
 def decomposition(cells: Cells) -> tuple[Scalar, Scalar, Tensor]:
     """P and T as functions of tensors, and P at the mesh's points.
 
-    P is linear from point to point and P(0-) + P(0+) = 0 (off 0, P is w itself at the end nearest 0). T is Hermite's
-    cubic through F with slopes B.
+    P is linear between points, and P(0-) + P(0+) = 0 (if the interval excludes 0, P(w) = w at the end nearest 0). T is
+    the Hermite cubic through F with slopes B.
     """
     x, steps = cells.x, cells.steps()
     p = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
@@ -145,7 +145,7 @@ def decomposition(cells: Cells) -> tuple[Scalar, Scalar, Tensor]:
 
 
 def _prox(cells: Cells, p: Tensor) -> Scalar:
-    """P: straight between the mesh's points and beyond them; a step within a jump's cell (at 0 if 0 is in it)."""
+    """P: linear between the mesh's points and beyond them; a step in each jump's cell (at 0 if the cell contains 0)."""
     x, jumps = cells.x, cells.jumps
     start, end = x[:-1], x[1:]
     step = torch.where((start < 0) & (end >= 0), 0.0, end)

@@ -1,8 +1,8 @@
 """Adaptive sampling of scalar maps: the points at which `certify` evaluates them.
 
-A cell is cut in four while a map leaves the straight line across it by more than RESOLUTION of the map's size, or B
-changes sign in it, down to a width below which a change counts as a jump. So kinks and jumps are found by bisection, in
-all cells at once. Spikes narrower than the initial spacing are missed.
+A cell is cut in four while a map deviates from the straight line across it by more than RESOLUTION of the map's size,
+or while B changes sign in it, down to a width below which a change counts as a jump. So kinks and jumps are found by
+bisection, in all cells at once. Spikes narrower than the initial spacing are missed.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from torch import Tensor
 
 RESOLUTION = 1e-6
 TOLERANCE = 1e-5
-NARROW = 2e-14  # a jump's width, and
-CROSSING = 1e-8  # that of a sign change, both relative to the interval
+NARROW = 2e-14  # the width of a jump, relative to the interval
+CROSSING = 1e-8  # the width of a sign change, relative to the interval
 MAX_POINTS = 200_000
 GOLDEN = 0.5 * (5**0.5 - 1)  # irrational: no point falls on a kink or on an isolated value of a map
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A map on an interval: monotone (a proximal map); nonexpansive (then of a convex function); its jumps."""
+    """A map on an interval: monotone (a proximal map); also nonexpansive (of a convex function); its jumps."""
 
     monotone: bool
     nonexpansive: bool
@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Points x (n,), increasing, and the maps' values there, (maps, n). A map's size is its range; B's is max |B|."""
+    """Increasing points x (n,) and the maps' values there, (maps, n). A map's size is its range; B's is max |B|."""
 
     x: Tensor
     values: Tensor
@@ -42,7 +42,7 @@ class Mesh:
         return 2 * self.x.abs().max().item()
 
     def narrow(self) -> Tensor:
-        """The cells (n - 1,) so narrow that a map which changes in them jumps."""
+        """The cells (n - 1,) so narrow that any change of a map within one counts as a jump."""
         return self.x.diff() <= NARROW * self.reach
 
     def jumps(self, index: int) -> Tensor:
@@ -70,7 +70,7 @@ def facts(mesh: Mesh, values: Tensor, size: float) -> Facts:
 def sample(maps: list[Callable[[Tensor], Tensor]], low: float, high: float) -> Mesh:
     """The mesh of the maps on [low, high]; the second map is B.
 
-    ValueError if a map is not finite there, or varies too fast to be sampled.
+    ValueError if a map is not finite there or varies too fast to be sampled.
     """
 
     def evaluate(x: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def sample(maps: list[Callable[[Tensor], Tensor]], low: float, high: float) -> M
         ys.append(y.flatten(1))
         num_points += x.numel()
         if num_points > MAX_POINTS:
-            raise ValueError(f"F or B varies too fast near w = {x[0, 0].item():.6g} to be followed")
+            raise ValueError(f"F or B varies too fast near w = {x[0, 0].item():.6g} to be sampled")
         straight = at_start[:, None] + (at_end - at_start)[:, None] * parts
         bent = ((y - straight).abs() > RESOLUTION * sizes[:, None, None]).any(0).any(0)
         crossed = (at_start[1] * at_end[1] < 0) & (width > CROSSING * reach)
@@ -110,7 +110,7 @@ def sample(maps: list[Callable[[Tensor], Tensor]], low: float, high: float) -> M
 
 
 def _first_points(low: float, high: float) -> Tensor:
-    """200 points at equal distances, 60 on each side of 0 at equal ratios from 1e-5 to 1, none round; and both ends."""
+    """200 equally spaced points, 60 on each side of 0 in equal ratios from 1e-5 to 1, none round; and both ends."""
     even = low + (high - low) * (torch.arange(200, dtype=torch.float64) + GOLDEN) / 200
     ratios = GOLDEN * torch.logspace(-5, 0, 60, dtype=torch.float64) * max(abs(low), abs(high))
     points = torch.cat([even, ratios, -ratios * (1 + GOLDEN / 100)])

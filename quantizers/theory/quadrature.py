@@ -1,9 +1,9 @@
 """F(w) = integral of B from 0 to w for a B without a closed form: adaptive quadrature and a cubic interpolant.
 
-Each panel is integrated by Gauss-Legendre of 7 nodes, whole and in halves, and carries the cubic with the right values
-and slopes at both ends (Hermite). A panel is halved while the two integrals, or the cubic and the integral at the
-panel's middle, differ by more than a tolerance. Where B keeps one sign the cubic is made monotone by the condition of
-Fritsch and Carlson, "Monotone Piecewise Cubic Interpolation", SIAM J. Numer. Anal. 1980: no slope above three times
+Each panel is integrated by 7-node Gauss-Legendre quadrature, both whole and in halves, and gets the Hermite cubic with
+the right values and slopes at both ends. A panel is halved while the two integrals, or the cubic and the integral at
+the panel's middle, differ by more than a tolerance. Where B keeps one sign, the cubic is made monotone by the condition
+of Fritsch and Carlson, "Monotone Piecewise Cubic Interpolation", SIAM J. Numer. Anal. 1980: no slope above three times
 the panel's mean slope.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 NUM_NODES = 7
-FARTHEST = 2.0**10  # beyond |w| = 1024, F goes on along its tangent
-NEAREST = 2.0**-20  # the panels double in width from here on, so that F keeps its digits near 0
-PARTS = 16  # of each doubling: features narrower than a hundredth of their distance from 0 may be missed
-TOLERANCE = 1e-10  # of one panel, relative to |F|
+FARTHEST = 2.0**10  # beyond |w| = 1024, F continues along its tangent
+NEAREST = 2.0**-20  # panels double in width from here outwards, so that F keeps its digits near 0
+PARTS = 16  # panels per doubling: features narrower than a hundredth of their distance from 0 may be missed
+TOLERANCE = 1e-10  # error of one panel, relative to |F|
 NARROWEST = 2.0**-46  # relative to |w|: a panel around a jump of B is not halved further
 MAX_PANELS = 200_000
 
@@ -44,9 +44,9 @@ def integrals(values: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 class _Panels(NamedTuple):
-    """Panels from `inner`, the end nearer 0, to `outer`, with integral, slopes and errors of quadrature and of cubic.
+    """Panels from `inner`, the end nearer 0, to `outer`, with integral, slopes, and errors of quadrature and cubic.
 
-    `scale` is about |F| there. All (n,).
+    `scale` approximates |F| there. All (n,).
     """
 
     inner: Tensor
@@ -89,15 +89,15 @@ class Table(NamedTuple):
         width, rise = self.width[at], self.rise[at]
         t = (inside - self.inner[at]) / width
         s_in, s_out = self.slope_in[at] * width, self.slope_out[at] * width
-        # Hermite's cubic by powers of t: from the end nearer 0, where its value has most digits.
+        # The Hermite cubic in powers of t from the end nearer 0, where its value has the most digits.
         cubic = t * (s_in + t * (3 * rise - 2 * s_in - s_out + t * (s_in + s_out - 2 * rise)))
-        return cubic + self.value[at] + self.slope_out[at] * (w - inside)  # in this order: it has the layout of w
+        return cubic + self.value[at] + self.slope_out[at] * (w - inside)  # in this order, to get the layout of w
 
 
 def tabulate(backward: Callable[[Tensor], Tensor]) -> Table:
     """The interpolant of F(w) = integral of B from 0 to w on [-1024, 1024], with an estimate of its error.
 
-    ValueError where B is not finite, or takes more than MAX_PANELS panels.
+    ValueError if B is not finite, or needs more than MAX_PANELS panels.
     """
     done, active = [], _start(backward)
     while active.inner.numel():
@@ -112,14 +112,14 @@ def tabulate(backward: Callable[[Tensor], Tensor]) -> Table:
 
 
 def _start(backward: Callable[[Tensor], Tensor]) -> _Panels:
-    """Panels that double in width away from 0, each doubling in PARTS, on both sides; scale from their |B|."""
+    """Panels on both sides of 0 that double in width outwards, PARTS to a doubling; their scale comes from |B|."""
     powers = 2.0 ** torch.arange(21 + 10, dtype=torch.float64) * NEAREST
     parts = torch.arange(PARTS, dtype=torch.float64) / PARTS
     edges = torch.cat([torch.zeros(1).double(), (powers[:-1, None] * (1 + parts)).flatten(), powers[-1:]])
     inner, outer = torch.stack([edges[:-1], -edges[:-1]]), torch.stack([edges[1:], -edges[1:]])
     size = integrals(at_nodes(backward, inner.flatten(), outer.flatten()).abs(), inner.flatten(), outer.flatten())
     scale = size.abs().reshape(2, -1).cumsum(1)
-    # A floor: where B vanishes quickly at 0, relative accuracy of F near 0 would take panels without end.
+    # A floor: if B vanishes quickly at 0, relative accuracy of F near 0 would take endlessly many panels.
     floor = 1e-6 * scale[:, edges[1:] <= 1][:, -1:]
     return _measured(backward, inner.flatten(), outer.flatten(), torch.maximum(scale, floor).flatten())
 
@@ -154,20 +154,20 @@ def _measured(backward: Callable[[Tensor], Tensor], inner: Tensor, outer: Tensor
 
 
 def _limited(slope: Tensor, mean: Tensor, one_sign: Tensor) -> Tensor:
-    """The slope, at most three times the mean slope where B keeps one sign: there the cubic is monotone."""
+    """The slope, limited to three times the mean slope where B keeps one sign, which makes the cubic monotone."""
     steepest = 3 * mean.abs()
     return torch.where(one_sign, slope.clamp(-steepest, steepest), slope)
 
 
 def _assembled(panels: _Panels) -> Table:
-    """The panels in order; F at their inner ends; the error as said in `Integral.error`."""
+    """The panels in order, with F at their inner ends and the error described in `Integral.error`."""
     left = torch.minimum(panels.inner, panels.outer)
     order = left.argsort()
     p = _Panels(*(field[order] for field in panels))
     right = p.outer > 0
     rises = p.integral
     outwards = torch.cat([-_before(-rises[~right].flip(0)).flip(0), _before(rises[right])])
-    # Quadrature errors add up outwards; each panel's cubic errs on that panel alone.
+    # Quadrature errors add up outwards; the error of a cubic stays within its panel.
     summed = max(p.quadrature[right].sum().item(), p.quadrature[~right].sum().item())
     largest = (outwards.abs() + rises.abs()).max().item()
     error = summed + 2 * p.cubic.max().item() + 1e-15 * largest
@@ -175,5 +175,5 @@ def _assembled(panels: _Panels) -> Table:
 
 
 def _before(rises: Tensor) -> Tensor:
-    """The sum of all earlier entries."""
+    """For each entry, the sum of all earlier ones."""
     return torch.cat([rises.new_zeros(1), rises.cumsum(0)[:-1]])

@@ -1,12 +1,12 @@
-"""Principled pairs constructed: `synthesize` from P and T, `complete` from B alone.
+"""Construct principled pairs: `synthesize` from P and T, `complete` from B.
 
 For any proximal map P and differentiable T the pair F = T o P, B = T' o P makes PC++ the same as ProxConnect with P on
 the loss l(T(.)) (Lu et al., "Understanding Neural Network Binarization with Forward and Backward Proximal Quantizers",
-NeurIPS 2023). With P the identity, F = T = the integral of B: so every surrogate gradient B has a principled partner,
-and BNN++ is that of BNN+.
+NeurIPS 2023). With P the identity, F = T = the integral of B: so every surrogate gradient B has a principled partner;
+BNN+'s partner is BNN++.
 
-Both kinds of rows can be pickled and copied if the maps they are made of can, that is if these are functions of a
-module and not lambdas.
+Both kinds of rows can be pickled and copied if their maps can, that is, if these are functions of a module, not
+lambdas.
 """
 
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ def synthesize(
 ) -> Quantizer:
     """The pair F = T o P, B = T' o P; B by autograd through T unless `backward` gives it in closed form.
 
-    Neither that P is monotone nor that a given B is T' o P is checked here: `certify` does that. At a kink of T
-    autograd chooses the slope (and a `where` with an infinite slope on the branch not taken makes it NaN: then give B).
-    A T that autograd cannot differentiate, such as sign, has derivative 0.
+    This does not check that P is monotone or that a given B is T' o P; `certify` does. At a kink of T, autograd chooses
+    the slope. If T contains a `where` whose untaken branch has infinite slope, autograd returns NaN: then give B. A T
+    that autograd cannot differentiate, such as sign, has derivative 0.
     """
     forward, slope = _Composition(prox, transform), _SlopeAtProx(prox, transform)
     return Quantizer(name, forward, backward or slope, prox=prox, transform=transform, citation=citation)
@@ -73,7 +73,7 @@ def complete(
     `scales` promises that mu only scales B, B(w; mu) = mu B(mu w; 1); then F(w; mu) = F(mu w; 1), and one quadrature
     serves all mu. Without it each new mu costs a quadrature, a fraction of a second at every step of a schedule.
 
-    ValueError if `scales` is promised and not true.
+    ValueError if `scales` is promised but not true.
     """
     integral = forward or Integral(backward, scales=scales)
     return Quantizer(name, integral, backward, prox=maps.identity, transform=integral, citation=citation)
@@ -97,12 +97,12 @@ MAX_TABLES = 32
 class Integral:
     """F(w) = integral of B(.; mu) from 0 to w, any shape, dtype and device; differentiable in w.
 
-    Quadrature in float64, once for each mu (once for all if B `scales`, see `complete`) and then kept for the latest
-    MAX_TABLES, as a piecewise cubic that is monotone where B keeps one sign. F(0) = 0; odd if B is even. Beyond |w| =
-    1024 (|mu w| = 1024 if B scales) it goes on along its tangent. NaN at NaN; at infinity its value at the dtype's
-    largest number; a value too large for the dtype saturates, as in `maps`.
+    Computed by quadrature in float64, once per mu (once for all mu if B `scales`, see `complete`), as a piecewise cubic
+    that is monotone where B keeps one sign; the latest MAX_TABLES are kept. F(0) = 0; F is odd if B is even. Beyond
+    |w| = 1024 (|mu w| = 1024 if B scales), F continues along its tangent. F is NaN at NaN; at infinity it has its value
+    at the dtype's largest number; a value too large for the dtype saturates, as in `maps`.
 
-    Copies and pickles hold B but no tables.
+    Copies and pickles contain B but no tables.
 
     Raises:
         ValueError: B is not finite or varies too fast; or, when constructed, `scales` is not true of B.
@@ -135,8 +135,8 @@ class Integral:
         """An upper estimate of |F - integral| for |w| <= 1024 (|mu w| if B scales), before rounding to w's dtype.
 
         The sum of the panels' quadrature errors, on the side of 0 where it is larger, plus twice the largest error of a
-        panel's cubic at its middle. A panel's quadrature error is taken as the difference between the integral in one
-        piece and that in two halves; the true error of the halves is far smaller.
+        panel's cubic at its middle. A panel's quadrature error is estimated as the difference between its integral as a
+        whole and in two halves; the true error of the halves is far smaller.
         """
         return self._table(1.0 if self.scales else mu, torch.device("cpu")).error
 

@@ -1,4 +1,4 @@
-"""Images and labels: data sets by name, their readers, and the loader that makes batches of samples by number.
+"""Images and labels: named data sets, their readers, and the loader that makes batches from sample numbers.
 
 Start reading at `loader`.
 """

@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Makes FFCV files from image files, and checks them.\n\n"
+    help="Make FFCV files from image files, and check them.\n\n"
     "[bold]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet[/]\n\n"
     "Then: [bold]python -m suite.data verify data/imagenet/*.beton[/]",
 )
@@ -23,7 +23,7 @@ MAX_RESOLUTION, QUALITY, JPEG_SHARE = 400, 90, 0.5
 
 
 class Dataset(str, Enum):
-    """What can be prepared."""
+    """Data sets that `prepare` accepts."""
 
     imagenet = "imagenet"
     cifar10 = "cifar10"
@@ -46,47 +46,45 @@ def prepare(
     ],
     out: Annotated[
         Path,
-        typer.Option(
-            help="Where train.beton and the others come to lie: a grid looks in DATA/imagenet.", metavar="DIR"
-        ),
+        typer.Option(help="Folder for train.beton and the other files: a grid looks in DATA/imagenet.", metavar="DIR"),
     ],
     max_resolution: Annotated[
         int | None,
         typer.Option(
             min=0,
             max=16384,
-            help="Longer side, in pixels; larger images are made smaller. 0: never.",
+            help="Maximum longer side, in pixels; larger images are shrunk. 0: no limit.",
             show_default="400",
         ),
     ] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of the JPEGs that are encoded anew.", show_default="90")
+        int | None, typer.Option(min=1, max=100, help="Quality of re-encoded JPEGs.", show_default="90")
     ] = None,
     jpeg_share: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Share of the images stored as JPEG; the rest is raw: larger, faster.",
+            help="Share of images stored as JPEG; the rest are raw: larger, faster.",
             show_default="0.5",
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes.", show_default="this machine's cores")
+        int | None, typer.Option(min=1, max=1024, help="Worker processes.", show_default="this machine's cores")
     ] = None,
     leave_out_broken: Annotated[
         bool,
-        typer.Option("--leave-out-broken", help="Go without files that cannot be decoded; the manifest names them."),
+        typer.Option("--leave-out-broken", help="Skip files that cannot be decoded; the manifest lists them."),
     ] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="imagenet: some of the 1,000 classes are enough.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="imagenet: accept fewer than the 1,000 classes.")] = False,
 ) -> None:
     """Write train.beton etc.: the same images and settings give the same bytes for any number of workers.
 
-    imagenet is expected as DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others as DIR/train/CLASS/*.jpg and
-    DIR/test/CLASS/*.jpg, and optionally DIR/val; cifar10 and cifar100 also as torchvision's files.
+    imagenet needs DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others need DIR/train/CLASS/*.jpg and
+    DIR/test/CLASS/*.jpg, and optionally DIR/val. For cifar10 and cifar100, torchvision's files work, too.
 
     If it is killed, run the same command again to resume. Each file gets a manifest: counts, classes, checksums, and
-    the images that were converted or left out.
+    the images that were converted or skipped.
 
     [dim]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet --workers 16[/]
 
@@ -108,9 +106,9 @@ def prepare(
             JPEG_SHARE if jpeg_share is None else jpeg_share,
         )
     elif given:
-        fail(f"{given[0]}: {dataset.value} is stored as it is, raw and in full; leave it out")
+        fail(f"{given[0]}: {dataset.value} is stored unchanged, raw and at full size; omit the option")
     if partial and dataset is not Dataset.imagenet:
-        fail(f"--partial: {dataset.value} has no list of classes to be a part of; it is for imagenet")
+        fail(f"--partial: {dataset.value} has no fixed list of classes; the option is for imagenet")
     num_workers = workers or len(os.sched_getaffinity(0))
     console = Console()
     make(dataset.value, source, out, storage, num_workers, console, leave_out_broken=leave_out_broken, partial=partial)
@@ -122,7 +120,7 @@ def verify(
         list[Path], typer.Argument(help="Data files, each with its manifest beside it.", metavar="FILE...")
     ],
 ) -> None:
-    """Check data files against their manifests: size, checksum, index, labels, counts. Exit status 1 where one is bad.
+    """Check data files against their manifests: size, checksum, index, labels, counts. Exit status 1 if any is bad.
 
     [dim]python -m suite.data verify data/imagenet/*.beton[/]
     """
@@ -141,7 +139,7 @@ def verify(
             print(fault, file=sys.stderr)
         num_bad += bool(found)
         if not found:
-            print(f"{escaped(str(file))}: as its manifest says")
+            print(f"{escaped(str(file))}: matches its manifest")
     raise SystemExit(1 if num_bad else 0)
 
 

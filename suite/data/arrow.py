@@ -1,8 +1,8 @@
-"""Data sets of Hugging Face as `save_to_disk` leaves them: Arrow files, read by index, offline.
+"""Hugging Face data sets as written by `save_to_disk`: Arrow files, read by index, offline.
 
     datasets.load_dataset("zh-plus/tiny-imagenet").save_to_disk("DATA/tiny")        in a grid: dataset: hf/tiny
 
-A row's location is text, as a file's is, so that what reads image files reads rows as well.
+A row is located by text, like a file, so that the image-file reader can read rows as well.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 PREFIX = "arrow:"
 _VALIDATION = ("validation", "valid", "val")
 _LABELS = ("label", "labels", "fine_label")
-"""Which column is meant where several are of classes: fine_label is CIFAR-100's."""
+"""The column to use if several hold classes: fine_label is CIFAR-100's."""
 
 
 def is_row(location: str) -> bool:
-    """Whether the location is a row's and not a file's."""
+    """Whether the location refers to an Arrow row rather than a file."""
     return location.startswith(PREFIX)
 
 
 def image_of(location: str) -> io.BytesIO | str:
-    """What Pillow opens: the row's encoded image, or the path of the file that it names."""
+    """The row's encoded image, or the path of the file it refers to: either can be passed to Pillow's `open`."""
     number, column, folder = location.removeprefix(PREFIX).split(":", 2)
     held = _rows(folder, column)[int(number)][column]
     return io.BytesIO(held["bytes"]) if held["bytes"] is not None else str(held["path"])
 
 
 def load(name: str, place: Path, *, with_test: bool) -> "Source":
-    """The splits train and test, and one for validation if there is one.
+    """The train and test splits, and the validation split if there is one.
 
     Raises:
         DataError: the package or the folder is missing, or a split has no column of images or of classes.
@@ -73,7 +73,7 @@ def _splits(name: str, place: Path) -> list[str]:
 
 
 def _part(folder: Path) -> tuple[Any, tuple[str, ...]]:
-    """A split, and the names of its classes."""
+    """A split and the names of its classes."""
     import torch
 
     from suite.data.source import Files
@@ -94,7 +94,7 @@ def _part(folder: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _facts(place: Path, splits: list[str]) -> Iterator[str]:
-    """Input of the checksum: names and sizes of the files, and the contents of dataset_info.json."""
+    """Input of the checksum: file names, file sizes, and the contents of dataset_info.json."""
     for split in splits:
         for path in sorted((place / split).iterdir()):
             content = path.read_text(encoding="utf-8") if path.name == "dataset_info.json" else ""
@@ -115,7 +115,7 @@ def _loaded(folder: str) -> Any:  # noqa: ANN401  (a datasets.Dataset)
 
 @cache
 def _rows(folder: str, column: str) -> Any:  # noqa: ANN401
-    """The split with its images left encoded."""
+    """The split, with images still encoded."""
     from datasets import Image
 
     return _loaded(folder).cast_column(column, Image(decode=False))

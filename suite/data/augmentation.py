@@ -1,8 +1,7 @@
 """Augmentation of a sample's pixels: windows, shifts, flips, normalisation; drawn only from (seed, epoch, sample).
 
-`policy` has what changes colours and shapes.
-
-So a sample's augmentation does not depend on the batch, process or loader that delivers it.
+So a sample's augmentation does not depend on the batch, process or loader that delivers it. Augmentation that changes
+colours or shapes is in `policy`.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,10 @@ from suite.recipe.settings import Data, Interpolation, ProgressiveResizing
 from suite.training.seeds import stream
 
 ASPECT, NUM_TRIES = (3 / 4, 4 / 3), 10
-"""Random windows: range of width over height, and number of tries. Szegedy et al. 2015, as in torchvision."""
+"""Random windows: range of width / height, and number of tries. Szegedy et al. 2015, as in torchvision."""
 NUM_UNIFORMS = 2 * NUM_TRIES + 2
 RESIZING_STEP = 32
-"""Sides of progressive resizing are multiples of it, in pixels, as in ffcv-imagenet: networks halve them five times."""
+"""Progressive resizing uses multiples of this side, in pixels, as in ffcv-imagenet: networks halve it five times."""
 
 
 class Crops(Protocol):
@@ -31,22 +30,22 @@ class Crops(Protocol):
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """[n, 4]: top, left, height and width of each sample's window, in pixels, in images that are so large."""
+        """[n, 4]: each sample's window (top, left, height, width), in pixels, in an image of the given size."""
 
     def subset(self, samples: Tensor) -> "Crops":
-        """Those of `samples` (int64 [M]), which are numbered from 0 then: what a worker is sent."""
+        """The crops of `samples` (int64 [M]), renumbered from 0, to be sent to a worker."""
 
 
 @dataclass(frozen=True)
 class Centre:
-    """The square in the middle whose side is `ratio` of the image's shorter one."""
+    """The central square whose side is `ratio` times the image's shorter side."""
 
     ratio: float
 
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The same for all samples of one size."""
+        """The same window for all images of one size."""
         del samples
         side = np.maximum((self.ratio * np.minimum(heights, widths)).astype(np.int64), 1)
         return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], 1).astype(np.int32)
@@ -59,9 +58,9 @@ class Centre:
 
 @dataclass(frozen=True)
 class RandomResized:
-    """Windows of random area and aspect, from uniform numbers in [0, 1), float32 [N, NUM_UNIFORMS].
+    """Windows of random area and aspect ratio, from uniform numbers in [0, 1), float32 [N, NUM_UNIFORMS].
 
-    `area_shares` are the least and the largest share of the image's area.
+    `area_shares` are the smallest and largest fraction of the image's area.
     """
 
     uniforms: NDArray[np.float32]
@@ -70,7 +69,7 @@ class RandomResized:
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The first of NUM_TRIES windows that fits in the image; if none does, the largest of a permitted aspect."""
+        """The first of NUM_TRIES windows that fits in the image; if none does, the largest with an allowed aspect."""
         uniforms = self.uniforms[samples].astype(np.float64)
         least, largest = self.area_shares
         area = (heights * widths)[:, None] * (least + (largest - least) * uniforms[:, :-2:2])
@@ -98,8 +97,7 @@ class RandomResized:
 class Draws:
     """An epoch's changes to N samples: `shifts` int64 [N, 2] of zero-padded images, `flips` bool [N], and windows.
 
-    `policy` changes their pixels, if there is one; a rectangle of some is erased with probability `erasing`, drawn
-    from `seed`.
+    `policy`, if any, changes pixels. With probability `erasing`, drawn from `seed`, a rectangle of a sample is erased.
     """
 
     shifts: Tensor
@@ -118,9 +116,9 @@ def draw(
     mean: Sequence[float] = (),
     interpolation: Interpolation = "bilinear",
 ) -> Draws:
-    """The epoch's draws, on the CPU whatever the device: the same on every machine.
+    """The epoch's draws, always on the CPU, so that they are the same on every machine.
 
-    `mean` and `interpolation` are the recipe's, for a policy.
+    `mean` and `interpolation` come from the recipe and are used by a policy.
     """
     epoch_seed = stream(seed, "augmentation", epoch)
     generator = torch.Generator().manual_seed(epoch_seed)
@@ -140,18 +138,18 @@ def draw(
 
 
 def unchanged(num_samples: int, centre_ratio: float) -> Draws:
-    """What evaluation does: the middle of each image, neither shifted nor mirrored."""
+    """Evaluation's draws: the centre of each image, neither shifted nor mirrored."""
     shifts, flips = torch.zeros((num_samples, 2), dtype=torch.int64), torch.zeros(num_samples, dtype=torch.bool)
     return Draws(shifts, flips, Centre(centre_ratio))
 
 
 def padding(settings: Data) -> int:
-    """Zeros around each training image, in pixels."""
+    """Width of the zero padding around each training image, in pixels."""
     return settings.crop_padding or 0
 
 
 def side(progressive: ProgressiveResizing | None, final: int, epoch: int) -> int:
-    """Side of the training images in epoch number `epoch` (from 0), in pixels: `final`, or on the way to it."""
+    """Side of the training images in epoch number `epoch` (from 0), in pixels: `final`, or smaller in early epochs."""
     if progressive is None or epoch >= progressive.to_epoch:
         return final
     progress = max(epoch - progressive.from_epoch, 0) / (progressive.to_epoch - progressive.from_epoch)
@@ -168,37 +166,37 @@ class Normalization:
 
     @classmethod
     def of(cls, images: Tensor) -> "Normalization":
-        """Measured on uint8 images [N, C, H, W]: the training split's, so nothing leaks from the others."""
+        """Measured on uint8 images [N, C, H, W]. Pass the training split only, so nothing leaks from the others."""
         counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
         share, level = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
         mean = share @ level
         return cls(mean.float(), (share @ level**2 - mean**2).sqrt().float())
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32, mean 0 and deviation 1 per channel over the training set."""
+        """uint8 [B, C, H, W] -> float32, with mean 0 and standard deviation 1 per channel over the training set."""
         mean, std = (value.view(-1, 1, 1).to(images.device) for value in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
 
 
 IMAGENET = Normalization(torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
-"""What torchvision's and timm's ImageNet networks are used to."""
+"""The normalization of torchvision's and timm's ImageNet networks."""
 
 
 def finish(images: Tensor, mirrored: Tensor, normalization: Normalization) -> Tensor:
-    """uint8 [B, C, H, W] -> float32, mirrored from right to left where `mirrored` (bool [B]), and normalised."""
+    """uint8 [B, C, H, W] -> float32, mirrored horizontally where `mirrored` (bool [B]), and normalised."""
     which = mirrored.nonzero().squeeze(1).to(images.device)
-    if len(which):  # these only: to turn a row around is the slowest part
+    if len(which):  # only these: reversing a row is the slowest part
         images = images.index_copy(0, which, images[which].flip(-1))
     return normalization(images)
 
 
 def finish_each(images: Tensor, mirrored: Tensor, normalization: Normalization, finished: Tensor) -> None:
-    """`finish` into `finished` (float32 [B, C, H, W]), to the bit; on the CPU, image by image.
+    """Bit-identical to `finish`, but written into `finished` (float32 [B, C, H, W]), image by image, on the CPU.
 
-    An image stays in the processor's cache from one operation to the next, and memory that is there already need not be
-    faulted in: five times as fast on batches of large images. Both are channels-last.
+    Five times as fast on batches of large images: an image stays in the processor's cache between operations, and the
+    existing output memory need not be faulted in. `images` and `finished` are channels-last.
     """
-    # Of one image's shape and layout, so that the operations run over memory from one end to the other.
+    # Shaped and laid out like one image, so that the operations traverse memory sequentially.
     mean, std = (
         value.view(1, -1, 1, 1).expand(1, *images.shape[1:]).contiguous(memory_format=torch.channels_last)
         for value in (normalization.mean, normalization.std)
@@ -209,7 +207,7 @@ def finish_each(images: Tensor, mirrored: Tensor, normalization: Normalization, 
 
 
 def shift(images: Tensor, num_pixels: int, shifts: Tensor) -> Tensor:
-    """Window of the images' own size at row and column `shifts` (int64 [B, 2]) once zero-padded by `num_pixels`."""
+    """Zero-pad the images by `num_pixels`; crop to their old size at row and column `shifts` (int64 [B, 2])."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, [num_pixels] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)

@@ -1,7 +1,7 @@
 """FFCV's file format, version 2, in numpy: files of RGB images and integer labels, read and written without FFCV.
 
-A file is a header, two field descriptors, a row of metadata per sample, the images' bytes, and a table of where each
-image lies. Images begin on the first page after the metadata, and none straddles two pages: FFCV reads by the page.
+A file is a header, two field descriptors, a row of metadata per sample, the images' bytes, and a table of image
+offsets. Images begin on the first page after the metadata. None crosses a page boundary, because FFCV reads by page.
 """
 
 import os
@@ -17,9 +17,9 @@ from suite.errors import DataError
 
 VERSION = 2
 PAGE_BYTES = 8 << 20
-"""FFCV's own default. A page is a power of two, and holds the largest image."""
+"""FFCV's default page size: a power of two, at least as large as the largest image."""
 MAX_SIDE = 2**16 - 1
-"""Pixels: heights and widths are stored in two bytes."""
+"""In pixels: heights and widths are stored in two bytes."""
 
 _HEADER = np.dtype(
     [("version", "<u2"), ("num_fields", "<u2"), ("page", "<u4"), ("num_samples", "<u8"), ("table", "<u8")]
@@ -48,12 +48,12 @@ ROW = np.dtype(
         ("num_bytes", "<u8"),
     ]
 )
-"""The file's metadata of one sample."""
+"""Metadata of one sample, as stored in the file."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the N images of a file lie, and what they are: int64 [N] each, is_jpeg bool [N] (else raw pixels)."""
+    """Location, size and format of a file's N images: int64 [N] each, is_jpeg bool [N] (False: raw pixels)."""
 
     labels: NDArray[np.int64]
     heights: NDArray[np.int64]
@@ -68,10 +68,10 @@ class Index:
 
 
 def read_index(path: Path) -> Index:
-    """The index of a file of images and labels; reads no image.
+    """The index of a file of images and labels. Reads no image.
 
     Raises:
-        DataError: there is no such file, it is another kind of file, or its index points outside of it.
+        DataError: the file does not exist, is of another kind, or its index points outside it.
     """
     try:
         num_bytes = path.stat().st_size
@@ -92,10 +92,10 @@ class _Bytes:
             raise DataError(f"{self.path}: torn: {what} would end after the file's {self.num_bytes:,} bytes")
         content = bytearray(count * dtype.itemsize)
         done = 0
-        while done < len(content):  # one read gives 2 GiB at the most
+        while done < len(content):  # one read returns at most 2 GiB
             num = os.preadv(self.descriptor, [memoryview(content)[done:]], offset + done)
             if num == 0:
-                raise DataError(f"{self.path}: it became shorter while it was read")
+                raise DataError(f"{self.path}: the file shrank while it was being read")
             done += num
         return np.frombuffer(content, dtype)
 
@@ -134,13 +134,13 @@ def _read_index(path: Path, file: _Bytes) -> Index:
 
 
 def _signed(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Numbers no file can reach stay too large, instead of becoming negative."""
+    """As int64; numbers too large for it are clamped, so that they stay out of range instead of turning negative."""
     return np.minimum(values, np.uint64(2**62)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One stored image: a JPEG file's bytes, or RGB pixels row by row; sides in pixels."""
+    """One stored image: the bytes of a JPEG file, or RGB pixels row by row. Sides in pixels."""
 
     is_jpeg: bool
     height: int
@@ -150,9 +150,9 @@ class Sample:
 
 
 class BetonWriter:
-    """Writes up to `capacity` samples, in order, to `.NAME.partial` beside `path`; `path` appears whole, by a rename.
+    """Writes up to `capacity` samples, in order, to `.NAME.partial` beside `path`, then renames it to `path`.
 
-    To resume after a kill, pass the samples already flushed as `rows` (ROW [n]); the file's content depends only on
+    To resume after a kill, pass the samples already flushed as `rows` (ROW [n]). The file's content depends only on
     the samples, capacity and page size. Leaving the context manager closes the file, or abandons it on an exception.
     """
 
@@ -169,7 +169,7 @@ class BetonWriter:
         self._file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", 1 << 20)
         if rows is not None and os.fstat(self._file.fileno()).st_size < self._end * bool(len(rows)):
             self._file.close()
-            raise ValueError(f"{self.partial} is shorter than the {len(rows)} samples that it should hold")
+            raise ValueError(f"{self.partial} is too short for the {len(rows)} samples it should hold")
         self._file.truncate(self._end if self._num else 0)
 
     @property
@@ -181,7 +181,7 @@ class BetonWriter:
         """Writes the next sample.
 
         Raises:
-            ValueError: it does not fit on a page, its sides are too long, or the file is full.
+            ValueError: the sample does not fit on a page, its sides are too long, or the file is full.
         """
         size = len(sample.content)
         if not 0 < size <= self.page_bytes or max(sample.height, sample.width) > MAX_SIDE:
@@ -197,12 +197,12 @@ class BetonWriter:
         self._end, self._num = offset + size, self._num + 1
 
     def flush(self) -> None:
-        """Writes everything so far to disk."""
+        """Flushes everything written so far to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self) -> Path:
-        """Completes and closes the partial file and returns its path; only `publish` remains to be called."""
+        """Completes and closes the partial file and returns its path; then call `publish`."""
         rows = self.rows
         header = np.array((VERSION, len(_FIELDS), self.page_bytes, len(rows), self._end), _HEADER)
         metadata, table = np.zeros(len(self._rows), _METADATA), np.zeros(len(rows), _ALLOCATION)
@@ -215,14 +215,14 @@ class BetonWriter:
         self._file.seek(_HEADER.itemsize)
         self._file.write(_FIELDS.tobytes() + metadata.tobytes())
         self.flush()
-        self._file.seek(0)  # last: a file with a header is whole
+        self._file.seek(0)  # last: a header marks the file as complete
         self._file.write(header.tobytes())
         self.flush()
         self._file.close()
         return self.partial
 
     def publish(self) -> None:
-        """Gives the finished file its name."""
+        """Renames the finished file to `path`."""
         self.partial.replace(self.path)
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
@@ -251,7 +251,7 @@ class BetonWriter:
 
 
 def data_start(capacity: int, page_bytes: int) -> int:
-    """Where the images of a file begin that is laid out for `capacity` samples: on the first page after them."""
+    """Offset of the first image in a file for `capacity` samples: the first page after their metadata."""
     end = _HEADER.itemsize + _FIELDS.nbytes + capacity * _METADATA.itemsize
     return -(-end // page_bytes) * page_bytes
 

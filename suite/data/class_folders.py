@@ -1,4 +1,4 @@
-"""The image files of a source of class folders, split by split, and what is wrong with its layout."""
+"""Lists the image files of a source of class folders by split, and reports errors in its layout."""
 
 import hashlib
 import importlib.util
@@ -21,7 +21,7 @@ TINY_ANNOTATIONS = "val_annotations.txt"
 
 
 class Entry(NamedTuple):
-    """A file that should hold an image: its name relative to the split's folder, bytes, number of its class."""
+    """A file that should hold an image: its name relative to the split's folder, its size, and its class index."""
 
     name: str
     num_bytes: int
@@ -30,9 +30,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split: a label is an index into `classes`; `entries` are in the order of samples.
+    """One split. A label is an index into `classes`; `entries` are in sample order.
 
-    `sha256` is over names and sizes; `ignored` are files without an image suffix.
+    `sha256` covers names and sizes; `ignored` lists files without an image suffix.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Split:
 
 
 def escaped(name: str) -> str:
-    """A file's name, whatever its bytes, as text that can be printed and written."""
+    """Any file name, even one that is not UTF-8, as text that can be printed and written."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
@@ -52,11 +52,11 @@ def escaped(name: str) -> str:
 def list_source(dataset: str, source: Path, *, partial: bool = False, with_test: bool = True) -> list[Split]:
     """The splits of a folder SOURCE/SPLIT/CLASS/FILE, with the same classes in each.
 
-    `partial`: of imagenet's 1,000 classes some are enough; labels stay numbers among the 1,000. Without the test
-    split, its folder is not looked at.
+    `partial` accepts some of imagenet's 1,000 classes; labels remain indices into the 1,000. With `with_test=False`,
+    the test folder is not read.
 
     Raises:
-        DataError: a folder is missing, or unreadable, or the classes are not what they should be.
+        DataError: a folder is missing or unreadable, or the classes are wrong.
     """
     try:
         if (source / "val" / TINY_ANNOTATIONS).is_file():
@@ -76,16 +76,16 @@ def list_source(dataset: str, source: Path, *, partial: bool = False, with_test:
         if dataset == "imagenet":
             classes = _imagenet_classes(source, classes, partial=partial)
         if len(classes) == 1:
-            raise DataError(f"{source / 'train'}: one class only, {classes[0]}: there is nothing to tell apart")
+            raise DataError(f"{source / 'train'}: only one class, {classes[0]}: there is nothing to classify")
         return [_split(source / name, classes, folders) for name, folders in found.items()]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
 
 
 def _tiny_imagenet(source: Path, *, with_test: bool) -> list[Split]:
-    """Tiny-ImageNet as unpacked: train/CLASS/images/*.JPEG, and as the test split val/images with its annotations.
+    """Tiny-ImageNet as unpacked: train/CLASS/images/*.JPEG, and val/images with its annotations as the test split.
 
-    The makers' own test images have no labels.
+    The data set's own test images have no labels.
     """
     folders = [entry for entry in _entries(source / "train") if entry.is_dir() and not _is_a_systems(entry.name)]
     classes = tuple(entry.name for entry in folders)
@@ -115,12 +115,12 @@ def _missing(dataset: str, source: Path, name: str) -> str:
     if not source.is_dir():
         return f"{source}: not there, or no folder; {expected}"
     if next(_images_below(source), None):
-        return f"{source}: has class folders, but no split above them; {expected}: move them into {source}/train"
+        return f"{source}: class folders without a split above them; {expected}: move them into {source}/train"
     return f"{source / name}: not there; {expected}"
 
 
 def _images_below(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Images in the folders of a folder that is no source."""
+    """Images in the subfolders of a folder that is not a valid source."""
     for entry in _entries(folder):
         if entry.is_dir() and entry.name not in {"train", "val", "test"}:
             yield from filter(_is_named_as_image, _entries(Path(entry.path)))
@@ -144,7 +144,7 @@ def _folders(dataset: str, folder: Path) -> _Folders:
         elif _is_named_as_image(entry):
             raise DataError(_without_class(dataset, folder, entry.name))
         elif entry.is_symlink() and not Path(entry.path).exists():
-            raise DataError(f"{folder / escaped(entry.name)}: a link to nothing where class folders should be")
+            raise DataError(f"{folder / escaped(entry.name)}: a broken link where a class folder is expected")
         else:
             ignored.append(entry.name)
     if not classes:
@@ -163,7 +163,7 @@ def _require_good_class_name(folder: Path, name: str) -> None:
 
 
 def _require_different(folder: Path, classes: Sequence[str]) -> None:
-    """Rejects class names that a person, or another file system, cannot tell apart."""
+    """Rejects class names that a reader or another file system cannot distinguish."""
 
     def plain(name: str) -> str:
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
@@ -172,16 +172,16 @@ def _require_different(folder: Path, classes: Sequence[str]) -> None:
         same = sorted(group)
         if len(same) > 1:
             names = " and ".join(f"{name!a}" for name in same)
-            raise DataError(f"{folder}: {names} are one class but for case, spaces or accents; merge the folders")
+            raise DataError(f"{folder}: {names} differ only in case, spaces or accents; merge the folders")
 
 
 def _without_class(dataset: str, folder: Path, name: str) -> str:
     if dataset == "imagenet" and folder.name == "val":
         return (
-            f"{folder / escaped(name)}: lies in no class folder; the 50,000 validation images have to be moved into "
-            "folders named by wnid, which ILSVRC2012_validation_ground_truth.txt of the devkit gives"
+            f"{folder / escaped(name)}: not in a class folder; move the 50,000 validation images into folders named by "
+            "wnid, which ILSVRC2012_validation_ground_truth.txt of the devkit gives"
         )
-    return f"{folder / escaped(name)}: lies in no class folder; expected {folder.name}/CLASS/*.jpg"
+    return f"{folder / escaped(name)}: not in a class folder; expected {folder.name}/CLASS/*.jpg"
 
 
 def _split(folder: Path, classes: tuple[str, ...], found: _Folders) -> Split:
@@ -221,12 +221,12 @@ def _is_named_as_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_a_systems(name: str) -> bool:
-    """Whether a file or folder is hidden, or an operating system's own: no class and no image."""
+    """Whether a file or folder is hidden or belongs to the operating system, so is neither a class nor an image."""
     return name.startswith(".") or name in _SYSTEMS_OWN
 
 
 def _size(entry: os.DirEntry[str]) -> int:
-    """In bytes; -1 for what is no file or cannot be asked."""
+    """Size in bytes; -1 if the entry is not a file or its size cannot be read."""
     try:
         return entry.stat().st_size if entry.is_file() else -1
     except OSError:
@@ -234,19 +234,19 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def _imagenet_classes(source: Path, found: tuple[str, ...], *, partial: bool) -> tuple[str, ...]:
-    """ImageNet-1k's 1,000 names in order, sorted.
+    """ImageNet-1k's 1,000 class names, sorted.
 
     Raises:
-        DataError: there are others among those found, or some are missing and `partial` is not said.
+        DataError: `found` has a name that is not among them, or lacks one and `partial` is False.
     """
     package = importlib.util.find_spec("timm")
     if package is None or package.origin is None:
-        raise DataError("timm is not installed, whose list of ImageNet's classes is needed: pip install timm")
+        raise DataError("timm is not installed, and its list of ImageNet's classes is needed: pip install timm")
     listed = Path(package.origin).parent / "data" / "_info" / "imagenet_synsets.txt"
     classes = tuple(sorted(listed.read_text(encoding="ascii").split()))
     if others := sorted(set(found) - set(classes)):
         raise DataError(
-            f"{source}: {others[0]} is none of ImageNet-1k's classes, n01440764 to n15075141 ({len(others):,} such); "
+            f"{source}: {others[0]} is not an ImageNet-1k class, n01440764 to n15075141 ({len(others):,} such); "
             "`prepare imagefolder` takes any classes"
         )
     if (missing := sorted(set(classes) - set(found))) and not partial:

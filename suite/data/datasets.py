@@ -3,8 +3,9 @@
 `digits` ships in scikit-learn's wheel; `fashion-mnist` comes from Debian's dataset-fashion-mnist or torchvision;
 `cifar10` and `cifar100` from torchvision's files or class folders; `imagenet` and `folder/NAME` are class folders
 DIRECTORY/NAME/{train,test}/CLASS/*.jpg (imagenet's second folder is `val`; others may have one for validation);
-`hf/NAME` is DIRECTORY/NAME as Hugging Face's `save_to_disk` leaves it.
-`python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton, of all but the first two.
+`hf/NAME` is DIRECTORY/NAME as written by Hugging Face's `save_to_disk`.
+`python -m suite.data prepare` makes FFCV files, DIRECTORY/NAME/{train,test}.beton, of cifar10, cifar100, imagenet and
+folder/NAME.
 """
 
 import hashlib
@@ -26,28 +27,28 @@ from suite.errors import DataError
 LoaderName = Literal["auto", "memory", "torch", "ffcv"]
 _KINDS = ("folder/", "hf/")
 USUAL_SIZE = 224
-"""Image side where the data set has none of its own, in pixels."""
+"""Image side, in pixels, for data sets without one of their own."""
 
 
 GREY = frozenset({"digits", "fashion-mnist"})
-"""Data sets of images with one channel."""
+"""Data sets whose images have one channel."""
 
 
 def names() -> list[str]:
-    """Names a grid may use; `folder/NAME` means any image folder, `hf/NAME` any data set of Hugging Face's."""
+    """Names a grid may use; `folder/NAME` means any image folder, `hf/NAME` any Hugging Face data set."""
     return [*LOADERS, "imagenet", "folder/NAME", "hf/NAME"]
 
 
 def is_known(name: str) -> bool:
-    """Whether a grid may use the name; `load` checks whether the files exist."""
+    """Whether a grid may use the name. Does not check that the files exist: `load` does."""
     return name in LOADERS or name == "imagenet" or any(name.startswith(kind) and name != kind for kind in _KINDS)
 
 
 def load(name: str, directory: Path, loader: LoaderName = "auto", *, with_test: bool = True) -> Source:
-    """The data set `name` under `directory`, in the form that the named loader reads; without its test part on demand.
+    """The data set `name` under `directory`, in the form that the named loader reads, optionally without its test part.
 
     Raises:
-        DataError: the files are not there and could not be downloaded, or the loader is not for them.
+        DataError: the files are missing and could not be downloaded, or the loader does not support them.
     """
     place = directory / name.partition("/")[2] if name.startswith(_KINDS) else directory / name
     test_split = "val" if name == "imagenet" else "test"
@@ -63,7 +64,7 @@ def load(name: str, directory: Path, loader: LoaderName = "auto", *, with_test: 
 
 
 def is_small(name: str) -> bool:
-    """Whether the images are of one size and fit into memory: they are normalised by their own statistics."""
+    """Whether the images have one size and fit in memory; such data sets are normalised by their own statistics."""
     return name in LOADERS
 
 
@@ -72,7 +73,7 @@ def _beton(place: Path, split: str) -> Path:
 
 
 def _prepared(name: str, place: Path, test_split: str, *, with_test: bool) -> Source:
-    """The files that `suite.data prepare` made; not read in full, which is `verify`'s job."""
+    """The files written by `suite.data prepare`. They are not read in full: checking them is `verify`'s job."""
     if not _beton(place, "train").exists():
         kind = "imagefolder" if name.startswith("folder/") else name
         raise DataError(
@@ -105,14 +106,14 @@ def _encoded(path: Path) -> tuple[Encoded, Manifest]:
     if path.stat().st_size != manifest.num_bytes:
         raise DataError(
             f"{path}: {path.stat().st_size} bytes, its manifest says {manifest.num_bytes}; "
-            f"python -m suite.data verify {path} tells more"
+            f"check it with python -m suite.data verify {path}"
         )
     labels = torch.from_numpy(read_index(path).labels)
     return Encoded(path, torch.arange(len(labels)), labels), manifest
 
 
 def _scan(name: str, place: Path, *, with_test: bool) -> Source:
-    """A class folder; its checksum covers names and sizes. Small data sets have the memory loader's splits and size."""
+    """Class folders; the checksum covers names and sizes. Small data sets get the memory loader's splits and size."""
     splits = {split.name: split for split in list_source(name, place, with_test=with_test)}
     size = USUAL_SIZE
     if is_small(name):

@@ -1,6 +1,6 @@
-"""Turns an image file into a stored sample. Worker processes import it, so it needs only numpy and Pillow.
+"""Turns an image file into a stored sample. Worker processes import this module, so it needs only numpy and Pillow.
 
-A file whose pixels are not 8-bit RGB is converted and reported; one that cannot be fully decoded is broken.
+A file whose pixels are not 8-bit RGB is converted and reported. A file that cannot be fully decoded counts as broken.
 """
 
 import io
@@ -24,7 +24,7 @@ from suite.errors import DataError
 from suite.training.seeds import stream
 
 MAX_UNLIMITED_PAGE_BYTES = 64 << 20
-"""Page size where images of any size are stored: a larger image has to be made smaller."""
+"""Page size if images of any size are stored; an image that does not fit must be shrunk."""
 _END_OF_JPEG = b"\xff\xd9"
 _GREY_16 = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 _WITH_OTHER_ALPHA = {"La": "LA", "RGBa": "RGBA"}
@@ -38,9 +38,9 @@ _SUFFIX_FORMATS = {
 
 @dataclass(frozen=True)
 class Storage:
-    """How images are stored: longer side at the most `max_resolution` pixels, a share of them as JPEG, the rest raw.
+    """How images are stored: longer side at most `max_resolution` pixels, a share of them as JPEG, the rest raw.
 
-    `quality` is Pillow's, of JPEGs that are not the source's own bytes; `page_bytes` what a page of the file holds.
+    `quality` is Pillow's JPEG quality for re-encoded images; `page_bytes` is the file's page size.
     """
 
     max_resolution: int | None
@@ -50,19 +50,19 @@ class Storage:
 
     @classmethod
     def of(cls, max_resolution: int | None, quality: int, jpeg_share: float) -> "Storage":
-        """With pages of FFCV's default size, or the next power of two that holds the largest raw image."""
+        """Storage with FFCV's default page size, or the next power of two that holds the largest raw image."""
         if max_resolution is None:
             return cls(None, quality, jpeg_share, MAX_UNLIMITED_PAGE_BYTES)
         page_bytes = max(PAGE_BYTES, 1 << (3 * max_resolution**2 - 1).bit_length())
         return cls(max_resolution, quality, jpeg_share, page_bytes)
 
     def wants_jpeg(self, number: int) -> bool:
-        """Drawn for the image `number` of a split, the same for all."""
+        """Whether to store image `number` as JPEG: a random draw that depends only on the number."""
         return stream(0, "jpeg", number) / 2**63 < self.jpeg_share
 
 
 class Task(NamedTuple):
-    """One file to store: as sample `number` of its split, were no file broken, under `label`."""
+    """One file to store under `label`; `number` is its sample number if no file of the split is broken."""
 
     path: str
     number: int
@@ -70,7 +70,7 @@ class Task(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Result for one file: a sample, with its original format noted if converted; or None and why it is broken."""
+    """Result for one file: a sample and, if converted, its original format; or None and the reason it is broken."""
 
     sample: Sample | None
     note: str | None
@@ -82,31 +82,31 @@ class _BrokenError(Exception):
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image of a file, or of a row of an Arrow file, to be decoded inside.
+    """Opens an image file or a row of an Arrow file; decode the image inside the `with` block.
 
     Raises:
-        DataError: anything is raised inside, or the file cannot be opened; the message names the file.
+        DataError: the file cannot be opened, or the block raises an exception; the message names the file.
     """
     try:
         with Image.open(image_of(path) if isinstance(path, str) and is_row(path) else path) as image:
             yield image
-    except Exception as error:  # Pillow's decoders raise anything at all on files that are not whole
+    except Exception as error:  # Pillow's decoders can raise any exception on damaged files
         what = _first_line(str(error) or type(error).__name__)
         raise DataError(f"{escaped(str(path))}: cannot be decoded ({what})") from error
 
 
 def read_rgb(path: str | Path) -> NDArray[np.uint8]:
-    """The file's image as `prepare` would store it, raw and at its own size: [H, W, 3].
+    """The file's pixels [H, W, 3] as `prepare` would store them raw and at their original size.
 
     Raises:
-        DataError: it cannot be decoded; the message names the file.
+        DataError: the file cannot be decoded; the message names it.
     """
     with opened(path) as image:
         return to_rgb(image)
 
 
 def store_all(tasks: Sequence[Task], storage: Storage) -> list[Stored]:
-    """`store` of each, for a worker process."""
+    """Applies `store` to each task; runs in a worker process."""
     return [store(task, storage) for task in tasks]
 
 
@@ -114,7 +114,7 @@ def store(task: Task, storage: Storage) -> Stored:
     """Reads the file, decodes all of it, resizes and encodes. Depends only on its arguments and the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, which is not used
+            warnings.simplefilter("ignore")  # about odd metadata, which we do not use
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _store(task, storage)
     except _BrokenError as error:
@@ -123,12 +123,12 @@ def store(task: Task, storage: Storage) -> Stored:
         return Stored(None, f"more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: a decompression bomb?")
     except OSError as error:
         return Stored(None, _first_line(error.strerror or str(error)))
-    except Exception as error:  # noqa: BLE001  (Pillow's decoders raise anything at all on files that are not whole)
+    except Exception as error:  # noqa: BLE001  (Pillow's decoders can raise any exception on damaged files)
         return Stored(None, _first_line(f"cannot be decoded: {type(error).__name__}: {error}"))
 
 
 def _first_line(text: str) -> str:
-    """Printable, and short enough for a line that also names a file."""
+    """The first line of the text, printable and short enough to be shown with a file name."""
     return " ".join(text.encode("ascii", "backslashreplace").decode().split())[:160]
 
 
@@ -147,7 +147,7 @@ def _store(task: Task, storage: Storage) -> Stored:
     resized = _resized(pixels, storage.max_resolution)
     height, width = resized.shape[:2]
     if max(height, width) > MAX_SIDE:
-        raise _BrokenError(f"too large: {width} x {height} pixels; --max-resolution makes it smaller")
+        raise _BrokenError(f"too large: {width} x {height} pixels; shrink it with --max-resolution")
     is_jpeg = storage.wants_jpeg(task.number)
     if not is_jpeg:
         content = resized.tobytes()
@@ -156,7 +156,7 @@ def _store(task: Task, storage: Storage) -> Stored:
     if len(content) > storage.page_bytes:
         raise _BrokenError(
             f"too large: {width} x {height} pixels are {len(content):,} bytes, "
-            f"more than a page's {storage.page_bytes:,}; --max-resolution makes it smaller"
+            f"more than a page's {storage.page_bytes:,}; shrink it with --max-resolution"
         )
     return Stored(Sample(is_jpeg, height, width, task.label, content), note)
 
@@ -165,10 +165,10 @@ def _read(path: Path) -> bytes:
     try:
         kind = path.stat().st_mode
     except FileNotFoundError as error:
-        raise _BrokenError("a link to nothing" if path.is_symlink() else "it has vanished") from error
+        raise _BrokenError("a broken link" if path.is_symlink() else "the file has disappeared") from error
     if stat.S_ISDIR(kind):
-        raise _BrokenError("a folder with the name of an image")
-    if not stat.S_ISREG(kind):  # reading a pipe would wait for ever
+        raise _BrokenError("a folder named like an image")
+    if not stat.S_ISREG(kind):  # reading a pipe could block forever
         raise _BrokenError("neither a file nor a folder")
     content = path.read_bytes()
     if not content:
@@ -177,7 +177,7 @@ def _read(path: Path) -> bytes:
 
 
 def _require_whole(image: Image.Image, content: bytes, num_read: int) -> None:
-    """Finds damage that decoders ignore: a gap in a PNG, or the missing end of a JPEG with a `num_read`-byte header."""
+    """Rejects damage that decoders ignore: a gap in a PNG, or a JPEG cut short (its header has `num_read` bytes)."""
     if image.format == "PNG":
         with Image.open(io.BytesIO(content)) as again:
             again.verify()
@@ -186,7 +186,7 @@ def _require_whole(image: Image.Image, content: bytes, num_read: int) -> None:
 
 
 def _what_is_odd(image: Image.Image, path: str) -> str | None:
-    """Format and mode of an image not loaded yet; None if it is a single 8-bit RGB frame that matches its suffix."""
+    """Format and mode of an image not yet loaded; None if it is a single 8-bit RGB frame that matches its suffix."""
     odd = [f"{image.format}, {image.mode}"]
     if image.mode in {"RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         odd.append("in 16 bits")
@@ -197,7 +197,7 @@ def _what_is_odd(image: Image.Image, path: str) -> str | None:
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3]. Alpha is dropped; 16 bits become 8 by division by 257; of several frames the first is taken."""
+    """RGB pixels [H, W, 3]. Drops alpha, divides 16-bit levels by 257, and uses the first of several frames."""
     image.load()
     if min(image.size) < 1:
         raise _BrokenError("it has no pixels")
@@ -215,12 +215,12 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
-    """Three colours, and nothing after the end."""
+    """Whether the image is a JPEG with three colour channels and no bytes after its end."""
     return getattr(image, "layers", 0) == 3 and content.endswith(_END_OF_JPEG)  # noqa: PLR2004
 
 
 def _resized(pixels: NDArray[np.uint8], max_resolution: int | None) -> NDArray[np.uint8]:
-    """The very same array where it is small enough; else by area, rounded down, as FFCV does it."""
+    """The array itself if it is small enough; else resized by area, with sides rounded down, as in FFCV."""
     height, width = pixels.shape[:2]
     if max_resolution is None or max(height, width) <= max_resolution:
         return pixels

@@ -1,4 +1,4 @@
-"""Data sets of small images of one size, as they lie on disk: uint8 pixels in memory."""
+"""Data sets of small images of one size: uint8 pixels in memory, unchanged from disk."""
 
 import gzip
 import hashlib
@@ -18,11 +18,11 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def _digits(_directory: Path, *, with_test: bool) -> Source:
-    """1,797 grey 8x8 images. scikit-learn names no test set; ours is a fixed fifth (359)."""
-    # The file load_digits() reads, without the two seconds that importing scikit-learn would cost each run.
+    """1,797 grey 8x8 images. scikit-learn defines no test set; ours is a fixed fifth (359)."""
+    # Read load_digits()'s file directly: importing scikit-learn would cost each run two seconds.
     file = Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
     table = torch.tensor(np.loadtxt(file, delimiter=",", dtype=np.uint8))
-    # 17 grey levels, 0 to 16: times 15 spreads them over a byte.
+    # The 17 grey levels 0 to 16, times 15, use most of a byte's range.
     digits = Pixels(table[:, :-1].reshape(-1, 1, 8, 8) * 15, table[:, -1].long())
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(SPLIT_SEED))
     test, train = order[:359].sort().values, order[359:].sort().values
@@ -71,7 +71,7 @@ def _cifar(name: str) -> "Load":
 
 
 class Load(Protocol):
-    """Loads a data set from a directory; without its test part, that is not read, or, of digits' one file, dropped."""
+    """Loads a data set from a directory. Without `with_test`, does not read the test part (digits: drops it)."""
 
     def __call__(self, directory: Path, /, *, with_test: bool) -> Source: ...  # noqa: D102
 
@@ -91,7 +91,7 @@ def _download(kind: Callable[..., object], directory: Path, name: str, otherwise
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{name}: not under {directory}, and the download failed ({str(error).splitlines()[0]}); "
-            f"put torchvision's files there, {otherwise}; --data-dir names another place"
+            f"put torchvision's files there, {otherwise}; --data-dir sets another directory"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From sample numbers to batches: order, shares, augmentation and evaluation, the same wherever images are stored.
+"""From sample numbers to batches: order, shares, augmentation and evaluation, independent of how images are stored.
 
 Readers (memory, torch, ffcv) only turn sample numbers into pixels.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from suite.data.readers.image_folder import Workers
 
 RUN_BYTES = 4_000_000
-"""Bytes of images finished together: enough to make Python's overhead small, few enough to stay in a cache."""
+"""Bytes of images finished together: enough to keep Python's overhead small, few enough to stay in a cache."""
 
 
 class Reader(Protocol):
-    """One part of a data set; `labels` are int64 [N], on the CPU; `name` is a value of execution.loader."""
+    """Reads one part of a data set. `labels` are int64 [N], on the CPU; `name` is a value of execution.loader."""
 
     name: str
     labels: Tensor
@@ -33,23 +33,23 @@ class Reader(Protocol):
     def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images [B, C, size, size] and int64 labels [B], on the device, for each batch of sample numbers.
 
-        Those are int64 [B]. The caller may keep what it gets, and may leave off half-way.
+        Each batch is int64 [B]. The caller may keep the results, and may stop iterating early.
         """
 
 
 @runtime_checkable
 class FinishingReader(Reader, Protocol):
-    """One that has a faster way to float32 images."""
+    """A reader with a faster way to produce float32 images."""
 
     def read_finished(
         self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`read`, then `augmentation.finish`, to the bit; `mirrored` is bool [N], of all samples of the part."""
+        """Bit-identical to `read`, then `augmentation.finish`; `mirrored` is bool [N], for all samples of the part."""
 
 
 @runtime_checkable
 class ChangingReader(Protocol):
-    """One whose own processes apply a policy."""
+    """A reader that applies the augmentation policy in its own worker processes."""
 
     changes_pixels: Literal[True]
 
@@ -62,31 +62,31 @@ class ChangingReader(Protocol):
         normalization: Normalization,
         policy: Policy | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As FinishingReader's, of images changed by the policy."""
+        """Like FinishingReader.read_finished, with the policy applied to the images first."""
 
 
 class Loader:
     """Batches of (float32 images [B, C, H, W], int64 labels [B]) on the layout's device.
 
-    Training order is a fresh permutation per epoch; each global batch is split evenly over the processes, and the
-    last, smaller one is left out. What augmentation does to a sample depends on (seed, epoch, sample) and not on the
-    batch, the process or their number. `evaluation` walks the samples in order.
+    Each epoch trains on a new permutation. Each global batch is split evenly over the processes; the last one, if
+    smaller, is dropped. A sample's augmentation depends on (seed, epoch, sample), not on the batch, the process or
+    their number. `evaluation` reads the samples in order.
 
-    With repeated augmentation the reader holds `repeats` copies of a data set, one after the other. An epoch has as
-    many steps as without it but sees 1 / `repeats` of the samples; each comes `repeats` times in a row, augmented
-    differently each time (Hoffer et al. 2020, Augment your batch; Touvron et al. 2021, DeiT).
+    With repeated augmentation, the reader holds `repeats` consecutive copies of a data set. An epoch has as many steps
+    as without it but sees 1 / `repeats` of the samples: each appears `repeats` times in a row, augmented differently
+    each time (Hoffer et al. 2020, Augment your batch; Touvron et al. 2021, DeiT).
 
     Args:
-        reader: of the part, or of its copies.
-        settings: the recipe's.
-        size: side of the images in training, in pixels.
+        reader: reads the part, or its copies.
+        settings: the recipe's data settings.
+        size: side of the training images, in pixels.
         normalization: the recipe's.
         batch_size: over all processes.
         seed: the cell's.
         layout: this process's.
-        interpolation: of a policy's rotations.
-        workers: makes the processes that apply a policy, for readers that do not.
-        repeats: copies in the reader's part.
+        interpolation: for a policy's rotations.
+        workers: makes the processes that apply a policy, for readers that cannot.
+        repeats: number of copies in the reader's part.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Loader:
         self.interpolation, self.workers, self.repeats = interpolation, workers, repeats
 
     def __len__(self) -> int:
-        """Optimizer steps of one training epoch."""
+        """Optimizer steps per training epoch."""
         return self._num_samples // self.batch_size
 
     @property
@@ -116,7 +116,7 @@ class Loader:
         return len(self.reader.labels) // self.repeats
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """This process's share of each global batch of epoch number `epoch` (from 0), from batch `start` on."""
+        """This process's share of each global batch of epoch number `epoch` (from 0), starting at batch `start`."""
         generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         order = torch.randperm(self._num_samples, generator=generator)
         if self.repeats > 1:
@@ -129,9 +129,9 @@ class Loader:
         yield from self._finished(shares, draws, size, padding(self.settings))
 
     def evaluation(self, micro_batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of all samples as they are, each once over all processes, in batches of a step's size.
+        """This process's share of all samples, without augmentation, in batches of a training step's size.
 
-        Shares are equally large: where samples run short, the last sample comes again at the end of a share.
+        Over all processes, each sample appears once. Shares have equal size: short ones repeat the last sample.
         """
         num_samples = len(self.reader.labels)
         mine = torch.arange(num_samples)[self.layout.rank :: self.layout.world_size]
@@ -145,7 +145,7 @@ class Loader:
     def _finished(
         self, batches: Sequence[Tensor], draws: Draws, size: int, num_pixels: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as they leave the loader; `num_pixels` of zeros are put around the images before they are shifted."""
+        """Finished batches; images are zero-padded by `num_pixels` before they are shifted."""
         finished = self._read_finished(batches, draws, size, num_pixels)
         if not draws.erasing:
             yield from finished
@@ -183,7 +183,7 @@ class Loader:
     def _changed(
         self, together: Sequence[Tensor], read: Iterator[tuple[Tensor, Tensor]], policy: Policy
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images changed by the policy, in the workers' processes."""
+        """The images with the policy applied, in worker processes."""
         from suite.data.readers.image_folder import Change, Workers
 
         labels_of: deque[Tensor] = deque()
@@ -199,7 +199,7 @@ class Loader:
             yield images.to(device, non_blocking=True), labels_of.popleft()
 
     def _runs(self, batches: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-        """Groups of batches that are read and finished together: RUN_BYTES of small images in memory, else single."""
+        """Groups of batches to read and finish together: RUN_BYTES of small images in memory, else single batches."""
         if not isinstance(self.reader, MemoryReader) or not batches:
             return [[batch] for batch in batches]
         num_bytes = 4 * len(self.normalization.mean) * size**2 * max(len(batches[0]), 1)

@@ -1,4 +1,4 @@
-"""A data file's manifest, written beside it (`train.json` for `train.beton`), and the check of the file against it."""
+"""A data file's manifest, written beside it (`train.json` for `train.beton`), and the check against it."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ class _Frozen(BaseModel):
 
 
 class Settings(_Frozen):
-    """How images were stored; max_resolution in pixels, None where nothing was resized; quality None without JPEGs."""
+    """How images were stored; max_resolution in pixels, None if nothing was resized; quality is None without JPEGs."""
 
     max_resolution: int | None
     quality: int | None
@@ -27,10 +27,11 @@ class Settings(_Frozen):
 
 
 class Manifest(_Frozen):
-    """One split of a data set. Names of files are relative to the split's folder, odd bytes in them escaped.
+    """One split of a data set. File names are relative to the split's folder, with non-UTF-8 bytes escaped.
 
-    `converted` says what images that were not 8-bit RGB were, `left_out` why a file could not be decoded, `ignored`
-    lists files whose suffix is no image's. `source_sha256` is over names and sizes, `sha256` over the data file.
+    `converted` gives the original format of images that were not 8-bit RGB, `left_out` the reason a file could not be
+    decoded; `ignored` lists files without an image suffix. `source_sha256` covers names and sizes, `sha256` the data
+    file.
     """
 
     dataset: str
@@ -49,7 +50,7 @@ class Manifest(_Frozen):
 
 
 def manifest_path(beton: Path) -> Path:
-    """Where the manifest of a data file lies."""
+    """Path of a data file's manifest."""
     return beton.with_suffix(".json")
 
 
@@ -57,7 +58,7 @@ def read_manifest(beton: Path) -> Manifest:
     """The manifest of a data file.
 
     Raises:
-        DataError: there is none, or it is none.
+        DataError: the file is missing, or is not a manifest.
     """
     path = manifest_path(beton)
     try:
@@ -88,7 +89,7 @@ def sha256_of(path: Path, advance: Callable[[int], None]) -> str:
 
 
 def faults(beton: Path, advance: Callable[[int], None]) -> Iterator[str]:
-    """One line for each thing in which a data file is not what its manifest says; decodes no image."""
+    """One line for each way in which a data file differs from its manifest. Decodes no image."""
     try:
         manifest = read_manifest(beton)
         num_bytes = beton.stat().st_size
@@ -99,7 +100,7 @@ def faults(beton: Path, advance: Callable[[int], None]) -> Iterator[str]:
         yield f"{beton}: {error.strerror}"
         return
     if manifest.split != beton.stem:
-        yield f"{beton}: its manifest is of the split {manifest.split}"
+        yield f"{beton}: its manifest is for the split {manifest.split}"
     if num_bytes != manifest.num_bytes:
         yield f"{beton}: {num_bytes:,} bytes, its manifest says {manifest.num_bytes:,}"
     elif (found := sha256_of(beton, advance)) != manifest.sha256:

@@ -1,9 +1,9 @@
 """Augmentation policies on pixels, by timm: RandAugment, AutoAugment, AugMix; colour jitter; and random erasing.
 
-What a policy does to a sample depends on (seed, epoch, sample) and on nothing else, like its window and flip, so that
-batches, processes, loaders and a resumed run agree to the bit.
+Like the window and flip, a policy's effect on a sample depends only on (seed, epoch, sample), so results are
+bit-identical for any batch size, number of processes or loader, and in a resumed run.
 
-Worker processes import it: timm is imported when a policy is first applied.
+Worker processes import this module, so timm is imported only when a policy is first applied.
 """
 
 import math
@@ -23,23 +23,24 @@ from suite.recipe.settings import Interpolation
 from suite.training.seeds import stream
 
 ERASED_AREA, ERASED_ASPECT, NUM_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
-"""Random erasing: range of the rectangle's share of the image, of height over width, and number of tries: as in timm.
+"""Random erasing, as in timm: ranges of the rectangle's share of the image and of height / width; number of tries.
 
-Zhong et al. 2020 (arXiv 1708.04896) have 0.02 to 0.4 and 0.3 to 1 / 0.3.
+Zhong et al. 2020 (arXiv 1708.04896) use 0.02 to 0.4 and 0.3 to 1 / 0.3.
 """
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
 class Policy(NamedTuple):
-    """An epoch's policy. Sent to worker processes with the samples that it is applied to.
+    """An epoch's policy. Sent to worker processes with the samples it applies to.
 
     Attributes:
-        auto_augment: in timm's notation, as `rand-m9-mstd0.5-inc1`, or None.
-        color_jitter: brightness, contrast and saturation each change by a factor in [1 - color_jitter, 1 + it].
-        fill: colour of the corners that a rotation or shift uncovers; the recipe's `mean`.
-        interpolation: of rotations and shears.
-        seed: of the epoch.
+        auto_augment: in timm's notation, such as `rand-m9-mstd0.5-inc1`, or None.
+        color_jitter: brightness, contrast and saturation are each multiplied by a factor in
+            [1 - color_jitter, 1 + color_jitter].
+        fill: colour of areas uncovered by a rotation or shift; the recipe's `mean`.
+        interpolation: for rotations and shears.
+        seed: the epoch's.
     """
 
     auto_augment: str | None
@@ -49,7 +50,7 @@ class Policy(NamedTuple):
     seed: int
 
     def apply(self, images: Tensor, samples: Sequence[int]) -> Tensor:
-        """The images changed: uint8 [B, 3, H, W] of those samples -> the same, channels last."""
+        """Applies the policy to the samples' images: uint8 [B, 3, H, W] -> the same shape, channels last."""
         result = torch.empty((len(images), *images.shape[2:], 3), dtype=torch.uint8)
         transform = _transform(self.auto_augment, self.fill, self.interpolation, min(images.shape[2:]))
         with _generators_restored():
@@ -73,7 +74,7 @@ class Policy(NamedTuple):
 
 @cache
 def _transform(notation: str | None, fill: tuple[int, int, int], interpolation: Interpolation, side: int) -> Transform:
-    """timm's, with its own choice for shifts of up to 0.45 of the shorter side."""
+    """A transform by timm, with timm's default maximum shift of 0.45 of the shorter side."""
     if notation is None:
         return lambda image: image
     from timm.data import auto_augment as timms
@@ -96,19 +97,19 @@ def _transform(notation: str | None, fill: tuple[int, int, int], interpolation: 
 
 
 def _posterized(image: Image.Image, bits: int, **_settings: object) -> Image.Image:
-    """The image with `bits` bits of each level; with 0, which timm asks for and Pillow 13 refuses, a black one."""
+    """The image with the top `bits` bits of each level; black for 0 bits, which timm requests but Pillow 13 rejects."""
     if bits >= 8:  # noqa: PLR2004  (all of them)
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def require_notation(notation: str) -> None:
-    """ValueError unless timm understands it."""
+    """Raises ValueError unless timm can parse the notation."""
     try:
         _transform(notation, (0, 0, 0), "bilinear", 32)
     except Exception as error:  # timm asserts, and looks up names in dictionaries
         raise ValueError(
-            f"{notation!r} is no policy of timm: rand-m9-mstd0.5-inc1 is DeiT's RandAugment; or original, v0 "
+            f"{notation!r} is not a timm policy: rand-m9-mstd0.5-inc1 is DeiT's RandAugment; or original, v0 "
             "(AutoAugment), 3a, augmix-m5-w4-d2"
         ) from error
 
@@ -128,9 +129,9 @@ def erase(images: Tensor, samples: Sequence[int], probability: float, seed: int)
 
     Args:
         images: normalised, float32 [B, C, H, W], on any device.
-        samples: their numbers, B of them.
-        probability: of an image to be chosen.
-        seed: of the epoch.
+        samples: sample numbers of the B images.
+        probability: of each image being chosen.
+        seed: the epoch's.
     """
     _, channels, height, width = images.shape
     for image, sample in zip(images, samples, strict=True):

@@ -1,4 +1,4 @@
-"""Images made smaller or larger, the same on every machine; without torch, for worker processes."""
+"""Resizes images identically on every machine; without torch, for worker processes."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +15,7 @@ Level = TypeVar("Level", np.uint8, np.float32)
 def area_resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """[h, w, C] -> [height, width, C]: each new pixel is the mean of the area it covers, as in OpenCV's INTER_AREA.
 
-    Sums are in float32, so a mean half-way between two levels may round to either.
+    Sums are in float32, so a mean half-way between two levels may round either way.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -40,10 +40,10 @@ def _transposed(image: NDArray[Level]) -> NDArray[Level]:
 @lru_cache(maxsize=4096)
 def _coverage(num: int, num_new: int) -> "csr_array":
     """[num_new, num], float32: the share of each new pixel that each old one covers."""
-    from scipy.sparse import csr_array  # late: images of one size need none, and a machine for them no scipy
+    from scipy.sparse import csr_array  # late: without resizing, scipy need not be installed
 
     edges = np.arange(num_new + 1) * (num / num_new)
-    old = edges[:-1, None].astype(np.int64) + np.arange(-(-num // num_new) + 1)  # a new pixel covers at most these
+    old = edges[:-1, None].astype(np.int64) + np.arange(-(-num // num_new) + 1)  # all that a new pixel can cover
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
     new = np.broadcast_to(np.arange(num_new)[:, None], old.shape)
     covered = (overlap > 0) & (old < num)

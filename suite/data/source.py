@@ -1,4 +1,4 @@
-"""A loaded data set: parts for training, validation and test; in memory, in image files or in FFCV files."""
+"""A loaded data set: training, validation and test parts, each in memory, in image files or in FFCV files."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from suite.errors import DataError
 from suite.training.seeds import stream
 
 SPLIT_SEED = stream(0, "split")
-"""Every split is drawn from this one seed: fixed for all cells, on all machines."""
+"""The seed of all splits: the same for all cells on all machines."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Files:
-    """paths: N image files, decoded when asked for, as text: a million of Path objects is 400 MB. labels: int64 [N]."""
+    """paths: N image files, decoded on demand; text, because a million Path objects take 400 MB. labels: int64 [N]."""
 
     paths: tuple[str, ...]
     labels: Tensor
 
     @classmethod
     def of(cls, split: Split) -> "Files":
-        """A split of class folders."""
+        """The files of a split of class folders."""
         paths = tuple(f"{split.folder}/{entry.name}" for entry in split.entries)
         return cls(paths, torch.tensor([entry.label for entry in split.entries]))
 
@@ -50,10 +50,10 @@ class Files:
         return Files(tuple(self.paths[i] for i in index.tolist()), self.labels[index])
 
     def pixels(self) -> Pixels:
-        """All of them at once, of images of one size.
+        """All images, decoded; they must have one size.
 
         Raises:
-            DataError: they are not, or one cannot be decoded.
+            DataError: sizes differ, or an image cannot be decoded.
         """
         images = [read_rgb(path) for path in self.paths]
         for path, image in zip(self.paths, images, strict=True):
@@ -66,7 +66,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Encoded:
-    """`samples`: int64 [N], numbers of the samples in an FFCV file, decoded when asked for; labels: int64 [N]."""
+    """Samples of an FFCV file, decoded on demand. samples: int64 [N], numbers in the file; labels: int64 [N]."""
 
     path: Path
     samples: Tensor
@@ -77,15 +77,17 @@ class Encoded:
         return Encoded(self.path, self.samples[index], self.labels[index])
 
     def pixels(self) -> Pixels:
-        """All images at once, if they are raw and of one size.
+        """All images; they must be raw and have one size.
 
         Raises:
-            DataError: they are not.
+            DataError: some are JPEGs, or sizes differ.
         """
         index = read_index(self.path)
         height, width = int(index.heights[0]), int(index.widths[0])
         if index.is_jpeg.any() or (index.heights != height).any() or (index.widths != width).any():
-            raise DataError(f"{self.path}: has JPEGs or images of several sizes; prepare it again with --jpeg-share 0")
+            raise DataError(
+                f"{self.path}: contains JPEGs or images of several sizes; prepare it again with --jpeg-share 0"
+            )
         content = np.memmap(self.path, np.uint8, "r")
         numbers = index.offsets[self.samples.numpy()]
         images = np.stack([content[start : start + height * width * 3] for start in numbers])
@@ -97,7 +99,7 @@ Part = Pixels | Files | Encoded
 
 @dataclass(frozen=True)
 class Description:
-    """What a network has to know of a data set: its classes, the side of its images and their colour channels."""
+    """The properties of a data set that a network depends on: classes, image side and colour channels."""
 
     classes: tuple[str, ...]
     image_size: int
@@ -115,9 +117,9 @@ class Description:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set; `checksum` is what provenance records of it, over the parts that were loaded.
+    """A data set. `checksum`, recorded in the provenance, covers the parts that were loaded.
 
-    `test` is None if it was not asked for; `validation` is the part that its makers meant for that, if there is one.
+    `test` is None if it was not requested; `validation` is the data set's official validation part, if it has one.
     """
 
     classes: tuple[str, ...]
@@ -129,16 +131,16 @@ class Source:
 
     @property
     def description(self) -> Description:
-        """What a network has to know; decoded files are RGB."""
+        """The properties that a network depends on. Images decoded from files are RGB."""
         in_chans = self.train.images.shape[1] if isinstance(self.train, Pixels) else 3
         return Description(self.classes, self.image_size, in_chans)
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """(kept, held out): sorted int64 indices into the samples that have `labels` (int64 [N]), the same for all seeds.
+    """(kept, held out): sorted int64 indices into the samples with `labels` (int64 [N]), the same for all seeds.
 
-    Stratified: round(N * fraction) samples are held out, of each class its share by largest remainder (of equal ones,
-    the lower label's first), and never all of a class.
+    Stratified: round(N * fraction) samples are held out, in proportion to class sizes by largest remainder (ties: lower
+    labels first), and never all of a class.
     """
     counts = labels.bincount()
     exact = counts.double() * fraction
@@ -149,7 +151,7 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         if remainder[label] == -math.inf:
             break
         num_held_out[label] += 1
-    # The samples in random order, class by class; of each class the first ones are held out.
+    # The samples of each class in random order; the first ones are held out.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     order = order[labels[order].argsort(stable=True)]
     place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]

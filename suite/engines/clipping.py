@@ -7,16 +7,16 @@ from quantizers import ProxConnect
 from quantizers.groups import is_quantized
 
 SMALLEST_NORM = 1e-3
-"""Norms of weights count as at least this, so that weights that start at zero can move (Brock et al., 2021)."""
+"""Lower bound on weight norms, so that weights that start at zero can move (Brock et al., 2021)."""
 
 
 @torch.no_grad()
 def clip_adaptively(optimizer: ProxConnect, factor: float) -> None:
     """Scales gradients in place, output by output, so that |G_i| <= factor max(|W_i|, 1e-3).
 
-    W_i is the row of a weight that belongs to output i, and G_i the same row of its gradient. For a quantized weight
-    they are rows of w* and of B(w*) . grad; scaling a row of p.grad scales that row of B . grad alike. A bias, a gain
-    or a norm's scale counts as one row. Equation 3 of Brock et al. 2021 (arXiv 2102.06171).
+    W_i is the weight's row for output i, and G_i the same row of its gradient. For a quantized weight, they are rows of
+    w* and of B(w*) . grad; scaling a row of p.grad scales that row of B . grad equally. A bias, a gain or a norm's
+    scale counts as one row. Equation 3 of Brock et al. 2021 (arXiv 2102.06171).
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -30,7 +30,7 @@ def clip_adaptively(optimizer: ProxConnect, factor: float) -> None:
 
 
 def _norms(tensor: Tensor) -> Tensor:
-    """Of each output's numbers, (C_out, ...) -> (C_out, 1, ...); of all of a vector."""
+    """L2 norm per output, (C_out, ...) -> (C_out, 1, ...); of a vector, its single norm []."""
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if wide.ndim < 2:  # noqa: PLR2004
         norms: Tensor = torch.linalg.vector_norm(wide)

@@ -1,4 +1,4 @@
-"""The plain engine: one process, or torch's DDP over several."""
+"""The plain engine: one process, or torch's DDP over several processes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,8 +22,8 @@ AUTOCAST = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 class PlainEngine:
     """Autocast, backward (DDP averages gradients over the processes), clipping, step.
 
-    The gradient is of the mean loss over the global batch for any number of processes and micro-batches: all processes
-    have equal shares, and micro-batches are weighted by size.
+    For any number of processes and micro-batches, this gives the gradient of the mean loss over the global batch: all
+    processes have equal shares, and micro-batches are weighted by size.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class PlainEngine:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._names = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
         if execution.compile:
-            model.compile()  # in place: names and addresses stay, and evaluation runs compiled, too
+            model.compile()  # in place: keeps names and addresses, and evaluation runs compiled, too
         self._replica = self._replicated(execution.determinism) if layout.world_size > 1 else model
 
     def _replicated(self, determinism: str) -> DistributedDataParallel:
@@ -74,12 +74,12 @@ class PlainEngine:
             loss += part_loss.detach()
             logits.append(part_logits.detach())
         self._clip()
-        self.scaler.step(self.optimizer)  # where fp16 overflowed, no step: w, w* and mu stay as they are
+        self.scaler.step(self.optimizer)  # if fp16 overflowed, skips the step: w, w* and mu are unchanged
         self.scaler.update()
         return loss, torch.cat(logits)
 
     def _clip(self) -> None:
-        """Bounds the gradients as the recipe says."""
+        """Clips the gradients as the recipe requires."""
         norm, value, factor = (getattr(self.training, f"clip_grad_{by}") for by in ("norm", "value", "adaptive"))
         if norm is value is factor is None:
             return
@@ -100,7 +100,7 @@ class PlainEngine:
             return loss, logits
 
     def _quiet(self) -> AbstractContextManager[None]:
-        """While gradients are accumulated the processes do not exchange them."""
+        """Suppresses the gradient exchange between processes, for micro-batches before the last."""
         replica = self._replica
         return replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext()
 
@@ -132,7 +132,7 @@ class PlainEngine:
 
     def weights(self) -> dict[str, Tensor]:
         """The current network; live tensors."""
-        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        self.layout.broadcast(self.model.buffers())  # norm statistics differ between processes
         return self.model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class PlainEngine:
         """Resumes from a state of any engine.
 
         Raises:
-            ValueError: the state is of another recipe.
+            ValueError: the state belongs to another recipe.
         """
         saved = state["optimizer"]
         require_same_recipe(saved, self.optimizer, self._names)
@@ -179,7 +179,7 @@ class PlainEngine:
 
 
 def _laid_out_as(value: Any, parameter: Tensor) -> Any:  # noqa: ANN401  (an entry of a base optimizer's state)
-    """A copy; a tensor of the parameter's shape gets its memory format, too, which base optimizers are fast with."""
+    """A copy; a tensor of the parameter's shape also gets its memory format, which makes base optimizers fast."""
     if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return copied(value)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class EngineError(UserError):
-    """The cell cannot run as its `execution` says, or not on this machine."""
+    """The cell cannot run with its `execution` settings, or cannot run on this machine."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's record."""
+        """Whether this process writes the run's files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ class Layout:
         return values
 
     def agree(self, *values: int) -> list[int]:
-        """The largest of each value over the processes."""
+        """The maximum of each value over the processes."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.int64)  # over gloo: no device is waited for
+        tensor = torch.tensor(values, dtype=torch.int64)  # over gloo: does not wait for the device
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return [int(value) for value in tensor.tolist()]
 
     def gather(self, values: Tensor) -> Tensor:
-        """Every process's values [...] as [world_size, ...], on each of them."""
+        """Every process's values [...] as [world_size, ...], on every process."""
         if self.world_size == 1:
             return values[None].clone()
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
@@ -66,13 +66,13 @@ class Layout:
         return torch.stack(parts)
 
     def broadcast(self, values: Iterable[Tensor]) -> None:
-        """Gives every process the main one's values, in place."""
+        """Copies the main process's values to every process, in place."""
         if self.world_size > 1:
             for value in values:
                 distributed.broadcast(value, 0)
 
     def tell(self, value: T) -> T:
-        """The main process's value, which is pickled."""
+        """The main process's value, pickled, on every process."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -86,10 +86,10 @@ class Layout:
 
 
 class Agreement:
-    """Shares the processes' requests with each other about every AGREEMENT_SECONDS, in the background.
+    """Exchanges the processes' requests in the background, about every AGREEMENT_SECONDS.
 
-    An exchange starts after a step and is read after the next one, so that no process waits for it. It also fixes, for
-    all processes, the number of steps until the next exchange.
+    An exchange starts after a step and is read after the next, so that no process waits for it. It also sets, for all
+    processes, the number of steps until the next exchange.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -100,7 +100,7 @@ class Agreement:
         self._under_way: tuple[Any, Tensor] | None = None
 
     def result(self) -> list[int] | None:
-        """The maximum of each value over the processes, from the exchange under way; None if there is none."""
+        """The maximum of each value over the processes, from the pending exchange; None if none is pending."""
         if self._under_way is None:
             return None
         (work, values), self._under_way = self._under_way, None
@@ -117,7 +117,7 @@ class Agreement:
         now = time.monotonic()
         per_step = (now - self._started) / self._interval
         self._started = now
-        # Clocks differ: one process's counts.
+        # Clocks differ between processes, so only the main one's is used.
         proposal = min(max(round(AGREEMENT_SECONDS / max(per_step, 1e-6)), 1), MAX_INTERVAL)
         tensor = torch.tensor([*values, proposal if self.layout.is_main else 0], dtype=torch.int64)
         self._under_way = distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True), tensor
@@ -127,16 +127,16 @@ class Agreement:
 def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iterator[Layout]:
     """Joins torchrun's process group, if there is one, and leaves it at the end.
 
-    GPU tensors go over NCCL, CPU tensors over gloo. If a process waits for another one longer than the timeout, gloo
-    raises; with NCCL, torch aborts the process, unless `failures.Watch` has ended it before.
+    GPU tensors use NCCL, CPU tensors gloo. If a process waits for another one longer than the timeout, gloo raises an
+    exception; with NCCL, torch aborts the process, unless `failures.Watch` has ended it before.
 
-    No gloo thread remains afterwards: one that asks for the GIL while Python finalizes would abort the process, and a
-    finished run would count as failed. To ensure this, the local variables of an exception's frames are dropped; they
-    refer to the model, which refers to the group. NCCL's group is not left after an exception: that would wait for
-    processes that no longer exist.
+    No gloo thread remains afterwards: a thread that requests the GIL while Python finalizes would abort the process,
+    and a finished run would count as failed. So the local variables of an exception's frames are dropped, because they
+    refer to the model, which refers to the group. After an exception, NCCL's group is not destroyed: that would wait
+    for processes that no longer exist.
 
     Raises:
-        EngineError: the device that `execution` asks for, or that the job was given, does not exist.
+        EngineError: the device that `execution` requests, or that the job was given, does not exist.
     """
     device = _device(execution.device)
     if device.type == "cuda":
@@ -146,8 +146,8 @@ def joined(timeout_seconds: float = 600.0, execution: Execution = AS_IS) -> Iter
     if world_size == 1:
         yield Layout(device=device)
         return
-    # Default arguments of its functions are the group that there is when it is imported. DDP imports it, and would so
-    # keep this group for as long as the process lives.
+    # Its functions' default arguments refer to the group that exists when it is imported. Import it before there is
+    # one: otherwise DDP would import it later and keep this group alive until the process ends.
     importlib.import_module("torch.distributed.nn.functional")
     is_cuda = device.type == "cuda"
     distributed.init_process_group(
@@ -186,7 +186,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _gpus_given() -> str:
-    """Evidence that this process was given GPUs; empty if there is none, or if the user has hidden them."""
+    """Evidence that this process was given GPUs; empty if there is none or the user has hidden them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return ""
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
@@ -201,8 +201,8 @@ def _determine(determinism: str) -> None:
     """Sets which nondeterministic or TF32 kernels torch may use. Call it before the first use of a GPU."""
     is_strict = determinism == "strict"
     if is_strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS sums in one order only with this
-    # Not warn_only: attention would then use kernels that sum in any order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's summation order is fixed only with this
+    # Not warn_only: attention would then use kernels with nondeterministic sums.
     torch.use_deterministic_algorithms(is_strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not is_strict
@@ -212,17 +212,17 @@ def _determine(determinism: str) -> None:
 def _leave() -> None:
     """Destroys the process group once nothing else refers to it: dropping the last reference joins gloo's threads.
 
-    DDP's reducer is such a reference, in a reference cycle. It must not be the last: it is freed with the GIL held,
-    and the thread to be joined may be waiting for the GIL.
+    DDP's reducer refers to it from a reference cycle. It must not hold the last reference: it is freed with the GIL
+    held, and the thread to be joined may be waiting for the GIL.
     """
     gc.unfreeze()
     gc.collect()
     distributed.destroy_process_group()
-    gc.freeze()  # the survivors stay: the interpreter's final collection need not walk them again
+    gc.freeze()  # spares the interpreter's final collection the remaining objects
 
 
 def _drop_locals(error: BaseException) -> None:
-    """Clears the frames that an exception and its causes refer to, except frames still running."""
+    """Clears the frames that an exception and its causes refer to, except running ones."""
     found: BaseException | None = error
     while found is not None:
         traceback.clear_frames(found.__traceback__)

@@ -13,7 +13,7 @@ from suite.engines.process_group import EngineError, Layout
 
 
 class Latent(NamedTuple):
-    """A quantized parameter's w*, unsharded (the parameter's shape), with its row and current mu."""
+    """A quantized parameter's w*, unsharded (in the parameter's shape), with its catalogue row and current mu."""
 
     name: str
     w_star: Tensor
@@ -33,7 +33,7 @@ class Engine(Protocol):
     def train_step(self, images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step on this process's share [B, C, H, W]; (mean loss [], logits [B, classes]), both detached.
 
-        `soft`: a teacher's logits [B, classes], which the criterion is given as well.
+        `soft`: a teacher's logits [B, classes], also passed to the criterion.
         """
 
     def logits(self, images: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class Engine(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """The current network, parameters (w) and buffers, as full tensors by name on every process.
 
-        They may be the live ones, not copies. Here, in `state_dict` and in `harden`, all processes take the first one's
-        norm statistics, as under DDP.
+        They may be live tensors instead of copies. Here, in `state_dict` and in `harden`, all processes use the norm
+        statistics of the first one, as under DDP.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,31 +53,31 @@ class Engine(Protocol):
          "optimizer": {"update", "state": {name: {"w_star", "mu", the base's entries}},
                        "param_groups": [{..., "params": names}]},
          "scaler": of fp16, else None}
-        Tensors may be the live ones, not copies.
+        They may be live tensors instead of copies.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a state of any engine and number of processes; bit-exactly if both are the same.
 
         Raises:
-            ValueError: the state is of another recipe.
+            ValueError: the state belongs to another recipe.
         """
 
     def harden(self) -> None:
         """Puts the deployed weights into the model: sign(w*), times its scale if the recipe has one.
 
-        F(w*) for a row that is not binary.
+        F(w*) if the quantizer's row is not binary.
         """
 
     def soften(self) -> None:
         """Undoes harden(): restores the training weights w, bit for bit."""
 
     def latents(self) -> Iterator[Latent]:
-        """The quantized parameters, one by one, in the order of the groups. Iterate to the end (collective)."""
+        """The latents, one by one, in the order of the groups. Collective: iterate to the end."""
 
 
 def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names: list[list[str]]) -> None:
-    """ValueError unless the "optimizer" part of a state has the same update, quantizers and parameters, by group."""
+    """Raises ValueError unless a state's "optimizer" part has the same update, quantizers and parameters, by group."""
     theirs, ours = saved["param_groups"], optimizer.param_groups
     for what, there, here in (
         ("update", saved["update"], optimizer.update),
@@ -92,9 +92,9 @@ def require_same_recipe(saved: Mapping[str, Any], optimizer: ProxConnect, names:
 
 
 def require_agreement(optimizer: ProxConnect, layout: Layout) -> None:
-    """EngineError unless all processes use the fused step, or none. Collective.
+    """Raises EngineError unless all processes use the fused step, or none does. Collective.
 
-    The two steps differ in last bits, so replicas that step differently would drift apart, and signs would flip.
+    The two steps differ in the last bits, so replicas that used different ones would drift apart and flip signs.
     """
     is_fused = optimizer.is_fused
     if layout.agree(is_fused, not is_fused) == [1, 1]:

@@ -1,1 +1,1 @@
-"""Files that people take away from a run: `python -m suite.export RUN`. Open `one_bit` for the format."""
+"""Exports a run's network to a file: `python -m suite.export RUN`. Open `one_bit` for the format."""

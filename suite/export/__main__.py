@@ -1,10 +1,10 @@
-"""The tested network of a run as one file, one bit per binary weight; docs/export.md has the format.
+"""Exports a run's tested network to a file with one bit per binary weight; docs/export.md has the format.
 
     python -m suite.export runs/digits/<id>              write runs/digits/<id>/packed.safetensors
-    python -m suite.export runs/digits/<id> --check      and read it back: sizes, logits, accuracy
+    python -m suite.export runs/digits/<id> --check      also read it back: sizes, logits, accuracy
     python -m suite.export runs/digits/<id> --format timm    plain weights, for timm.create_model(checkpoint_path=)
 
-Exit status: 0 written, 1 the file read back is not the network (--check), 2 bad input.
+Exit status: 0 written, 1 the file read back differs from the network (--check), 2 bad input.
 """
 
 import copy
@@ -24,7 +24,7 @@ from suite.recipe.cell import Cell
 from suite.run.atomic import write_bytes
 from suite.run.directory import RunDir
 
-if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
+if TYPE_CHECKING:  # they import torch and timm, which would delay --help
     from rich.table import Table
     from torch import Tensor, nn
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:  # torch and timm come with them, and --help should not wait
 
 EXIT_DIFFERS, EXIT_BAD_INPUT = 1, 2
 PATIENCE_SECONDS = 2.0
-"""What takes longer gets a progress bar."""
+"""A comparison that takes longer gets a progress bar."""
 
 app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 
 
 def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
-    """Writes the network measured in the run's result.json to `out`; returns it, deployed.
+    """Writes the network measured in the run's result.json to `out`; returns the deployed network.
 
-    It needs data only if the recipe re-estimates batch-norm statistics.
+    Needs the data set only if the recipe re-estimates batch-norm statistics.
 
     Raises:
-        ExportError: the run is not done or has nothing binary, or its network could not be rebuilt bit-exactly.
+        ExportError: the run is not done, has nothing binary, or its network could not be rebuilt bit-exactly.
     """
     cell, result = _finished(run)
     if cell.quantizer == "fp":
-        raise ExportError(f"{run.path}: nothing binary: {cell.name} is full-precision; --format timm takes it")
+        raise ExportError(f"{run.path}: nothing binary: {cell.name} is full-precision; --format timm exports it")
     network = _tested(run, data_dir)
     commit = run.provenance().get("code", {}).get("commit")
     classes = network.description.classes
@@ -58,7 +58,7 @@ def export(run: RunDir, out: Path, data_dir: Path) -> "Network":
 
 
 def _tested(run: RunDir, data_dir: Path) -> "Network":
-    """The network measured in the run's result.json, deployed. ExportError if it cannot be had bit-exactly."""
+    """The network measured in the run's result.json, deployed. ExportError if it cannot be rebuilt bit-exactly."""
     from suite.engines.process_group import joined
 
     cell, result = _finished(run)
@@ -70,7 +70,7 @@ def _tested(run: RunDir, data_dir: Path) -> "Network":
 
 
 def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
-    """The cell and the result of a run whose network is tested."""
+    """The cell and result of a run. ExportError unless the run is done and its network was tested."""
     try:
         cell, result = run.cell(), run.result()
     except OSError as error:
@@ -87,7 +87,7 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
 
 
 def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Network":
-    """The network whose hard test accuracy was measured."""
+    """The deployed network, rebuilt from the run's last checkpoint."""
     from suite.data.source import Description
     from suite.run import checkpoint
     from suite.training.trainer import Network, Trainer
@@ -98,8 +98,8 @@ def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Net
     state = found[1]
     if state["epoch"] != cell.training.epochs:
         raise ExportError(
-            f"{run.checkpoints}: the newest whole checkpoint is of epoch {state['epoch']}, "
-            f"the tested network of epoch {cell.training.epochs}"
+            f"{run.checkpoints}: the newest intact checkpoint is from epoch {state['epoch']}, "
+            f"the tested network from epoch {cell.training.epochs}"
         )
     network: Network
     if cell.training.reestimate_norm:
@@ -114,17 +114,17 @@ def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Net
 def _why(cell: Cell) -> str:
     if cell.training.reestimate_norm:
         return (
-            "its batch-norm statistics were gathered anew after hardening, which gives the same bits only on the "
-            "device, with the numbers of processes and threads and the versions that provenance.json names"
+            "its batch-norm statistics were re-estimated after hardening, which gives the same bits only with the "
+            "device, numbers of processes and threads, and versions listed in provenance.json"
         )
     return "the checkpoint or result.json was changed, or the code that deploys a network has changed since"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks on a test set: `num_equal` of its `num_images` have the same logits to the bit.
+    """Two networks compared on a test set: for `num_equal` of `num_images` images, the logits are bit-identical.
 
-    `num_inexact` of the sums of layers with an accumulator of few bits are not what integers of so many bits hold.
+    `num_inexact` counts sums, in layers with an accumulator of few bits, that integers of that size cannot represent.
     """
 
     num_images: int
@@ -134,7 +134,10 @@ class Comparison:
 
 
 def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparison:
-    """The network read back, whose accuracy is `top1`, against the deployed one: on the test set, in its precision."""
+    """Compares the network read back with the deployed one on the test set, in the recipe's precision.
+
+    `top1` is the accuracy of the network read back.
+    """
     import torch
 
     import models
@@ -159,7 +162,7 @@ def compare(network: "Network", loaded: "nn.Module", data_dir: Path) -> Comparis
 
 
 def _shown(batches: "Iterator[tuple[Tensor, Tensor]]", num_images: int) -> "Iterator[tuple[Tensor, Tensor]]":
-    """The batches, with a bar on the terminal once they take long."""
+    """The batches, with a progress bar on the terminal once they take long."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -178,9 +181,9 @@ def _shown(batches: "Iterator[tuple[Tensor, Tensor]]", num_images: int) -> "Iter
 
 
 def _check(network: "Network", path: Path, top1_hard: float, data_dir: Path) -> bool:
-    """Whether the file read back is the network, to the bit of each logit; prints how it compares.
+    """Whether the network read back gives bit-identical logits; prints the comparison.
 
-    The accuracy is the recorded one only where it was measured on the same kind of device: it is shown, not judged.
+    Accuracy is shown but not checked: it equals the recorded one only if measured on the same kind of device.
     """
     from rich.console import Console
 
@@ -188,11 +191,11 @@ def _check(network: "Network", path: Path, top1_hard: float, data_dir: Path) -> 
     console = Console(highlight=False)
     console.print(_table(sizes))
     num_equal, num_images = comparison.num_equal, comparison.num_images
-    console.print(f"logits: the same bits on {num_equal} of {num_images} test images")
+    console.print(f"logits: bit-identical on {num_equal} of {num_images} test images")
     console.print(f"hard test accuracy: {comparison.top1:.2%} read back, {top1_hard:.2%} in result.json")
     if network.cell.quantization.accumulator is not None:
         bits = network.cell.quantization.accumulator.bits
-        console.print(f"sums: {comparison.num_inexact} are not what integers of {bits} bits hold")
+        console.print(f"sums: {comparison.num_inexact} do not fit integers of {bits} bits")
     if num_equal != num_images or comparison.num_inexact:
         console.print("[bold red]the file is not the tested network[/]")
     return num_equal == num_images and not comparison.num_inexact
@@ -214,20 +217,20 @@ def _table(sizes: Sizes) -> "Table":
 
 
 def export_for_timm(run: RunDir, out: Path, data_dir: Path) -> "Network":
-    """Writes the network measured in the run's result.json to `out`, as `timm.create_model` loads it.
+    """Writes the network measured in the run's result.json to `out`, for `timm.create_model` to load.
 
-    A layer's gain is multiplied into its weight, so that the tensors are those of the plain architecture, and the
-    logits are the same to the bit. Full-precision networks are written as they are.
+    Each layer's gain is multiplied into its weight, so the tensors match the plain architecture and the logits are
+    bit-identical. Full-precision networks are written unchanged.
 
     Raises:
-        ExportError: the run is not done, its network could not be rebuilt bit-exactly, or has binary inputs, which no
-            plain layer computes.
+        ExportError: the run is not done, or its network could not be rebuilt bit-exactly, or has binary inputs, which
+            plain layers do not support.
     """
     from safetensors.torch import save
 
     cell, _ = _finished(run)
     if cell.task != "bw":
-        raise ExportError(f"{run.path}: task {cell.task}: timm's layers have no binary inputs; leave --format out")
+        raise ExportError(f"{run.path}: task {cell.task}: timm's layers have no binary inputs; omit --format")
     network = _tested(run, data_dir)
     tensors = {name: value.cpu().contiguous() for name, value in _plain(network.engine.model).items()}
     metadata = {"model": cell.model, "cell": cell.id, "num_classes": str(len(network.description.classes))}
@@ -282,11 +285,9 @@ def main(
     ] = "packed",
     check: Annotated[
         bool,
-        typer.Option("--check", help="Read the file back; compare sizes, logits and accuracy. Status 1 if unlike."),
+        typer.Option("--check", help="Read the file back; compare sizes, logits and accuracy. Status 1 if it differs."),
     ] = False,
-    data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Where data sets lie or are put.")] = Path(
-        "data"
-    ),
+    data_dir: Annotated[Path, typer.Option(envvar="PROXBENCH_DATA", help="Folder of the data sets.")] = Path("data"),
 ) -> None:
     """Write the tested network of a run as one safetensors file with one bit per binary weight.
 
@@ -298,17 +299,17 @@ def main(
 
     [dim]python -m suite.export runs/digits/<id> --format timm[/]
 
-    In Python, [bold]suite.export.one_bit.load_packed(path)[/] gives the network back.
+    In Python, [bold]suite.export.one_bit.load_packed(path)[/] loads the network.
     """
     import torch
 
     source = RunDir(run)
     path = run / f"{format_}.safetensors" if out is None else out
     if check and format_ != "packed":
-        print("--check: for --format packed; the printed line loads the other", file=sys.stderr)
+        print("--check: only for --format packed; to check a timm file, load it with the printed line", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT)
     try:
-        # Sums are split over threads: with as many as in training, statistics and logits come out the same.
+        # Sums are split over threads: the same number as in training gives the same statistics and logits.
         if num_threads := source.provenance().get("num_threads"):
             torch.set_num_threads(num_threads)
         network = (export if format_ == "packed" else export_for_timm)(source, path, data_dir)

@@ -1,9 +1,9 @@
-"""A deployed network as one file, one bit per binary weight: written, read back. docs/export.md has the format.
+"""Writes and loads a deployed network as one file, one bit per binary weight. docs/export.md has the format.
 
     write(path, model, split, Origin(cell=cell, classes=classes))
     model = load_packed(path)                    the network: (B, C, H, W) -> logits (B, classes)
 
-torch and timm are imported where they are used, because `python -m suite.export --help` imports this module.
+torch and timm are imported only where they are used, because `python -m suite.export --help` imports this module.
 """
 
 import json
@@ -32,14 +32,14 @@ class ExportError(UserError):
 
 
 class BinaryTensor(Frozen):
-    """What the bits of one tensor unpack to."""
+    """Describes the tensor that packed bits unpack to."""
 
     shape: tuple[NonNegativeInt, ...]
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
 
 
 class Origin(Frozen):
-    """Where a network comes from. `top1_hard` is a fraction; `commit` is of the code that trained it."""
+    """Origin of a network. `top1_hard` is a fraction; `commit` identifies the training code."""
 
     cell: Cell
     classes: tuple[str, ...]
@@ -48,9 +48,9 @@ class Origin(Frozen):
 
 
 class Header(Origin):
-    """What a file says of itself: JSON, the entry named FORMAT of the safetensors metadata.
+    """A file's description of itself: JSON, in the entry FORMAT of the safetensors metadata.
 
-    One entry, for safetensors writes several in an order that changes from process to process.
+    It is a single entry, because safetensors writes several in an order that differs between processes.
     """
 
     version: Literal[1] = VERSION
@@ -94,7 +94,7 @@ def write(path: Path, model: "nn.Module", split: "Split", origin: Origin) -> Non
 
 
 def _copies(model: "nn.Module") -> "dict[str, Tensor]":
-    """The model's tensors on the CPU, in C order, none sharing memory: safetensors wants them so."""
+    """The model's tensors as safetensors requires them: on the CPU, in C order, not sharing memory."""
     import torch
 
     state = model.state_dict()
@@ -117,11 +117,11 @@ def _packed(name: str, w: "Tensor") -> "Tensor":
 def load_packed(path: Path) -> "nn.Module":
     """The network in a file: (B, C, H, W) -> logits (B, classes), on the CPU, in evaluation mode, channels last.
 
-    On the same machine its logits equal the deployed network's to the bit; a recipe with `precision: bf16` measured
-    them under torch.autocast. Builds the model from the header's cell; runs no code of the file's.
+    On the same machine, its logits are bit-identical to the deployed network's, which `precision: bf16` computes under
+    torch.autocast. Builds the model from the header's cell; runs no code from the file.
 
     Raises:
-        ExportError: the file is not an export, of another version, or damaged, and what is wrong with it.
+        ExportError: the file is not an export, has another version, or is damaged; the message names the fault.
     """
     import torch
 
@@ -143,14 +143,14 @@ def load_packed(path: Path) -> "nn.Module":
             raise ExportError(f"{path}: {name} is {_shape_of(value)}, its model has {_shape_of(expected[name])}")
     model.load_state_dict(state)
     if weights_digest(model.state_dict()) != header.weights_sha256:
-        raise ExportError(f"{path}: damaged: the network in it has another weights_sha256 than its header says")
-    # The layout it was tested in: another one may sum in another order.
+        raise ExportError(f"{path}: damaged: the weights_sha256 of its network differs from its header's")
+    # The memory format it was tested in: another may sum in another order.
     return model.to(memory_format=torch.channels_last).eval()
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a network's binary tensors, and of the whole safetensors file, as float32 and with packed bits."""
+    """Sizes of a network's binary tensors and of the whole safetensors file, as float32 and with packed bits."""
 
     binary_float32_bytes: int
     binary_packed_bytes: int
@@ -169,7 +169,7 @@ class Sizes:
 
 
 def measure(path: Path, model: "nn.Module") -> Sizes:
-    """The size of an export against the float32 network that it is of."""
+    """Sizes of an export and of the float32 network it was made from."""
     from safetensors.torch import save
 
     header, tensors = _read(path)
@@ -183,7 +183,7 @@ def measure(path: Path, model: "nn.Module") -> Sizes:
 
 
 def _read(path: Path) -> "tuple[Header, dict[str, Tensor]]":
-    """The header and the tensors of the file, still packed."""
+    """The file's header and its tensors, still packed."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -244,7 +244,7 @@ def _shape_of(tensor: "Tensor") -> str:
 
 
 def reason(error: Exception) -> str:
-    """One line of an error that may have many."""
+    """A one-line description of an error."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,4 +1,4 @@
-"""Makes data files from image files: each file is stored, or listed with a reason. Deterministic and resumable."""
+"""Makes data files from image files: stores each file, or lists it with a reason. Deterministic and resumable."""
 
 import hashlib
 import platform
@@ -32,7 +32,7 @@ EXACT = Storage(None, 100, 0.0, PAGE_BYTES)
 
 @dataclass(frozen=True)
 class Job:
-    """One split to store as `beton`; progress is reported on `console`."""
+    """One split to store as file `beton`; progress is shown on `console`."""
 
     dataset: str
     split: Split
@@ -42,12 +42,12 @@ class Job:
 
     @property
     def settings(self) -> Settings:
-        """The settings, in the manifest's form."""
+        """The storage settings, in the manifest's form."""
         quality = self.storage.quality if self.storage.jpeg_share else None
         return Settings(max_resolution=self.storage.max_resolution, quality=quality, jpeg_share=self.storage.jpeg_share)
 
     def say(self, line: str, style: str | None = None) -> None:
-        """Prints the line without markup, which a path may resemble."""
+        """Prints the line without interpreting markup, which a path may resemble."""
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -65,8 +65,8 @@ def prepare(
     """Writes OUT/{train,val,test}.beton, each with a manifest beside it; resumes an interrupted call.
 
     Raises:
-        DataError: the source has the wrong layout, it has broken files that are not to be left out, `out` has other
-            data files, another process prepares files there, or the disk refuses.
+        DataError: the source has the wrong layout or broken files that must not be left out, `out` has other data
+            files, another process prepares files there, or reading or writing fails.
     """
     if dataset in CIFAR_FOLDERS and (source / dataset / "train").is_dir():  # as in a folder of data sets
         source = source / dataset
@@ -85,13 +85,13 @@ def prepare(
                 broken.append((job, _prepare_split(job, num_workers, leave_out_broken=leave_out_broken)))
     except OSError as error:
         what = f"{error.filename or out}: {error.strerror}"
-        raise DataError(f"{what}; once that is mended, the same command goes on from here") from error
+        raise DataError(f"{what}; fix this and run the same command again to resume") from error
     if any(reasons for _, reasons in broken):
         raise DataError(_broken_files([(job, reasons) for job, reasons in broken if reasons]))
 
 
 def _prepare_split(job: Job, num_workers: int, *, leave_out_broken: bool) -> dict[str, str]:
-    """Broken files and reasons, which keep the split from being finished; empty if it is finished."""
+    """Stores a split; returns its broken files and their reasons, or nothing if the split is finished."""
     if job.beton.exists():
         _require_same(job)
         return {}
@@ -100,8 +100,8 @@ def _prepare_split(job: Job, num_workers: int, *, leave_out_broken: bool) -> dic
     try:
         num_done, num = recorder.done.num_entries, len(job.split.entries)
         if was_begun:
-            anew = "with other files or settings; starting anew"
-            job.say(f"{job.split.name} was begun {f'and goes on after {num_done:,} of {num:,}' if num_done else anew}")
+            anew = "files or settings have changed, starting over"
+            job.say(f"{job.split.name}: {f'resuming after {num_done:,} of {num:,} images' if num_done else anew}")
         _store_rest(job, recorder, num_workers)
         recorder.commit()
         listed = _list_of_broken(job.beton)
@@ -128,11 +128,11 @@ def _require_same(job: Job) -> None:
         job.split.classes,
         job.split.sha256,
     ):
-        what = f"was made from other files than {job.split.folder} has now"
+        what = f"was made from different files than {job.split.folder} has now"
     else:
-        job.say(f"{job.beton} is there already, from this source with these settings")
+        job.say(f"{job.beton} already exists, from this source with these settings")
         return
-    raise DataError(f"{job.beton}: {what}; delete it and {path.name} to make it anew, or choose another --out")
+    raise DataError(f"{job.beton}: {what}; delete it and {path.name} to remake it, or choose another --out")
 
 
 def _words(settings: Settings) -> str:
@@ -145,7 +145,7 @@ def _words(settings: Settings) -> str:
 
 
 def _store_rest(job: Job, recorder: Recorder, num_workers: int) -> None:
-    """Stores what the record does not have yet."""
+    """Stores the files that are not yet recorded as done."""
     start, split = recorder.done.num_entries, job.split
     num = len(split.entries)
     tasks = (
@@ -162,21 +162,21 @@ def _store_rest(job: Job, recorder: Recorder, num_workers: int) -> None:
 
 
 def _require_all_classes(job: Job, done: Done) -> None:
-    """Checks that every class of the source still has a sample."""
+    """Raises DataError unless every class of the source still has a sample."""
     have = set(done.rows["label"].tolist())
     for label in sorted({entry.label for entry in job.split.entries} - have):
         raise DataError(f"{job.split.folder / job.split.classes[label]}: all images of this class are broken")
 
 
 def _conclude(job: Job, done: Done, unnamed: Path) -> None:
-    """Writes the manifest of the finished file, which needs only its name then."""
+    """Writes the manifest of the finished file, which then needs only its final name."""
     manifest = _manifest(job, done, unnamed)
     write_manifest(job.beton, manifest)
     _summarise(job, manifest, done)
 
 
 def _manifest(job: Job, done: Done, unnamed: Path) -> Manifest:
-    """Reads the finished file once, for its checksum."""
+    """The manifest of the finished file; reads the file once, for its checksum."""
     with progress.bytes_read(job.console, f"{job.split.name}: checksum", unnamed.stat().st_size) as advance:
         sha256 = sha256_of(unnamed, advance)
     return Manifest(
@@ -220,7 +220,7 @@ def _summarise(job: Job, manifest: Manifest, done: Done) -> None:
 
 
 def _broken_files(found: list[tuple[Job, dict[str, str]]]) -> str:
-    """Several lines: the first ten files, the files that list all of them, and what to do."""
+    """A message of several lines: the first ten broken files, the files that list all of them, and the fix."""
     num = sum(len(reasons) for _, reasons in found)
     lines = [f"{job.split.folder}/{name}: {reason}" for job, reasons in found for name, reason in reasons.items()]
     lists = " and ".join(str(_list_of_broken(job.beton)) for job, _ in found)
@@ -238,14 +238,14 @@ def _list_of_broken(beton: Path) -> Path:
 
 
 def _prepare_pixels(dataset: str, source: Path, out: Path, console: "Console") -> None:
-    """CIFAR from torchvision's files: in the memory at once, and written within seconds."""
+    """Stores CIFAR from torchvision's files: it fits in memory and takes seconds."""
     from suite.data.datasets import load
     from suite.data.source import Pixels
 
     try:
         found = load(dataset, source, "memory")
     except RuntimeError as error:  # torchvision's, of checksums
-        raise DataError(f"{source / CIFAR_FOLDERS[dataset]}: {error}; fetch {dataset} anew") from error
+        raise DataError(f"{source / CIFAR_FOLDERS[dataset]}: {error}; download {dataset} again") from error
     for name, part in (("train", found.train), ("test", found.test)):
         if not isinstance(part, Pixels):
             raise TypeError(f"{dataset} comes as {type(part).__name__}")

@@ -1,4 +1,4 @@
-"""Progress bars of the commands on data files."""
+"""Progress bars of the commands that make and check data files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,13 +27,13 @@ class _ImagesPerSecond(ProgressColumn):
 
 
 def _description() -> TextColumn:
-    """The description without markup, which a file name may resemble."""
+    """A description column without markup, which a file name may resemble."""
     return TextColumn("{task.description}", markup=False)
 
 
 @contextmanager
 def images(console: Console, what: str, total: int, start: int) -> Iterator[Advance]:
-    """A bar that counts images, starting from `start`, with the speed and the time left."""
+    """A bar that counts images from `start`, with the speed and the time left."""
     columns = (_description(), BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         shown = progress.add_task(what, total=total, completed=start)

@@ -1,6 +1,6 @@
-"""On-disk progress of `prepare` on a split, so that an interrupted run resumes and produces identical bytes.
+"""On-disk progress of `prepare` on a split, so that an interrupted call resumes and produces identical bytes.
 
-A record beside the unfinished file has one JSON line per source file, in order, written after the image itself.
+A record file beside the unfinished data file has one JSON line per source file, in order, written after the image.
 """
 
 import json
@@ -20,12 +20,12 @@ from suite.data.class_folders import Entry, Split, escaped
 from suite.data.decoding import Storage, Stored, Task, store
 
 COMMIT_SECONDS, COMMIT_BYTES = 2.0, 64 << 20
-"""Progress is committed to disk at these intervals; a kill loses at most this much work."""
+"""Interval between commits of progress to disk: a kill loses at most this much work."""
 
 
 @dataclass
 class Done:
-    """A split's first `num_entries` files: rows of the stored, notes on the converted, reasons for the broken."""
+    """Result of a split's first `num_entries` files: rows of stored, notes on converted, reasons for broken ones."""
 
     rows: NDArray[Any] = field(default_factory=lambda: np.zeros(0, ROW))
     converted: dict[str, str] = field(default_factory=dict)
@@ -40,9 +40,9 @@ class Done:
 
 
 class Recorder:
-    """Stores one split's images one after another; everything up to the last `commit` survives a crash.
+    """Stores a split's images one after another; everything up to the last `commit` survives a crash.
 
-    Starts from an earlier call's progress, in `done`, as far as storage and source are unchanged.
+    Starts from an earlier call's progress, in `done`, up to the first file or setting that has changed.
     """
 
     def __init__(self, beton: Path, split: Split, storage: Storage) -> None:
@@ -58,7 +58,7 @@ class Recorder:
         self._num_bytes, self._time = 0, time.monotonic()
 
     def add(self, stored: Stored) -> None:
-        """The next file of the split."""
+        """Stores the result for the next file of the split."""
         entry, row = self._split.entries[self.done.num_entries], None
         if stored.sample is not None:
             self._writer.append(stored.sample)
@@ -79,7 +79,7 @@ class Recorder:
         self.done.rows = self._writer.rows
 
     def finish(self) -> Path:
-        """Completes the data file under its provisional name."""
+        """Completes the data file, still under its temporary name."""
         self.commit()
         self._file.close()
         return self._writer.finish()
@@ -90,13 +90,13 @@ class Recorder:
         self._path.unlink()
 
     def stop(self) -> None:
-        """Closes the files, keeping everything for the next call."""
+        """Closes the files; the next call resumes from them."""
         self._writer.abandon()
         with suppress(OSError):  # on a full disk, flushing the buffer fails again
             self._file.close()
 
     def _resume(self, beton: Path, storage: Storage) -> tuple[Done, int]:
-        """An earlier call's progress on this split, and the length in bytes of the part of the record that is valid."""
+        """An earlier call's progress on this split, and the length in bytes of the record's valid part."""
         done, rows, keep = Done(), np.zeros(len(self._split.entries), ROW), 0
         try:
             num_stored = partial(beton).stat().st_size
@@ -125,7 +125,7 @@ class Recorder:
 
 
 def _fields(entry: Entry, line: bytes, num_stored: int) -> tuple[Sequence[Any] | None, str | None]:
-    """(row, note) of a record's line; (None, None) if it is torn, is for another file, or its image is missing."""
+    """(row, note) of a record's line; (None, None) if the line is torn or for another file, or its image is missing."""
     try:
         name, num_bytes, row, note = json.loads(line)
     except (ValueError, TypeError):

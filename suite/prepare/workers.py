@@ -17,7 +17,7 @@ _PORTION_BYTES = 8 << 20
 def store_in_order(
     tasks: Iterator[Task], num_tasks: int, storage: Storage, num_workers: int
 ) -> Generator[Stored, None, None]:
-    """The results of `store`, in order, from `num_workers` processes; from this one if one is enough.
+    """The results of `store`, in order, from `num_workers` processes, or from this process if `num_workers` is 1.
 
     Raises:
         DataError: a worker was killed.
@@ -25,7 +25,7 @@ def store_in_order(
     if num_workers == 1 or num_tasks <= 1:
         yield from (store(task, storage) for task in tasks)
         return
-    # Enough tasks at a time to make the overhead small, few enough that the largest images do not fill the memory.
+    # Enough tasks at a time to keep the overhead small, few enough that the largest images fit in memory.
     side = storage.max_resolution or 4096
     size = max(1, min(16, _PORTION_BYTES // (3 * side**2), num_tasks // num_workers))
     portions = iter(lambda: list(islice(tasks, size)), [])
@@ -41,8 +41,8 @@ def store_in_order(
             pending.extend(pool.submit(store_all, portion, storage) for portion in islice(portions, 1))
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed, perhaps because memory ran out: the same command with fewer --workers "
-            "goes on from here"
+            "a worker process was killed, perhaps because memory ran out: run the same command with fewer --workers "
+            "to resume"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Block: models x quantizers x seeds under one recipe, and how it is tuned."""
+"""Block: models x quantizers x seeds under one recipe, with optional tuning."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -41,23 +41,23 @@ from suite.recipe.tune import SCHEMA, Scalar, Tune, location, normalised
 
 
 class CellOf(Frozen):
-    """Which cell of the grid is another's parent or teacher: one of the same data set and seed."""
+    """Selects the cell of the grid that is another's parent or teacher, with the same data set and seed."""
 
     model: ModelName | None = Field(None, description="default: the same")
     quantizer: QuantizerName = "fp"
     task: Task = "bw"
-    init: Init | None = Field(None, description="default: any, but finetune only if there is no other")
+    init: Init | None = Field(None, description="default: any, with finetune only if there is no other")
 
 
 class DistillationFrom(Distillation):
-    """Soft targets, and whose: a cell of this grid, or published weights."""
+    """Soft targets and their teacher: a cell of this grid, or published weights."""
 
-    teacher: CellOf | None = Field(None, description="default, without weights: the full-precision cell of the model")
+    teacher: CellOf | None = Field(None, description="default without weights: the full-precision cell of the model")
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "DistillationFrom":
         if self.teacher is not None and self.weights is not None:
-            raise SettingError("weights", "one teacher is enough, and a cell is given; leave one out")
+            raise SettingError("weights", "only one teacher is allowed, and a cell is given; leave one out")
         return self
 
 
@@ -67,29 +67,29 @@ class Block(Frozen):
     dataset: DatasetName
     models: tuple[ModelName, ...] = Field(min_length=1)
     quantizers: tuple[QuantizerName, ...] = Field(
-        min_length=1, description="rows of the catalogue, or module:attribute of a Quantizer of yours"
+        min_length=1, description="rows of the catalogue, or module:attribute of your own Quantizer"
     )
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     task: Task = Field(
         "bw",
-        description="bw: weights are binary; bwa: also the inputs of binary layers; bwaa: also their sums have few "
-        "bits; not for fp. ba: only these inputs, weights are real, for fp only: the first of two stages",
+        description="bw: binary weights; bwa: also binary inputs of these layers; bwaa: also sums of few bits; fp is "
+        "not affected. ba, for fp only: binary inputs and real weights, the first of two stages",
     )
     init: Init = Field(
         "scratch",
         description="finetune: from the weights of another cell of the same seed, which runs first (see parent); "
-        "pretrained: from timm's weights, which the model's tag names, or DATA/weights/MODEL.safetensors (or .pth)",
+        "pretrained: from the timm weights named by the model's tag, or DATA/weights/MODEL.safetensors (or .pth)",
     )
     parent: CellOf | None = Field(
         None, description="for init: finetune only, the cell to start from; default: the full-precision one"
     )
-    distillation: DistillationFrom | None = Field(None, description="learn from a teacher's outputs, too")
+    distillation: DistillationFrom | None = Field(None, description="also learn from a teacher's outputs")
     data: Data = Data()
     training: Training
     quantization: Quantization = Quantization()
     execution: Execution = Execution()
     tune: Annotated[Tune | None, WithJsonSchema(SCHEMA)] = Field(
-        None, description="trials before these cells, which are then trained with the values that did best"
+        None, description="trials before these cells, which are then trained with the best values"
     )
 
     @field_validator("tune", mode="before")
@@ -110,7 +110,7 @@ class Block(Frozen):
     @field_validator("data", "training", "quantization")
     @classmethod
     def _fits_the_models(cls, section: Section, info: ValidationInfo) -> Section:
-        # If invalid, they are reported themselves.
+        # If they are invalid, that is reported separately.
         if info.context != RECORDED and {"dataset", "models"} <= info.data.keys():
             require_fitting(section, info.data["dataset"], info.data["models"])
         return section
@@ -133,7 +133,7 @@ class Block(Frozen):
         if self.parent is not None and self.init != "finetune":
             raise SettingError("parent", f"changes nothing: only with init: finetune, here it is {self.init}")
         if self.parent is not None and self.parent.model not in {None, *self.models}:
-            raise SettingError("parent.model", "a parent has the same architecture: leave it out")
+            raise SettingError("parent.model", "a parent always has the same architecture: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ class Block(Frozen):
 
     @property
     def origins(self) -> "tuple[CellOf | None, CellOf | None]":
-        """Which cells its own start from and learn from, if any."""
+        """Selectors of the cells that this block's cells start from and learn from, if any."""
         parent = (self.parent or CellOf()) if self.init == "finetune" else None
         distillation = self.distillation
         teacher = None if distillation is None or distillation.weights else distillation.teacher or CellOf()
@@ -157,7 +157,9 @@ class Block(Frozen):
         if common := set(self.seeds) & set(self.tune.seeds):
             raise SettingError("tune.seeds", f"{min(common)} is one of the grid's own seeds; take others")
         if not self.data.validation_fraction and not self.dataset.startswith(("folder/", "hf/")):
-            raise SettingError("data.validation_fraction", "trials are judged on the part held out, so it is not 0")
+            raise SettingError(
+                "data.validation_fraction", "trials are scored on the held-out part, so it must not be 0"
+            )
         for quantizer in self.quantizers:
             try:
                 drawn = self.tune.draw(quantizer, self.quantizers)
@@ -168,7 +170,7 @@ class Block(Frozen):
         return self
 
     def _require_valid(self, quantizer: str, values: Mapping[str, Scalar], epochs: int | None) -> None:
-        """SettingError, at the knob that is to blame if one can be told, if no cell can have the values."""
+        """Raises SettingError if no cell can have the values; at the offending knob, if it can be identified."""
         try:
             self.narrowed(self.models, quantizer, self.seeds, values, epochs)
         except ValidationError as error:
@@ -187,10 +189,10 @@ class Block(Frozen):
     ) -> "Block":
         """A block of one quantizer with other values and seeds, shortened to `epochs` if it has more.
 
-        Warm-up, decays and resizing then come earlier in proportion.
+        Shortening scales warm-up, cool-down, decays and resizing in proportion.
 
         Raises:
-            ValidationError: values that no cell can have.
+            ValidationError: no cell can have these values.
         """
         raw = self.model_dump(exclude={"tune"}, exclude_unset=True)
         raw |= {"models": models, "quantizers": [quantizer], "seeds": seeds}
@@ -245,7 +247,7 @@ class Block(Frozen):
         ]
 
     def _quantization_of(self, quantizer: str) -> Quantization:
-        # Another method's mu, or any of it under fp, cannot change this cell's result: not part of its id.
+        # Other methods' mu, or any mu under fp, cannot change this cell's result, so it is not part of its id.
         if self.task == "ba":
             kept = self.quantization.full_precision
             return Quantization(inputs=self.quantization.inputs or Inputs(), full_precision=kept)
@@ -258,12 +260,12 @@ class Block(Frozen):
 
 
 def _without_teacher(distillation: DistillationFrom) -> dict[str, Any]:
-    """What a cell keeps of it; its teacher is named by its id."""
+    """The keys that a cell keeps; it refers to its teacher by id."""
     return {key: value for key, value in dict(distillation).items() if key != "teacher"}
 
 
 def _shorten(raw: dict[str, Any], epochs: int) -> None:
-    """Fewer epochs, with what happens at a certain epoch moved in proportion."""
+    """Reduces the number of epochs, and scales settings given in epochs in proportion."""
     training, share = raw["training"], epochs / raw["training"]["epochs"]
     training["epochs"] = epochs
     for key in ("warmup_epochs", "cooldown_epochs"):

@@ -1,4 +1,4 @@
-"""The grids that come with the package, by name; light, so that a command's --help can list them at once."""
+"""The bundled grids by name; imports nothing heavy, so that a command's --help can list them at once."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ BUNDLED = Path(__file__).parent / "grids"
 
 
 CHOICES = BUNDLED / "choices"
-"""What tuning chose for bundled grids, once, on some machine: NAME.yaml."""
+"""Choices of an earlier tuning of bundled grids: NAME.yaml."""
 
 
 def bundled_names() -> list[str]:
-    """Names a grid argument may be, besides a file's path."""
+    """Names that a grid argument may have instead of a file path."""
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Cell: one resolved training run, frozen and identified by its content. Nothing here touches a file."""
+"""Cell: one resolved training run, frozen and identified by its content. Nothing here accesses files."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class Cell(Frozen):
     trial: bool = Field(
         default=False,
         exclude_if=lambda is_trial: not is_trial,
-        description="of tuning: its result is accuracy on the validation part, and the test part is never loaded",
+        description="a tuning trial: its result is validation accuracy, and the test part is never loaded",
     )
 
     @field_validator("data", "training", "quantization")
@@ -68,16 +68,16 @@ class Cell(Frozen):
         if self.quantizer != "fp" and self.task == "ba":
             raise SettingError("task", f"ba leaves weights real: its quantizer is fp, here it is {self.quantizer}")
         if (self.task != "bw") != (self.quantization.inputs is not None):
-            raise SettingError("quantization.inputs", "a cell has them if its task is bwa, ba or bwaa, and only then")
+            raise SettingError("quantization.inputs", "a cell has them if and only if its task is bwa, ba or bwaa")
         if (self.task == "bwaa") != (self.quantization.accumulator is not None):
-            raise SettingError("quantization.accumulator", "a cell has one if its task is bwaa, and only then")
+            raise SettingError("quantization.accumulator", "a cell has one if and only if its task is bwaa")
         if self.task == "bwaa" and self.quantization.scale != "none":
-            raise SettingError("quantization.scale", "sums of bwaa are integers, so weights are -1 and +1: none")
+            raise SettingError("quantization.scale", "bwaa sums integers, so weights must be -1 and +1: scale: none")
         return self
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Ids of the cells that have to be done first: its parent and its teacher."""
+        """Ids of the cells that must be done first: its parent and its teacher."""
         return tuple(each for each in (self.parent, self.teacher) if each is not None)
 
     @cached_property
@@ -86,21 +86,21 @@ class Cell(Frozen):
         return _digest(self.model_dump(mode="json"))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Cell":
-        """A copy with other values, and therefore another id."""
+        """A copy with other values and therefore another id."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("id", None)
         return copied
 
     @property
     def recipe_id(self) -> str:
-        """The same digest without the seed: equal for the cells whose spread is the spread over seeds."""
+        """The same digest without the seed: equal for cells that differ only in their seeds."""
         return _digest(self.model_dump(mode="json", exclude={"seed", "parent", "teacher"}))
 
     @property
     def name(self) -> str:
-        """Display name, `cifar10/resnet20/bnn++/s3`; other starts than scratch and other tasks than bw are appended.
+        """Display name, `cifar10/resnet20/bnn++/s3`, followed by an init other than scratch and a task other than bw.
 
-        A trial's ends in `/trial-3f2a91`, the same for all its seeds.
+        A trial's name ends in `/trial-3f2a91`, the same for all its seeds.
         """
         start = "" if self.init == "scratch" else f"/{self.init}"
         task = "" if self.task == "bw" else f"/{self.task}"

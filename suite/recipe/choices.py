@@ -1,9 +1,9 @@
-"""The values chosen by tuning: GRID/choices.yaml, written from the trials' scores or supplied by the user.
+"""Values chosen by tuning: GRID/choices.yaml, written from the trials' scores or supplied by the user.
 
     choices:
     - {dataset: digits, model: resnet8, quantizer: bnn++, values: {training.learning_rate: 0.004}}
 
-is all that a hand-written file needs. One made from trials also has each trial's values, cells and scores.
+A hand-written file needs only this. A file made from trials also has each trial's values, cells and scores.
 """
 
 import math
@@ -20,7 +20,7 @@ from suite.recipe.tune import Knob, Scalar
 
 FILE = "choices.yaml"
 _TIE = 1e-12
-"""Mean accuracies closer than this count as equal: they differ by rounding only."""
+"""Mean accuracies closer than this differ only by rounding and count as equal."""
 
 
 class ChoicesError(UserError):
@@ -38,19 +38,19 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell) -> "Setting":
-        """The cell's; full precision has one task whatever its block's."""
+        """The cell's setting. Its task is the cell's, which for full precision may differ from its block's."""
         return cls(cell.dataset, cell.model, cell.quantizer, cell.task, cell.init)
 
     @property
     def name(self) -> str:
-        """As the cells', without a seed: `digits/resnet8/bnn++`, then a start not scratch and a task not bw."""
+        """Like a cell's name, without the seed: `digits/resnet8/bnn++`, then an init not scratch and a task not bw."""
         more = f"/{self.init}" * (self.init != "scratch") + f"/{self.task}" * (self.task != "bw")
         return f"{self.dataset}/{self.model}/{self.quantizer}{more}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a method's knobs, and its cells, one for each seed."""
+    """One assignment of values to a method's knobs, and its cells, one for each seed."""
 
     setting: Setting
     values: Mapping[str, Scalar]
@@ -58,7 +58,7 @@ class Trial:
 
 
 class Tried(Frozen):
-    """A trial and what came of it: of each seed its validation accuracy, a fraction, or how it failed."""
+    """A trial and its results: for each seed, the validation accuracy as a fraction, or the failure."""
 
     values: dict[str, Scalar]
     cells: tuple[str, ...] = ()
@@ -66,21 +66,21 @@ class Tried(Frozen):
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds; minus infinity if any of them failed."""
+        """Mean over the seeds; minus infinity if any failed."""
         numbers = [score for score in self.scores if not isinstance(score, str)]
         is_whole = numbers and len(numbers) == len(self.scores)
         return math.fsum(numbers) / len(numbers) if is_whole else -math.inf
 
 
 class Choice(Frozen):
-    """The values chosen for one method on one model. `given` says where they are from, if not from trials here."""
+    """The values chosen for one method on one model. `given` is their source, if not this grid's trials."""
 
     dataset: str
     model: str
     quantizer: str
     task: Task = "bw"
     init: Init = "scratch"
-    values: dict[str, Scalar] = Field(description="by key, as training.learning_rate; others are the grid file's")
+    values: dict[str, Scalar] = Field(description="by key, such as training.learning_rate; others are the grid file's")
     given: str = ""
     epochs: PositiveInt | None = Field(None, description="of a trial")
     trials: tuple[Tried, ...] = ()
@@ -92,7 +92,7 @@ class Choice(Frozen):
 
     @property
     def is_given(self) -> bool:
-        """Whether it rests on no trials of this grid."""
+        """Whether the values come from elsewhere than this grid's trials."""
         return bool(self.given) or not self.trials
 
 
@@ -106,14 +106,14 @@ class Choices(Frozen):
         return {choice.setting: choice for choice in self.choices}
 
     def under(self, others: "Choices") -> "Choices":
-        """These choices, replaced by those of `others` where both have a setting."""
+        """These choices; for settings that both have, the choices of `others` take precedence."""
         return Choices(choices=tuple((self.by_setting() | others.by_setting()).values()))
 
 
 def best(trials: Sequence[Tried], space: Mapping[str, Knob]) -> int | None:
     """Index of the trial with the highest mean score; None if all failed.
 
-    Of equal ones the one nearest to the middle of the space (Euclidean, each knob scaled to [0, 1]), then the first.
+    Ties go to the trial nearest to the middle of the space (Euclidean, each knob scaled to [0, 1]), then the first.
     """
     highest = max((trial.mean for trial in trials), default=-math.inf)
     if highest == -math.inf:

@@ -1,4 +1,4 @@
-r"""The faults that pydantic found in a hand-written file: all at once, each with its line and key.
+r"""Reports all faults that pydantic found in a hand-written file at once, each with its line and key.
 
 faults = Faults(path, lines)
 faults.add_all(validation_error, Profile, ())
@@ -19,7 +19,7 @@ Location = tuple[str | int, ...]
 
 
 class Faults(dict[str, None]):
-    """`file:line: key: what`, each once, in the order found: a fault of the shared keys is every block's."""
+    """Lines `file:line: key: reason`, in the order found, without repeats: each block repeats faults of shared keys."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Faults(dict[str, None]):
         self[line] = None
 
     def add_all(self, error: ValidationError, model: type[BaseModel], block: Location) -> None:
-        """Adds the faults that pydantic found in the part of the file at `block`, as the user must fix them."""
+        """Adds the faults that pydantic found in the part of the file at `block`, reduced to their root causes."""
         for fault in self._root_causes(error.errors(), model):
             location: Location = tuple(part for part in fault["loc"] if part != "[key]")
             if isinstance(cause := _cause(fault), SettingError):
@@ -46,7 +46,7 @@ class Faults(dict[str, None]):
             self.add(f"{self.place(location, block)}: {key}{self._what(fault, location, model)}")
 
     def place(self, location: Location, block: Location = ()) -> str:
-        """File and line of the key, or of the nearest one around it that the file has; `--set` for an override."""
+        """File and line of the key, or of its nearest enclosing key in the file; `--set` for an override."""
         if location and any(location[: len(key)] == key[: len(location)] for key in self.overridden):
             return "--set"
         for length in range(len(location), 0, -1):
@@ -56,9 +56,9 @@ class Faults(dict[str, None]):
         return f"{self.path}:1"
 
     def _root_causes(self, faults: Sequence[Any], model: type[BaseModel]) -> list[Any]:
-        """Drops faults that only follow from another one: one typo, one line.
+        """Drops faults that only follow from others, so that one typo gives one line.
 
-        A misspelt key is also a missing one, and a list whose one entry is wrong also too short.
+        A misspelt key is also a missing key, and a list whose only entry is wrong is also too short.
         """
         misspelt = {
             (*fault["loc"][:-1], near)
@@ -72,7 +72,7 @@ class Faults(dict[str, None]):
             for fault in faults
             if not (fault["type"] == "missing" and fault["loc"] in misspelt)
             and not (fault["type"] == "too_short" and fault["loc"] in lists)
-            and fault["loc"] != ("blocks",)  # no block is left where each has faults of its own
+            and fault["loc"] != ("blocks",)  # if every block has faults, the list is also empty
         ]
 
     def _what(self, fault: Any, location: Location, model: type[BaseModel]) -> str:  # noqa: ANN401  (pydantic's ErrorDetails)
@@ -103,7 +103,7 @@ class Faults(dict[str, None]):
 
 
 def first_fault(error: ValidationError) -> str:
-    """`key: what` of the first fault, for sources without lines: a flag, or a file that a program wrote."""
+    """`key: reason` of the first fault, for sources without line numbers: a flag, or a file that a program wrote."""
     fault: Any = error.errors()[0]
     location, reason = tuple(fault["loc"]), str(_cause(fault) or fault["msg"])
     if isinstance(cause := _cause(fault), SettingError):
@@ -113,7 +113,7 @@ def first_fault(error: ValidationError) -> str:
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
     """The message for a value that is not among the choices."""
-    from quantizers.catalog import unknown  # late: it costs the import of torch
+    from quantizers.catalog import unknown  # late: imports torch
 
     return unknown(kind, value, choices)
 

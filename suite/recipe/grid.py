@@ -1,4 +1,4 @@
-"""Grid: named blocks of models x quantizers x seeds, and the cells they amount to. `grid_file` reads one from YAML."""
+"""Grid: named blocks of models x quantizers x seeds, and the cells they define. `grid_file` reads one from YAML."""
 
 import json
 from collections import defaultdict
@@ -21,20 +21,20 @@ NO_CHOICES = Choices()
 
 
 class Analysis(Frozen):
-    """The question that the grid asks, declared before its runs exist. No part of any cell."""
+    """The grid's research question, declared before its runs exist. Not part of any cell."""
 
-    primary: QuantizerName = Field("bnn++", description="the quantizer that each other binary one is compared with")
+    primary: QuantizerName = Field("bnn++", description="the quantizer that every other binary one is compared with")
     margin_points: float | None = Field(
         None,
         gt=0,
         lt=100,
-        description="largest difference in test accuracy, in percentage points, that counts as none: the margin of "
-        "equivalence, between methods and to published numbers; without it, equivalence is not tested",
+        description="equivalence margin: the largest difference in test accuracy, in percentage points, that counts as "
+        "equal, between methods and to published numbers; without it, equivalence is not tested",
     )
 
 
 class Grid(Frozen):
-    """Named set of cells; every field is data, so a grid file is all there is to share."""
+    """Named set of cells. Every field is data, so sharing the grid file is enough."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
@@ -46,7 +46,9 @@ class Grid(Frozen):
         names = {name for block in self.blocks for name in block.quantizers}
         if "primary" in self.analysis.model_fields_set and self.analysis.primary not in names:
             have = ", ".join(sorted(names))
-            raise SettingError("analysis.primary", f"{self.analysis.primary!r} is no quantizer of this grid ({have})")
+            raise SettingError(
+                "analysis.primary", f"{self.analysis.primary!r} is not a quantizer of this grid ({have})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -64,16 +66,16 @@ class Grid(Frozen):
             if common := own_seeds & set(block.tune.seeds):
                 raise SettingError("tune.seeds", f"{min(common)} is one of the grid's own seeds; take others")
             if twice := [setting for setting in block.settings() if num_blocks[setting] > 1]:
-                raise SettingError("tune", f"{twice[0].name} is in several blocks, so it is not clear what is tuned")
+                raise SettingError("tune", f"{twice[0].name} is in several blocks, so its tuning is ambiguous")
         return self
 
     @property
     def is_tuned(self) -> bool:
-        """Whether any block is."""
+        """Whether any block is tuned."""
         return any(block.tune for block in self.blocks)
 
     def tuned(self) -> dict[Setting, "Tuned"]:
-        """Each setting that is tuned, with its block."""
+        """The tuned settings, each with its block."""
         return {
             setting: Tuned(block, block.tune)
             for block in self.blocks
@@ -82,17 +84,17 @@ class Grid(Frozen):
         }
 
     def untuned(self) -> "Grid":
-        """The same grid with the values that its file has for what it tunes."""
+        """The same grid without tuning: its knobs keep the file's values."""
         blocks = tuple(block.model_copy(update={"tune": None}) for block in self.blocks)
         copied = self.model_copy(update={"blocks": blocks})
-        copied.__dict__.pop("_resolved", None)  # of this grid
+        copied.__dict__.pop("_resolved", None)  # belongs to this grid
         return copied
 
     def declared(self, choices: Choices = NO_CHOICES) -> dict[str, Any]:
-        """What analysis holds the results to, as JSON: primary, margin_points, settings, tuning.
+        """The design that analysis checks the results against, as JSON: primary, margin_points, settings, tuning.
 
-        A setting is [dataset, task, init, model, quantizer, [seeds]]. tuning has, for each setting that is tuned,
-        [dataset, task, init, model, quantizer, trials, seeds of each, epochs of a trial, where its values were given].
+        A setting is [dataset, task, init, model, quantizer, [seeds]]. tuning has, for each tuned setting, [dataset,
+        task, init, model, quantizer, trials, seeds per trial, epochs per trial, source of given values or ""].
         """
         seeds: dict[tuple[str, ...], set[int]] = defaultdict(set)
         tuning: dict[tuple[str, ...], list[Any]] = {}
@@ -116,20 +118,20 @@ class Grid(Frozen):
         }
 
     def cells(self) -> list[Cell]:
-        """All runs of a grid that tunes nothing, or has its values: see `resolve`."""
+        """The cells known without any choices: all cells if nothing is tuned. See `resolve`."""
         return list(self.resolve().cells)
 
     def executions(self) -> Mapping[str, Execution]:
-        """Execution of each cell, by id: from its block, or the last one if several blocks contain it."""
+        """Execution of each cell by id: from the cell's block, or the last one if several blocks contain it."""
         return self.resolve().executions
 
     def resolve(self, choices: Choices = NO_CHOICES) -> "Resolved":
-        """All cells that can be known so far, each once; parents and teachers come before the cells that need them.
+        """All cells known so far, each once; parents and teachers come before the cells that need them.
 
-        A block that tunes nothing has its cells; one that does has its trials, and its own cells once a choice is made.
+        A block without tuning contributes its cells; a tuned block, its trials, and its cells once a choice is made.
 
         Raises:
-            ValueError: a cell has no cell to start or learn from, or several, or one that does not fit.
+            ValueError: a cell's parent or teacher is missing, ambiguous or does not fit.
             ChoicesError: a choice has values that no cell can have.
         """
         key = json.dumps([[*each.setting, each.is_given, each.values] for each in choices.choices])
@@ -137,13 +139,13 @@ class Grid(Frozen):
             self._resolved[key] = _resolve(self, choices)
         return self._resolved[key]
 
-    @cached_property  # a grid of 10,000 cells takes a second to resolve: once, for reading it and for running it
+    @cached_property  # resolving 10,000 cells takes a second, so reading and running the grid share the result
     def _resolved(self) -> "dict[str, Resolved]":
-        """By the choices."""
+        """Results of `resolve`, by choices."""
         return {}
 
     def imagined(self) -> Choices:
-        """Each setting's first trial as its choice: the cells that follow have other values, but the same names."""
+        """Each setting's first trial as its choice: gives the names of all cells, though not their values."""
         found = []
         for setting, tuned in self.tuned().items():
             values = tuned.tune.draw(setting.quantizer, tuned.block.quantizers)[0]
@@ -152,7 +154,7 @@ class Grid(Frozen):
 
 
 class Tuned(NamedTuple):
-    """A block that is tuned, and how."""
+    """A tuned block and its tuning."""
 
     block: Block
     tune: Tune
@@ -165,13 +167,13 @@ class Tuned(NamedTuple):
 
 
 def _declared(setting: Setting) -> tuple[str, ...]:
-    """In the order of `Grid.declared`."""
+    """The setting's fields in the order of `Grid.declared`."""
     return (setting.dataset, setting.task, setting.init, setting.model, setting.quantizer)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a grid amounts to so far: the cells of settings without a choice are still to come."""
+    """A grid's cells so far, without the cells of tuned settings that have no choice yet."""
 
     cells: tuple[Cell, ...]
     trials: tuple[Trial, ...]
@@ -205,7 +207,7 @@ def _resolve(grid: Grid, choices: Choices) -> Resolved:
 
 
 def _chosen(block: Block, choice: Choice) -> Block:
-    """The block of the choice's setting with its values."""
+    """The block reduced to the choice's setting, with the chosen values."""
     try:
         return block.narrowed([choice.model], choice.quantizer, block.seeds, choice.values)
     except ValidationError as error:
@@ -213,9 +215,9 @@ def _chosen(block: Block, choice: Choice) -> Block:
 
 
 class _Links:
-    """Which cells others start from and learn from: of the same data set and seed, as their blocks say.
+    """Finds each cell's parent and teacher among the cells with the same data set and seed, as its block specifies.
 
-    A trial's parent and teacher have one of the tuning seeds: the grid has them for its trials' sake only.
+    A trial's parent and teacher have a tuning seed: such cells exist in the grid only for its trials.
     """
 
     def __init__(self, grid: Grid, chosen: Mapping[Setting, Choice]) -> None:
@@ -228,7 +230,7 @@ class _Links:
         self._blocks: dict[tuple[str, str, CellOf], list[Block]] = {}
 
     def add(self, block: Block, cells: Sequence[Cell]) -> None:
-        """Cells of the block, without parents and teachers."""
+        """Adds cells of the block, which do not yet have parents and teachers."""
         for cell in cells:
             self._unlinked.append((block, cell))
             if not cell.trial:
@@ -236,13 +238,13 @@ class _Links:
                 self._by_setting[key].append((block, cell))
 
     def all(self) -> list[Cell]:
-        """Each cell once, linked; parents and teachers come first. Cells that wait for a choice are left out."""
+        """Each cell once, linked, after its parent and teacher. Omits cells that wait for a choice."""
         found: dict[str, Cell] = {}
         for block, cell in self._unlinked:
             linked = self.linked(block, cell)
             if linked is not None:
                 found[linked.id] = linked
-                self.executions[linked.id] = block.execution  # of several blocks with the cell, the last one's
+                self.executions[linked.id] = block.execution  # if several blocks have the cell, the last one's
         cells = {cell.id: cell for cell in (*self._of_trials(found), *found.values())}
         depths: dict[str, int] = {}
 
@@ -254,7 +256,7 @@ class _Links:
         return sorted(cells.values(), key=depth)
 
     def _of_trials(self, found: Mapping[str, Cell]) -> list[Cell]:
-        """Cells that are there only because trials need them."""
+        """Cells that exist only because trials need them."""
         return [cell for cell in self._linked.values() if cell is not None and cell.id not in found]
 
     def linked(self, block: Block, cell: Cell) -> Cell | None:
@@ -285,7 +287,7 @@ class _Links:
         return cell.model_copy(update=links) if links else cell
 
     def _found(self, cell: Cell, origin: CellOf, role: str) -> Cell | None:
-        """The one cell that `origin` means for the cell, linked itself; None if it waits for a choice."""
+        """The only cell that matches `origin` for the cell, itself linked; None if it waits for a choice."""
         model = origin.model or cell.model
         blocks = self._blocks_of(cell.dataset, model, origin)
         waits = any(block.tune and self._setting(block, model, origin) not in self._chosen for block in blocks)
@@ -307,7 +309,7 @@ class _Links:
         return next(iter(others.values()))
 
     def _blocks_of(self, dataset: str, model: str, origin: CellOf) -> list[Block]:
-        """Blocks with such cells. Those of finetune cells count if the origin names them, or if there are no others."""
+        """Blocks with cells that match `origin`. Finetune blocks count only if it names them or there are no others."""
         key = (dataset, model, origin)
         if key not in self._blocks:
             found = [
@@ -343,11 +345,11 @@ def _described(origin: CellOf, model: str) -> str:
 
 
 _SEEN = ("image_size", "mean", "std", "interpolation")
-"""Keys of `data` that decide what an image looks like to a network."""
+"""Keys of `data` that determine the images a network receives."""
 
 
 def _require_fitting(cell: Cell, other: Cell, role: str) -> None:
-    """ValueError where the cell cannot start from the other's weights, or cannot learn from its outputs."""
+    """Raises ValueError if the cell cannot start from the other's weights or learn from its outputs."""
     if other.init == "pretrained":
         _require_own_preprocessing(cell, other)
     if role == "teacher":
@@ -355,30 +357,32 @@ def _require_fitting(cell: Cell, other: Cell, role: str) -> None:
             mine, theirs = getattr(cell.data, key), getattr(other.data, key)
             if mine != theirs:
                 raise ValueError(
-                    f"{cell.name} learns from {other.name}, which sees other images: data.{key} is {mine} here and "
-                    f"{theirs} there"
+                    f"{cell.name} learns from {other.name}, which gets different images: data.{key} is {mine} "
+                    f"for the first and {theirs} for the second"
                 )
         if other.training.reestimate_norm:
-            raise ValueError(f"{other.name} re-estimates its norms, so it is no teacher; set reestimate_norm: false")
+            raise ValueError(
+                f"{other.name} re-estimates its norms, so it cannot be a teacher; set reestimate_norm: false"
+            )
     elif other.quantizer != "fp":
         for key in ("scale", "full_precision"):
             mine, theirs = getattr(cell.quantization, key), getattr(other.quantization, key)
             if cell.quantizer == "fp" or mine != theirs:
                 raise ValueError(
-                    f"{cell.name} starts from {other.name}, whose layers are others: quantization.{key} has to be the "
-                    "same in both, and both have to be binary"
+                    f"{cell.name} starts from {other.name}, whose layers differ: quantization.{key} must be the "
+                    "same in both, and both must be binary"
                 )
 
 
 def _require_own_preprocessing(cell: Cell, parent: Cell) -> None:
-    """ValueError where the cell's images would not be what its parent's were, by the defaults of published weights."""
-    from suite.data.datasets import is_small  # imports torch, which a grid without such cells must not wait for
+    """Raises ValueError if the parent gets its published weights' default preprocessing but the cell would not."""
+    from suite.data.datasets import is_small  # late: imports torch, which grids without such cells do not need
 
     keys = {"data.mean": cell.data.mean, "data.interpolation": cell.data.interpolation}
     if is_small(cell.dataset):
         del keys["data.interpolation"]
     if unstated := [key for key, value in keys.items() if value is None]:
         raise ValueError(
-            f"{cell.name} needs {parent.name}, whose images are by default what its published weights saw: "
-            f"give both blocks {' and '.join(unstated)}"
+            f"{cell.name} needs {parent.name}, whose preprocessing by default follows its published weights: "
+            f"set {' and '.join(unstated)} in both blocks"
         )

@@ -1,12 +1,11 @@
-"""Grid files: YAML -> Grid, every error with its line.
+"""Grid files: YAML -> Grid, with the line of every error.
 
     load_grid("digits")                              a bundled grid
     load_grid("my.yaml", ["training.epochs=2"])      a file, with overrides
     python -m suite.recipe.grid_file                 rewrites grids/grid.schema.json, for editors
 
-A file holds name, description, analysis, one block's keys and, optionally, `blocks`: a list of partial blocks, each
-laid over those keys. Without `blocks` the file is the one block. `null` unsets an optional key that a block is laid
-over.
+A file has a name, a description, `analysis`, the keys of one block and, optionally, `blocks`: a list of partial blocks
+that override those keys. Without `blocks`, the file is a single block. In `blocks`, `null` unsets an optional key.
 """
 
 import json
@@ -30,14 +29,14 @@ _KEYS_OF_A_FILE = ("name", "description", "analysis", "blocks")
 
 
 class GridError(UserError):
-    """A grid cannot be read; one line per fault."""
+    """A grid cannot be read; the message has one line per fault."""
 
 
 def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
     """Reads a bundled grid by name, or a file by path, and applies `key.key=value` overrides to every block.
 
     Raises:
-        GridError: anything wrong with the file or an override, all faults at once.
+        GridError: the file or an override is invalid; the message lists all faults.
     """
     path = path_of(name_or_path)
     raw, lines = read(path, "a grid", [*Block.model_fields, *_KEYS_OF_A_FILE], GridError)
@@ -74,10 +73,10 @@ def load_grid(name_or_path: str, overrides: list[str] | None = None) -> Grid:
 
 
 def path_of(name_or_path: str) -> Path:
-    """The file of a bundled grid's name, or of a path.
+    """The file of a bundled grid's name or of a path.
 
     Raises:
-        GridError: there is none.
+        GridError: there is no such file.
     """
     if name_or_path in bundled_names():
         return BUNDLED / f"{name_or_path}.yaml"
@@ -85,7 +84,7 @@ def path_of(name_or_path: str) -> Path:
     try:
         if path.is_file():
             return path
-    except OSError as error:  # a folder on the way may not be entered
+    except OSError as error:  # a parent folder is not accessible
         raise GridError(f"{path}: {error.strerror}") from error
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise GridError(f"{path}: no such grid file; the bundled grids are {', '.join(bundled_names())}")
@@ -105,16 +104,16 @@ def _parse_override(text: str) -> tuple[Location, Any]:
 
 
 def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
-    """The execution with `execution.KEY=VALUE` settings.
+    """The execution with `execution.KEY=VALUE` settings applied.
 
     Raises:
-        GridError: a setting is of something else, or wrong.
+        GridError: a setting is for another section, or invalid.
     """
     raw: dict[str, Any] = {"execution": execution.model_dump()}
     for text in settings:
         location, value = _parse_override(text)
         if location[0] != "execution" or location[1:] == ():
-            raise GridError(f"--set {text}: of a cell that exists only execution.KEY can be changed")
+            raise GridError(f"--set {text}: only execution.KEY of an existing cell can be changed")
         _put(raw, location, value)
     try:
         return Execution.model_validate(raw["execution"])
@@ -123,7 +122,7 @@ def laid_over_execution(execution: Execution, settings: list[str]) -> Execution:
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` updated with the values of `over`; mappings present in both are merged recursively."""
+    """`base` updated with the values of `over`; mappings in both are merged recursively."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -150,7 +149,7 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "proxbench grid",
-        "description": "models x quantizers x seeds under one recipe; `blocks` are laid over it",
+        "description": "models x quantizers x seeds under one recipe; `blocks` override its keys",
         "type": "object",
         "additionalProperties": False,
         "required": ["name"],

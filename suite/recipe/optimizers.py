@@ -1,4 +1,4 @@
-"""Base optimizers by timm's names, and which settings each of them has."""
+"""Base optimizers by timm's names, and the settings that each supports."""
 
 import difflib
 from functools import cache
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Traits(NamedTuple):
-    """Settings of an optimizer besides its learning rate and weight decay; `num_betas` is 0 where it has none."""
+    """Settings of an optimizer besides learning rate and weight decay; `num_betas` is 0 if it has none."""
 
     has_momentum: bool
     num_betas: int
@@ -20,14 +20,14 @@ COMMON = {
     "lamb": Traits(has_momentum=False, num_betas=2, has_eps=True),
     "lion": Traits(has_momentum=False, num_betas=2, has_eps=False),
 }
-"""What timm says of these, so that its import, which takes seconds, is left to grids that name others."""
+"""Copied from timm, so that only grids with other optimizers need to import it, which takes seconds."""
 
 
 def traits(name: str) -> Traits:
-    """Of the optimizer of that name.
+    """The settings of the named optimizer.
 
     Raises:
-        ValueError: there is none, or none of those that can be used (`names`); with the nearest and the commonest.
+        ValueError: it is unknown or unsupported (not in `names`); the message suggests the nearest and common ones.
     """
     if name in COMMON:
         return COMMON[name]
@@ -43,9 +43,9 @@ def traits(name: str) -> Traits:
 
 @cache
 def names() -> tuple[str, ...]:
-    """Optimizers of timm, without those of other packages (apex, bitsandbytes) and those of second order.
+    """Supported timm optimizers: excludes second-order ones and ones from other packages (apex, bitsandbytes).
 
-    Nor are kron's among them: they draw random numbers of their own, so a resumed run would be another.
+    Also excludes kron's, which draw random numbers of their own, so a resumed run would differ.
     """
     from timm.optim import get_optimizer_info, list_optimizers
 

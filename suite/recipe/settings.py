@@ -1,4 +1,4 @@
-"""The sections of a recipe, their keys and what fits what. Nothing here touches a file."""
+"""The sections of a recipe, their keys, and which of them fit together. Nothing here accesses files."""
 
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, get_args
@@ -31,9 +31,9 @@ Interpolation = Literal["bilinear", "bicubic", "area"]
 
 
 RECORDED = "recorded"
-"""Validation context for a cell that was checked when it was created: names are not checked again.
+"""Validation context for a cell that was checked when it was created, so that its names are not checked again.
 
-Checking them imports torch and timm, which takes seconds that `launch status` and --help cannot afford.
+Checking names imports torch and timm, which takes seconds: too slow for `launch status` and --help.
 """
 
 
@@ -42,9 +42,9 @@ def _known_quantizer(name: str, info: ValidationInfo) -> str:
         return name
     import quantizers
 
-    # Checked as written: a user's own quantizer is module:attribute.
+    # Look the name up as written: a user's own quantizer is module:attribute.
     if name != "fp" and not quantizers.get(name).binary:
-        raise ValueError(f"{name} is deployed as F(w*), not as sign(w*): a grid's results are those of binary weights")
+        raise ValueError(f"{name} is deployed as F(w*), not as sign(w*), but a grid measures binary weights")
     return name
 
 
@@ -96,7 +96,7 @@ _YES = ("true", "yes", "on")
 
 
 class Frozen(BaseModel):
-    """Immutable and strict: a misspelt key is an error, not a default; numbers are finite, and a boolean is none."""
+    """Immutable and strict: a misspelt key is an error; numbers must be finite, and a boolean is not a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -113,18 +113,18 @@ class Frozen(BaseModel):
 
 
 def _takes_numbers(annotation: object) -> bool:
-    """Whether the type is a number's, one of some numbers, or a list's of numbers, and no boolean's."""
+    """Whether the type is a number, a choice of numbers or a list of numbers, and does not also allow booleans."""
     parts = get_args(annotation)
-    is_number = annotation in (int, float) or isinstance(annotation, int)  # a Literal's parts are its values
+    is_number = annotation in (int, float) or isinstance(annotation, int)  # a Literal's arguments are values
     return is_number or (bool not in parts and any(_takes_numbers(part) for part in parts))
 
 
 def _only_with(key: str, value: Any, default: Any, info: ValidationInfo, needed: str) -> Any:  # noqa: ANN401  (any key's)
     """The value, or `default`, of a field that is only used with `key: needed`; None with any other value of `key`.
 
-    A field that changes nothing is thus refused where it is given, and its default is in no cell's id.
+    So a field that would change nothing is rejected, and its default is not part of a cell's id.
     """
-    found = info.data.get(key, needed)  # an invalid one is reported itself
+    found = info.data.get(key, needed)  # an invalid `key` is reported separately
     if found != needed and value is not None:
         raise ValueError(
             f"changes nothing: only with {key}: {needed}, here it is {found}; "
@@ -134,7 +134,7 @@ def _only_with(key: str, value: Any, default: Any, info: ValidationInfo, needed:
 
 
 def _refuse(value: Any, info: ValidationInfo, lack: str) -> None:  # noqa: ANN401  (any key's)
-    """ValueError if the optimizer is given a setting that it has not."""
+    """Raises ValueError if a setting that the optimizer does not have is given."""
     if value is not None:
         raise ValueError(
             f"changes nothing: {info.data['optimizer']} {lack}; leave it out, or unset it with {info.field_name}: null"
@@ -142,7 +142,7 @@ def _refuse(value: Any, info: ValidationInfo, lack: str) -> None:  # noqa: ANN40
 
 
 class ProgressiveResizing(Frozen):
-    """Small images first: side `start` to epoch `from_epoch`, then a linear rise to data.image_size at `to_epoch`."""
+    """Side `start` until epoch `from_epoch`, then a linear increase to data.image_size at `to_epoch`."""
 
     start: PositiveInt = Field(description="side of the first epochs' images, in pixels")
     from_epoch: NonNegativeInt = Field(0, description="last epoch, counted from 0, at `start`")
@@ -151,7 +151,7 @@ class ProgressiveResizing(Frozen):
     @model_validator(mode="after")
     def _forwards(self) -> "ProgressiveResizing":
         if self.from_epoch >= self.to_epoch:
-            raise SettingError("from_epoch", f"{self.from_epoch} has to be before to_epoch {self.to_epoch}")
+            raise SettingError("from_epoch", f"{self.from_epoch} must be before to_epoch {self.to_epoch}")
         return self
 
 
@@ -159,55 +159,55 @@ class Data(Frozen):
     """How images are prepared. Sizes in pixels."""
 
     image_size: PositiveInt | None = Field(
-        None, description="side the images are resized to; default: the data set's own"
+        None, description="side that images are resized to; default: the data set's own"
     )
     crop: Literal["none", "padded", "random_resized"] = Field(
-        "none", description="training crop: padded = zero-pad, then a random window; random_resized = as for ImageNet"
+        "none", description="training crop: padded: zero-pad, then a random window; random_resized: as for ImageNet"
     )
     crop_padding: PositiveInt | None = Field(
         None, validate_default=True, description="zero padding on each side, for crop: padded only; default: 4"
     )
     crop_scale: tuple[Share, Share] | None = Field(
-        None, description="range of a random_resized window's share of the image's area; default: [0.08, 1]"
+        None, description="range of the fraction of the image's area in a random_resized window; default: [0.08, 1]"
     )
     interpolation: Interpolation | None = Field(
         None,
         description="how image files are resized: bilinear and bicubic are antialiased; area averages the pixels that "
-        "each new one covers, as in FFCV. Default: the published weights' with init: pretrained, else bilinear",
+        "each new one covers, as in FFCV. Default: as for the published weights with init: pretrained, else bilinear",
     )
     mean: tuple[Share, ...] | None = Field(
         None,
-        description="of each channel, for pixels in [0, 1]; with std. Default: the published weights' with init: "
-        "pretrained, else the training set's own for small data sets and ImageNet's for others",
+        description="mean of each channel, for pixels in [0, 1]; requires std. Default: the published weights' with "
+        "init: pretrained, else the training set's for small data sets and ImageNet's for others",
     )
-    std: tuple[PositiveFloat, ...] | None = Field(None, description="standard deviation of each channel; with mean")
+    std: tuple[PositiveFloat, ...] | None = Field(None, description="standard deviation of each channel; requires mean")
     horizontal_flip: bool = Field(default=False, description="mirror each training image with probability 1/2")
     auto_augment: Notation | None = Field(
         None,
-        description="policy on training images, in timm's notation: rand-m9-mstd0.5-inc1 (RandAugment as in DeiT), "
+        description="policy for training images, in timm's notation: rand-m9-mstd0.5-inc1 (RandAugment as in DeiT), "
         "original, v0 (AutoAugment), 3a, augmix-m5-w4-d2",
     )
     color_jitter: NonNegativeFloat = Field(
-        0.0, description="brightness, contrast and saturation each change by a factor of 1 minus it to 1 plus it"
+        0.0, description="x: brightness, contrast and saturation are each multiplied by a factor in [1 - x, 1 + x]"
     )
     random_erasing: Fraction = Field(
         0.0,
-        description="probability that a rectangle of a training image is noise (Zhong et al. 2020; timm's mode pixel)",
+        description="probability of replacing a rectangle of a training image by noise (Zhong et al. 2020; timm's mode "
+        "pixel)",
     )
     repeated_augmentation: PositiveInt = Field(
-        1, description="copies of each sample in a batch, differently augmented; an epoch then sees fewer samples"
+        1, description="copies of each sample in a batch, each augmented differently; an epoch then uses fewer samples"
     )
     validation_fraction: Fraction = Field(
         0.1,
-        description="share of the training set held out; the same for all seeds. 0: the data set's own, if it has one",
+        description="fraction of the training set held out, the same samples for all seeds. 0: the data set's own "
+        "validation part, if it has one",
     )
-    test_size: PositiveInt | None = Field(
-        None, description="side of the images that are evaluated, where it differs from image_size"
-    )
+    test_size: PositiveInt | None = Field(None, description="side of the images in evaluation; default: image_size")
     evaluation_ratio: Share | None = Field(
         None,
         validate_default=True,
-        description="side of evaluation's centre crop over the image's shorter side, for image files only; "
+        description="side of evaluation's centre crop / the image's shorter side, for image files only; "
         "default: 0.875 (224 / 256) for crop: random_resized, else 1",
     )
     progressive_resizing: ProgressiveResizing | None = Field(
@@ -225,13 +225,15 @@ class Data(Frozen):
     def _one_ratio_for_one_crop(cls, value: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("crop") == "random_resized":
             return 224 / 256 if value is None else value
-        return None if value == 1 else value  # the whole image, which is also what a data set in memory has
+        return None if value == 1 else value  # the whole image, as for a data set in memory
 
     @model_validator(mode="after")
     def _resizing_where_sizes_vary(self) -> "Data":
         if self.progressive_resizing is not None:
             if self.crop != "random_resized" or self.image_size is None:
-                raise SettingError("progressive_resizing", "needs crop: random_resized and an image_size to rise to")
+                raise SettingError(
+                    "progressive_resizing", "needs crop: random_resized and an image_size to increase to"
+                )
             if (start := self.progressive_resizing.start) >= self.image_size:
                 raise SettingError("progressive_resizing.start", f"{start} is not below image_size {self.image_size}")
         return self
@@ -242,13 +244,13 @@ class Data(Frozen):
             if self.crop != "random_resized":
                 raise SettingError("crop_scale", f"only with crop: random_resized, here it is {self.crop}")
             if self.crop_scale[0] > self.crop_scale[1]:
-                raise SettingError("crop_scale", f"{list(self.crop_scale)} is no range from small to large")
+                raise SettingError("crop_scale", f"{list(self.crop_scale)} is not an increasing range")
         return self
 
     @model_validator(mode="after")
     def _mean_and_std_together(self) -> "Data":
         if (self.mean is None) != (self.std is None):
-            raise SettingError("mean", "comes with std: give both, or neither")
+            raise SettingError("mean", "needs std, and std needs mean: give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise SettingError("mean", f"has {len(self.mean)} channels, std {len(self.std)}")
         return self
@@ -270,60 +272,67 @@ class Training(Frozen):
     epochs: PositiveInt
     batch_size: PositiveInt = Field(description="images per optimizer step, over all processes")
     optimizer: OptimizerName = Field(
-        "sgd", description="timm's name of it: sgd, adamw, adam, lamb, lion, ...; sgd and adamw are torch's"
+        "sgd", description="a timm name: sgd, adamw, adam, lamb, lion, ...; sgd and adamw are torch's implementations"
     )
     learning_rate: PositiveFloat = Field(description="peak, after warm-up")
     momentum: Fraction | None = Field(
-        None, validate_default=True, description="for optimizers that have one, as sgd and lars; default: 0.9"
+        None, validate_default=True, description="for optimizers that have one, such as sgd and lars; default: 0.9"
     )
     nesterov: bool | None = Field(None, validate_default=True, description="for sgd only; default: false")
     betas: tuple[Fraction, ...] | None = Field(
-        None, description="for optimizers that have them, as adamw and lion; default: the optimizer's own"
+        None, description="for optimizers that have them, such as adamw and lion; default: the optimizer's own"
     )
     eps: PositiveFloat | None = Field(
-        None, description="for optimizers that have one, as adamw and lamb; default: the optimizer's own"
+        None, description="for optimizers that have one, such as adamw and lamb; default: the optimizer's own"
     )
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="factor from the learning rate of a layer to that of the one before it, in the layers that timm "
-        "counts (ELECTRA, Clark et al. 2020; BEiT)",
+        description="each layer's learning rate is this times the next layer's, with timm's numbering of layers "
+        "(ELECTRA, Clark et al. 2020; BEiT)",
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="on weights and latents; norms, biases and gains have none")
+    weight_decay: NonNegativeFloat = Field(0.0, description="for weights and latents, not for norms, biases and gains")
     schedule: Literal["constant", "cosine", "linear", "step"] = Field(
-        "cosine", description="cosine, linear: from learning_rate down to min_learning_rate at the end"
+        "cosine", description="cosine, linear: decrease from learning_rate to min_learning_rate at the end"
     )
-    warmup_epochs: NonNegativeFloat = Field(0.0, description="linear rise of the learning rate from 0")
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="epochs of linear increase of the learning rate from 0")
     min_learning_rate: NonNegativeFloat | None = Field(
-        None, validate_default=True, description="for schedule: cosine and linear only, where they end; default: 0"
+        None, validate_default=True, description="final learning rate, for schedule: cosine and linear only; default: 0"
     )
     cooldown_epochs: NonNegativeFloat | None = Field(
-        None, validate_default=True, description="for cosine and linear only: last epochs, all at min_learning_rate"
+        None,
+        validate_default=True,
+        description="for cosine and linear only: number of last epochs at min_learning_rate",
     )
     decay_epochs: tuple[PositiveInt, ...] | None = Field(
-        None, validate_default=True, description="for schedule: step only, which multiplies by decay_rate at each"
+        None,
+        validate_default=True,
+        description="for schedule: step only: epochs at which the learning rate is multiplied by decay_rate",
     )
     decay_rate: PositiveFloat | None = Field(
         None, validate_default=True, description="for schedule: step only; default: 0.1"
     )
     loss: Literal["cross_entropy", "bce"] = Field(
         "cross_entropy",
-        description="bce: binary cross-entropy of each class by itself, mean over images and classes (ResNet strikes "
-        "back, Wightman et al. 2021)",
+        description="bce: a binary cross-entropy per class, mean over images and classes (ResNet strikes back, "
+        "Wightman et al. 2021)",
     )
     label_smoothing: Fraction = 0.0
-    mixup: NonNegativeFloat = Field(0.0, description="alpha of the Beta distribution that pairs of images are mixed by")
+    mixup: NonNegativeFloat = Field(
+        0.0, description="alpha of the Beta distribution of the mixing weights of two images"
+    )
     cutmix: NonNegativeFloat = Field(
         0.0,
-        description="alpha of the Beta distribution of the patch's share; with mixup, each batch draws one of the two",
+        description="alpha of the Beta distribution of the patch's area; with mixup, each batch uses one of the two at "
+        "random",
     )
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="bf16, fp16: autocast; weights stay float32. fp16 scales the loss"
     )
     dropout: Fraction = Field(
-        0.0, description="rate of timm's drop_rate: before the classifier, and where a model says"
+        0.0, description="dropout, timm's drop_rate: before the classifier, and elsewhere if the model uses it"
     )
     drop_path: Fraction = Field(
-        0.0, description="stochastic depth (Huang et al. 2016): rate at which the last block is skipped, linear from 0"
+        0.0, description="stochastic depth (Huang et al. 2016): skip rate of the last block, linear from 0 at the first"
     )
     clip_grad_norm: PositiveFloat | None = Field(None, description="bound on the norm of the base optimizer's gradient")
     clip_grad_value: PositiveFloat | None = Field(None, description="bound on each element of the loss's gradient")
@@ -333,14 +342,14 @@ class Training(Frozen):
         "(Brock et al. 2021)",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="average of the latents that is evaluated instead of the last"
+        None, description="decay of an average of the latents, which is evaluated instead of the last ones"
     )
     ema_warmup: bool = Field(
-        default=False, description="the decay of step t is at most (1 + t) / (10 + t), so that the start is forgotten"
+        default=False, description="limits the decay at step t to (1 + t) / (10 + t), so that the initial weights fade"
     )
     reestimate_norm: bool = Field(
         default=False,
-        description="after hardening, gather batch-norm statistics anew on training data, for every method",
+        description="after hardening, re-estimate batch-norm statistics on training data, for every method",
     )
 
     @field_validator("momentum")
@@ -388,7 +397,7 @@ class Training(Frozen):
     def _clipped_in_one_way(cls, value: float | None, info: ValidationInfo) -> float | None:
         others = [key for key in ("clip_grad_norm", "clip_grad_value") if info.data.get(key) is not None]
         if value is not None and others:
-            raise ValueError(f"one way to clip is enough, and {others[0]} is given: leave one out")
+            raise ValueError(f"only one clipping method is allowed, and {others[0]} is given: leave one out")
         return value
 
     @field_validator("ema_warmup")
@@ -416,7 +425,7 @@ class Training(Frozen):
             if info.field_name == "min_learning_rate" and last > rate:
                 raise ValueError(f"{last:g} is above learning_rate {rate:g}")
             if info.field_name == "cooldown_epochs" and last + info.data.get("warmup_epochs", 0.0) >= epochs:
-                raise ValueError(f"{last:g} of {epochs} epochs: with warm-up none is left to fall in; take fewer")
+                raise ValueError(f"{last:g} of {epochs} epochs: with warm-up, none remain for the decay; take fewer")
             return last
         if value is not None:
             raise ValueError(
@@ -446,21 +455,21 @@ class Training(Frozen):
 
 
 class Execution(Frozen):
-    """How an attempt at a run uses the hardware: no part of its cell, but recorded with the attempt.
+    """How an attempt at a run uses the hardware: not part of the cell, but recorded with the attempt.
 
-    The result depends on it only as far as docs/distributed.md says: rounding, and batch norm over smaller batches.
+    It affects the result only as described in docs/distributed.md: rounding, and batch norm over smaller batches.
     """
 
     engine: Literal["plain", "deepspeed"] = Field("plain", description="plain: one process or DDP; deepspeed: ZeRO")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0,
-        description="deepspeed only; sharded over the processes: 0 nothing, 1 latents and optimizer state, "
-        "2 also gradients, 3 also parameters",
+        description="deepspeed only: the parts sharded over the processes: 0: none, 1: latents and optimizer state, "
+        "2: also gradients, 3: also parameters",
     )
-    offload: bool = Field(default=False, description="deepspeed only: latents and optimizer state in the CPU's memory")
+    offload: bool = Field(default=False, description="deepspeed only: keep latents and optimizer state in CPU memory")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="maximum number of images per forward pass and process; gradients accumulate to the recipe's batch",
+        description="maximum images per forward pass and process; gradients are accumulated over the recipe's batch",
     )
     checkpoint_activations: bool = Field(
         default=False,
@@ -468,28 +477,31 @@ class Execution(Frozen):
         "whose statistics would count each batch twice",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU where torch sees one; no GPU where the job was given one is an error"
+        "auto", description="auto: a GPU if torch sees one; an error if the job was given a GPU that torch does not see"
     )
     determinism: Literal["strict", "fast"] = Field(
         "strict",
-        description="on GPUs. strict: a resumed run is bit-identical to an uninterrupted one, and float32 excludes "
-        "TF32; fast: the fastest kernels, and TF32 in place of float32",
+        description="on GPUs: strict: a resumed run is bit-identical to an uninterrupted one, and float32 excludes "
+        "TF32; fast: the fastest kernels, with TF32 instead of float32",
     )
-    compile: bool = Field(default=False, description="plain only: torch.compile; not with binary inputs whose mu moves")
+    compile: bool = Field(
+        default=False, description="plain only: torch.compile; not with binary inputs whose mu changes"
+    )
     fused: bool | None = Field(
         None,
-        description="the optimizer's step in one pass over memory; default: on a CPU, from 65,536 quantized weights on",
+        description="optimizer step in one pass over memory; default: true on a CPU with at least 65,536 quantized "
+        "weights",
     )
     loader: Literal["auto", "memory", "torch", "ffcv"] = Field(
         "auto",
-        description="memory: all images as bytes on the device, for small data sets; ffcv: the files of "
-        "`suite.data prepare`; torch: image files; auto: the first of these that there is",
+        description="memory: all images as bytes on the device, for small data sets; ffcv: files made by "
+        "`suite.data prepare`; torch: image files; auto: the first of these that is available",
     )
     num_workers: PositiveInt | None = Field(
-        None, description="decoders of each process (torch: processes, ffcv: threads); default: its share of the cores"
+        None, description="decoders per process (torch: processes, ffcv: threads); default: its share of the cores"
     )
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="deepspeed only: laid over the configuration that it is given"
+        default_factory=dict, description="deepspeed only: overrides of DeepSpeed's configuration"
     )
 
     @model_validator(mode="after")
@@ -509,7 +521,7 @@ AS_IS: Final = Execution()
 
 
 class Sharpness(Frozen):
-    """Schedule of mu over training, a pure function of progress in [0, 1]."""
+    """Schedule of mu, a pure function of training progress in [0, 1]."""
 
     shape: Literal["constant", "linear", "exponential", "cosine"] = "constant"
     start: NonNegativeFloat
@@ -525,10 +537,10 @@ class Sharpness(Frozen):
 
 
 class Inputs(Frozen):
-    """How the inputs of binary layers become binary."""
+    """How inputs of binary layers are binarized."""
 
     quantizer: QuantizerName = "bnn"
-    sharpness: Sharpness | None = Field(None, description="its mu, if it reads one; bnn and bc do not")
+    sharpness: Sharpness | None = Field(None, description="mu, if the quantizer reads it; bnn and bc do not")
 
     @model_validator(mode="after")
     def _binary_and_with_mu_where_needed(self, info: ValidationInfo) -> "Inputs":
@@ -538,7 +550,9 @@ class Inputs(Frozen):
 
         row = quantizers.get(self.quantizer)
         if not row.binary:
-            raise ValueError(f"{self.quantizer} leaves inputs real, which is task: bw; for task: bwa take bnn, say")
+            raise ValueError(
+                f"{self.quantizer} leaves inputs real, as in task: bw; for task: bwa use, for instance, bnn"
+            )
         if row.usual_mu is not None and self.sharpness is None:
             raise ValueError(f"{self.quantizer} needs its mu, for instance sharpness: {_written(row.usual_mu)}")
         if row.usual_mu is None and self.sharpness is not None:
@@ -549,15 +563,17 @@ class Inputs(Frozen):
 class Accumulator(Frozen):
     """Sums of few bits in layers of binary weights and inputs (WrapNet, Ni et al. 2021)."""
 
-    bits: Annotated[int, Field(ge=2, le=16)] = Field(8, description="of a sum, which wraps around")
-    slope: PositiveFloat = Field(2.0, description="k of the cyclic activation: 1 steep around 0, -k towards the ends")
+    bits: Annotated[int, Field(ge=2, le=16)] = Field(8, description="bits of a sum, which wraps around")
+    slope: PositiveFloat = Field(
+        2.0, description="k of the cyclic activation: its slope is 1 around 0 and -k towards the ends"
+    )
     penalty: NonNegativeFloat = Field(
-        0.01, description="factor of each layer's mean of max(|z| - 2^(bits - 1), 0) in the loss; the default is ours"
+        0.01, description="weight in the loss of each layer's mean of max(|z| - 2^(bits - 1), 0); the default is ours"
     )
 
 
 class Quantization(Frozen):
-    """How weights become binary, and which; for other tasks than bw also how inputs do."""
+    """How weights are binarized, and which; for tasks other than bw, also how inputs are."""
 
     update: Literal["pc++", "pq", "rpc"] = "pc++"
     sharpness: dict[QuantizerName, Sharpness] = Field(
@@ -568,13 +584,14 @@ class Quantization(Frozen):
     )
     full_precision: tuple[str, ...] = Field(
         ("ends",),
-        description="layers that stay exact, by name (ends: the first and the classifier; shortcuts: 1x1 convolutions "
-        "on shortcuts; attention: attention's projections) or by pattern, as blocks.*.attn.qkv; []: none",
+        description="layers kept in full precision, by name (ends: the first and the classifier; shortcuts: 1x1 "
+        "convolutions on shortcuts; attention: attention's projections) or by pattern, such as blocks.*.attn.qkv; "
+        "[]: none",
     )
     scale: Literal["none", "tensor", "channel"] = Field(
         "none",
-        description="none: weights are -1 and +1, and a layer without a batch norm behind it has a trainable gain; "
-        "tensor, channel: they are -s and +s, s the mean |w*| of the layer or of each output channel "
+        description="none: weights are -1 and +1, and a layer not followed by a batch norm has a trainable gain; "
+        "tensor, channel: they are -s and +s, with s the mean |w*| of the layer or of each output channel "
         "(XNOR-Net, Rastegari et al. 2016; PARQ, Jin et al. 2025), and mu is in units of w* / s",
     )
     inputs: Inputs | None = Field(
@@ -590,19 +607,19 @@ class Quantization(Frozen):
     @model_validator(mode="after")
     def _latents_in_units_of_one(self) -> "Quantization":
         if self.scale != "none" and self.clip_latents:
-            raise SettingError("clip_latents", f"clips to [-1, 1], which is for scale: none, here it is {self.scale}")
+            raise SettingError("clip_latents", f"clips to [-1, 1], so it needs scale: none, here it is {self.scale}")
         return self
 
 
 def reads_mu(quantizer: str) -> bool:
-    """Whether the quantizer of that name has a sharpness."""
+    """Whether the named quantizer uses a sharpness mu."""
     import quantizers
 
     return quantizers.get(quantizer).uses_mu
 
 
 def require_mu(quantizer: str, quantization: Quantization) -> None:
-    """SettingError where the quantizer reads mu and is given none."""
+    """Raises SettingError if the quantizer reads mu but none is given."""
     import quantizers
 
     usual_mu = quantizers.get(quantizer).usual_mu
@@ -616,7 +633,7 @@ Section: TypeAlias = Data | Training | Quantization
 
 
 def require_fitting(section: Section, dataset: str, names: tuple[str, ...]) -> None:
-    """SettingError where a key is impossible, or changes nothing, with the data set or one of the models."""
+    """Raises SettingError if a key is impossible, or changes nothing, with the data set or one of the models."""
     if isinstance(section, Data):
         _require_images(section, dataset, names)
     elif isinstance(section, Training):
@@ -638,7 +655,7 @@ def _require_images(data: Data, dataset: str, names: tuple[str, ...]) -> None:
             raise SettingError("crop", f"random_resized is for image files; {own}")
     if dataset in GREY and (data.auto_augment or data.color_jitter):
         key = "auto_augment" if data.auto_augment else "color_jitter"
-        raise SettingError(key, f"is for images in colour; {dataset}'s are grey")
+        raise SettingError(key, f"is for colour images; {dataset}'s are grey")
     for key in ("test_size", "progressive_resizing"):
         has_other_sizes = getattr(data, key) not in {None, data.image_size}
         if has_other_sizes and (fixed := [name for name in names if not models.takes_any_size(name)]):
@@ -646,7 +663,7 @@ def _require_images(data: Data, dataset: str, names: tuple[str, ...]) -> None:
 
 
 def _require_rates(training: Training, names: tuple[str, ...]) -> None:
-    """SettingError where one of the models has no dropout or stochastic depth, and the recipe asks for it."""
+    """Raises SettingError if the recipe uses dropout or stochastic depth and one of the models does not support it."""
     if not (training.dropout or training.drop_path):
         return
     import models
@@ -660,7 +677,7 @@ def _require_rates(training: Training, names: tuple[str, ...]) -> None:
 
 
 def _require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
-    """SettingError where a pattern of full_precision matches no layer of one of the models."""
+    """Raises SettingError if a full_precision pattern matches no layer of one of the models."""
     import models
 
     patterns = [item for item in quantization.full_precision if item not in models.POLICIES]
@@ -672,12 +689,12 @@ def _require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
 
 
 def _written(shape: "Shape") -> str:
-    """The shape as a grid file has it, `{shape: linear, start: 0.0, end: 1.0}`."""
+    """The shape as written in a grid file, `{shape: linear, start: 0.0, end: 1.0}`."""
     from quantizers.sharpness import Constant, Cosine, Exponential, Linear
 
     if isinstance(shape, Constant):
         return f"{{start: {shape.mu}}}"
-    if not isinstance(shape, Linear | Exponential | Cosine):  # the user's own: a grid file has straight ones
+    if not isinstance(shape, Linear | Exponential | Cosine):  # a user's own shape, which a grid file cannot express
         shape = Linear(shape(0.0), shape(1.0))
     values = "".join(f", {name}: {value}" for name, value in vars(shape).items())
     return f"{{shape: {type(shape).__name__.lower()}{values}}}"
@@ -686,7 +703,7 @@ def _written(shape: "Shape") -> str:
 class Distillation(Frozen):
     """Soft targets: loss = (1 - share) l(z, y) + share T^2 KL(softmax(t / T) | softmax(z / T)), z ours, t a teacher's.
 
-    Hinton et al. 2015 (arXiv 1503.02531). With share 1 and temperature 1 its gradient is that of ReActNet's
+    Hinton et al. 2015 (arXiv 1503.02531). With share 1 and temperature 1, it has the same gradient as ReActNet's
     distributional loss, -sum softmax(t) log softmax(z) (Liu et al. 2020, arXiv 2003.03488).
     """
 
@@ -695,4 +712,4 @@ class Distillation(Frozen):
         description="the teacher as a timm model with published weights, or DATA/weights/NAME.safetensors (or .pth)",
     )
     share: Share = Field(0.5, description="the teacher's share of the loss; 1: labels are not used")
-    temperature: PositiveFloat = Field(1.0, description="T, which softens both networks' probabilities")
+    temperature: PositiveFloat = Field(1.0, description="T, which softens the probabilities of both networks")

@@ -1,4 +1,4 @@
-"""What a grid tunes: knobs with their ranges, and the trials drawn from them. Pure functions of the grid file.
+"""Tuning of a grid: knobs with their ranges, and the trials drawn from them. Pure functions of the grid file.
 
     tune:
       training.learning_rate: {log: [0.0003, 0.03]}
@@ -6,8 +6,8 @@
       trials: 12
       seeds: [1000, 1001]
 
-Every method of a block gets the same number of trials. Knobs that methods share take the same values in the same
-trials, whatever own knobs a method has beside them. The model is AlgoPerf's external tuning (Dahl et al. 2023).
+Every method of a block gets the same number of trials. Shared knobs take the same values in the same trials for all
+methods, whatever knobs of its own a method has. This follows AlgoPerf's external tuning (Dahl et al. 2023).
 """
 
 import hashlib
@@ -26,21 +26,21 @@ from suite.recipe.settings import Frozen
 
 Scalar = bool | int | float | str
 Values = Mapping[str, Scalar]
-"""Of a trial: the value of each knob, by its key in a grid file."""
+"""A trial's value for each knob, by key in a grid file."""
 Sampler = Literal["sobol", "random", "grid"]
 SHARPNESS = "quantization.sharpness."
 _SECTIONS = ("training", "quantization", "data")
 _FIXED = {
-    "training.epochs": "it is the budget of a run, not a knob: say tune.epochs for shorter trials",
-    "data.validation_fraction": "trials are judged on that part",
+    "training.epochs": "it is the budget of a run, not a knob: set tune.epochs for shorter trials",
+    "data.validation_fraction": "trials are scored on that part",
 }
 _SETTINGS = ("trials", "sampler", "seeds", "epochs")
 _SCALES = {"log", "linear"}
 _NESTED = {*_SECTIONS, "quantization.sharpness", "quantization.inputs", "data.progressive_resizing"}
 _EDGE = 0.1
-"""Share of a range, at either end, that counts as its edge."""
+"""The fraction of a range, at either end, that counts as its edge."""
 _MAX_DRAWN = 1024
-"""Points drawn for each trial, at most, to find different values."""
+"""Maximum number of points drawn per trial to find distinct values."""
 _ENDS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 _KNOB = {
     "description": "values to try: a range or a list; null: not tuned here",
@@ -56,21 +56,21 @@ _KNOB = {
 
 
 class Knob(Frozen):
-    """The values that one key may take: a range, linear or logarithmic, from the first to the second; or a list."""
+    """The values that a key may take: a linear or logarithmic range from the first to the second value, or a list."""
 
     scale: Literal["log", "linear", "list"]
     values: tuple[Scalar, ...]
 
     @classmethod
     def of(cls, key: str, written: Any) -> "Knob":  # noqa: ANN401  (any YAML value)
-        """From `{log: [low, high]}`, `{linear: [low, high]}` or a list. Raises SettingError at the key."""
+        """A knob from `{log: [low, high]}`, `{linear: [low, high]}` or a list. Raises SettingError at the key."""
         if isinstance(written, Mapping) and {"scale", "values"} == written.keys():
             return cls.model_validate(dict(written))
         if isinstance(written, list | tuple):
             if not written or any(not isinstance(each, Scalar) for each in written):
-                raise SettingError((key,), "needs a list of one value or more")
+                raise SettingError((key,), "needs a list of one or more values")
             if len(set(written)) < len(written):
-                raise SettingError((key,), "has a value twice")
+                raise SettingError((key,), "contains a value twice")
             return cls(scale="list", values=tuple(written))
         if not isinstance(written, Mapping) or len(written) != 1 or not written.keys() <= _SCALES:
             raise SettingError((key,), "needs {log: [low, high]}, {linear: [low, high]} or a list of values")
@@ -79,11 +79,11 @@ class Knob(Frozen):
             raise SettingError((key,), f"{scale} needs two numbers, [low, high]")
         low, high = map(float, ends)
         if low >= high or (scale == "log" and low <= 0):
-            raise SettingError((key,), f"{list(ends)} is no range from small to large{' above 0' * (scale == 'log')}")
+            raise SettingError((key,), f"{list(ends)} is not an increasing range{' above 0' * (scale == 'log')}")
         return cls(scale=scale, values=(low, high))
 
     def at(self, position: float) -> Scalar:
-        """The value at a position in [0, 1): of a range, to four significant digits.
+        """The value at a position in [0, 1); for a range, rounded to four significant digits.
 
         Rounded, because the last bits of exp() differ between machines, and a cell's id depends on its values.
         """
@@ -95,7 +95,7 @@ class Knob(Frozen):
         return _rounded(low + position * (high - low))
 
     def position(self, value: Scalar) -> float:
-        """Where a value lies, from 0 to 1; entries of a list are evenly spaced. Beyond the range it is outside [0, 1].
+        """A value's position in the range, from 0 to 1 (outside [0, 1] beyond it); list entries are evenly spaced.
 
         Raises:
             ValueError: the list does not have the value.
@@ -109,14 +109,14 @@ class Knob(Frozen):
         return (float(value) - low) / (high - low)
 
     def is_edge(self, value: Scalar) -> bool:
-        """Whether a better value may lie beyond: in the outer tenth of a range, at an end of three numbers or more."""
+        """Whether a better value may be outside: in the outer tenth of a range, or at an end of 3 or more numbers."""
         if self.scale == "list":
             numbers = [float(each) for each in self.values if _is_number(each)]
             return len(numbers) == len(self.values) > 2 and value in {min(self.values), max(self.values)}  # noqa: PLR2004
         return _is_number(value) and not _EDGE <= self.position(value) <= 1 - _EDGE
 
     def written(self) -> str:
-        """As a grid file has it."""
+        """The knob as written in a grid file."""
         values = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self.values)
         return f"[{values}]" if self.scale == "list" else f"{{{self.scale}: [{values}]}}"
 
@@ -134,20 +134,22 @@ class Tune(Frozen):
         "sobol",
         description="sobol: scrambled Sobol' points; random: independent ones; grid: every combination of lists",
     )
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="of the trials; never the grid's own")
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        min_length=1, description="seeds of the trials, different from the grid's own"
+    )
     epochs: PositiveInt | None = Field(
-        None, description="of a trial, at most; warm-up and decays then shrink in proportion"
+        None, description="maximum epochs of a trial; warm-up and decays shrink in proportion"
     )
 
     @field_validator("seeds")
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"{list(seeds)} has a seed twice")
+            raise ValueError(f"{list(seeds)} contains a seed twice")
         return seeds
 
     def space(self, quantizer: str) -> dict[str, Knob]:
-        """The method's search space, in order: knobs of all methods, knobs of binary methods, its own knobs."""
+        """The method's search space, in order: knobs of all methods, of binary methods, and its own."""
         own = f"{SHARPNESS}{quantizer}."
         shared = {key: knob for key, knob in self.knobs.items() if not key.startswith("quantization.")}
         if quantizer == "fp":
@@ -160,10 +162,10 @@ class Tune(Frozen):
         return shared | binary | {key: knob for key, knob in self.knobs.items() if key.startswith(own)}
 
     def draw(self, quantizer: str, quantizers: Sequence[str]) -> list[dict[str, Scalar]]:
-        """The values of the method's trials, all different; `quantizers` are the methods that it is tuned beside.
+        """The values of the method's trials, all different; `quantizers` are the methods tuned together.
 
         Raises:
-            SettingError: its knobs have fewer combinations than there are trials, or sampler grid has more.
+            SettingError: its knobs have fewer combinations than there are trials, or, with sampler grid, more.
         """
         space = self.space(quantizer)
         if self.sampler == "grid":
@@ -176,7 +178,7 @@ class Tune(Frozen):
             )
         found: dict[str, dict[str, Scalar]] = {}
         num_points = self.trials
-        while len(found) < self.trials:  # points that map to values already tried are drawn again
+        while len(found) < self.trials:  # redraw points that map to values already tried
             num_points *= 2
             if num_points > _MAX_DRAWN * self.trials:
                 told = (
@@ -202,7 +204,7 @@ class Tune(Frozen):
         return found
 
     def _points(self, count: int, num_dimensions: int) -> npt.NDArray[np.float64]:
-        """[count, num_dimensions] in [0, 1); the first points are the same for every count."""
+        """Points [count, num_dimensions] in [0, 1); a smaller count gives the first points of a larger one."""
         from scipy.stats import qmc  # late: it costs a second
 
         seed = int.from_bytes(hashlib.sha256(json.dumps(["tune", self.seeds]).encode()).digest()[:8], "big")
@@ -218,7 +220,7 @@ def _schema() -> dict[str, Any]:
     found = Tune.model_json_schema()
     properties = {name: body for name, body in found["properties"].items() if name in _SETTINGS}
     return {
-        "description": "trials before the grid's own cells: docs/tuning.md",
+        "description": "trials before the grid's own cells; see docs/tuning.md",
         "anyOf": [
             {
                 "type": "object",
@@ -238,7 +240,7 @@ def normalised(written: Any) -> Any:  # noqa: ANN401  (any YAML value)
     """Convert the `tune` mapping of a grid file to the fields of Tune; knobs set to null are dropped.
 
     Raises:
-        SettingError: a knob is not one; its location is the knob's key.
+        SettingError: a knob is invalid; the error's location is the knob's key.
     """
     if not isinstance(written, Mapping) or "knobs" in written:
         return written
@@ -248,19 +250,19 @@ def normalised(written: Any) -> Any:  # noqa: ANN401  (any YAML value)
         section, dot, _ = key.partition(".")
         if section not in _SECTIONS or not dot:
             raise SettingError(
-                (key,), f"is neither of {', '.join(_SETTINGS)} nor a recipe's key such as training.learning_rate"
+                (key,), f"is none of {', '.join(_SETTINGS)}, nor a recipe's key such as training.learning_rate"
             )
         if key in _FIXED:
             raise SettingError((key,), f"cannot be tuned: {_FIXED[key]}")
         if value is not None:
             knobs[key] = Knob.of(key, value)
     if not knobs:
-        raise SettingError((), "has no knob, for instance training.learning_rate: {log: [0.0003, 0.03]}")
+        raise SettingError((), "needs a knob, for instance training.learning_rate: {log: [0.0003, 0.03]}")
     return {"knobs": knobs, **settings}
 
 
 def _flat(written: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Knobs by dotted key; sections may also be written as nested mappings."""
+    """Knobs by dotted key, from nested or dotted keys."""
     for key, value in written.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and (name in _NESTED or (prefix == SHARPNESS and not value.keys() & _SCALES)):
@@ -270,7 +272,7 @@ def _flat(written: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def location(key: str) -> tuple[str, ...]:
-    """The keys that lead to the knob's value in a recipe. A user's own quantizer may have dots in its name."""
+    """The path of the knob's value in a recipe. A user's own quantizer may have dots in its name."""
     if key.startswith(SHARPNESS):
         quantizer, _, name = key.removeprefix(SHARPNESS).rpartition(".")
         return ("quantization", "sharpness", quantizer, name)

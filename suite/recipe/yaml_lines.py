@@ -1,9 +1,9 @@
-"""Reads hand-written YAML 1.2, with the line of every key.
+"""Reads hand-written YAML 1.2 and records the line of every key.
 
     raw, lines = read(path, "a profile", Profile.model_fields, ProfileError)
 
-Values follow YAML 1.2's core schema, so `no` is text, 010 is ten and 1:30 is not a number; a key is always text.
-Anchors, aliases and merge keys work; top-level keys that start with `x-` are ignored, as a place for anchors.
+Values follow YAML 1.2's core schema, so `no` is text, 010 is ten and 1:30 is not a number; keys are always text.
+Anchors, aliases and merge keys work. Top-level keys that start with `x-` are ignored, as a place for anchors.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from suite.errors import UserError
 from suite.recipe.faults import Location, dotted
 
-if TYPE_CHECKING:  # ruamel.yaml costs a tenth of a second, which --help must not
+if TYPE_CHECKING:  # ruamel.yaml takes 0.1 s to import, too long for --help
     from ruamel.yaml import MappingNode, Node
 
 _MAX_DEPTH = 50
-"""Levels of nesting. A grid has five; Python's own stack ends at some hundreds."""
+"""Maximum nesting depth. A grid needs five levels; Python's stack allows a few hundred."""
 _TOO_DEEP = f"nested more than {_MAX_DEPTH} levels deep"
 _CORE = "tag:yaml.org,2002:"
 _TAGS = {
@@ -34,8 +34,8 @@ def read(
         path: the file.
         what: the kind of file, for messages: "a grid".
         keys: the allowed keys, for messages.
-        fault: the error to raise.
-        as_text: whether every value is kept as its literal text: 0123 is "0123", null "null".
+        fault: the exception class to raise.
+        as_text: keep every value as its literal text: 0123 is "0123", null is "null".
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -54,10 +54,10 @@ def read(
 
 
 def read_value(text: str) -> Any:  # noqa: ANN401  (any YAML value)
-    """The value of a `KEY=VALUE`, read as in a file; None for no text.
+    """The value in `KEY=VALUE`, parsed as in a file; None for empty text.
 
     Raises:
-        ValueError: the text is not YAML; one line.
+        ValueError: the text is not YAML; the message is one line.
     """
     node = _compose(text)
     return None if node is None else _Values(text, as_text=False).of(node, ())
@@ -81,7 +81,7 @@ def _compose_mapping(text: str, what: str, keys: Iterable[str]) -> "MappingNode"
 
 
 def _compose(text: str) -> "Node | None":
-    """The text's only document as nodes; None where it has none."""
+    """The text's only document as nodes; None if it has none."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
@@ -99,7 +99,7 @@ def _compose(text: str) -> "Node | None":
         raise _YAMLError(*_described(error)) from error
     except (ValueError, OverflowError) as error:  # raised by chr(), without a position
         line = text[: text.find("\\U")].count("\n") + 1
-        raise _YAMLError(line, (), "not YAML: an escape \\U... is no character's") from error
+        raise _YAMLError(line, (), "not YAML: an escape \\U... is not a character") from error
     return node
 
 
@@ -113,12 +113,12 @@ def _described(error: Any) -> tuple[int, Location, str]:  # noqa: ANN401  (ruame
 
 
 class _Values:
-    """Python values of nodes; `lines` has the line of each key and list entry that was met."""
+    """Converts nodes to Python values; `lines` has the line of each key and list entry seen."""
 
     def __init__(self, text: str, *, as_text: bool) -> None:
         self.lines: dict[Location, int] = {}
         self._text, self._as_text = text, as_text
-        self._open: list[Node] = []  # around the current node; an alias to one of these is a loop
+        self._open: list[Node] = []  # ancestors of the current node; an alias to one is a loop
 
     def of(self, node: "Node", here: Location) -> Any:  # noqa: ANN401  (any YAML value)
         """The value at `here`."""
@@ -138,7 +138,7 @@ class _Values:
         return entries
 
     def mapping(self, node: "Node", here: Location) -> dict[str, Any]:
-        """The mapping at `here`, over what its merge key `<<` has."""
+        """The mapping at `here`, overriding the mappings of its merge key `<<`."""
         self._require_plain(node, here)
         self._enter(node, here)
         own: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class _Values:
             if key.tag == f"{_CORE}merge":
                 merged += self._merged(value, (*here, name), line)
         inherited: dict[str, Any] = {}
-        for source in reversed(merged):  # the first of several wins, and any key of the mapping's own over all
+        for source in reversed(merged):  # the first of several wins; the mapping's own keys override all
             inherited |= self.mapping(source, here)
         for key, value in node.value:
             if key.tag != f"{_CORE}merge":
@@ -178,7 +178,7 @@ class _Values:
 
         nodes = value.value if isinstance(value, SequenceNode) else [value]
         if not all(isinstance(each, MappingNode) for each in nodes):
-            raise _YAMLError(line, here, "merges a mapping, or a list of mappings")
+            raise _YAMLError(line, here, "can only merge a mapping or a list of mappings")
         return list(nodes)
 
     def _scalar(self, node: "Node", here: Location) -> str | int | float | bool | None:
@@ -197,7 +197,7 @@ class _Values:
                 return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
             return int(digits, 0 if digits.lstrip("+-")[:2] in {"0x", "0o", "0b"} else 10)
         except ValueError as error:
-            raise self._fault(node, here, f"{text} is no number") from error
+            raise self._fault(node, here, f"{text} is not a number") from error
 
     def _require_plain(self, node: "Node", here: Location) -> None:
         if node.tag not in _TAGS:
@@ -207,12 +207,12 @@ class _Values:
     def _enter(self, node: "Node", here: Location) -> None:
         if any(node is each for each in self._open):
             raise self._fault(node, here, f"the alias *{node.anchor} is inside its own anchor")
-        if len(self._open) == _MAX_DEPTH:  # through aliases; ruamel checks what is written out
+        if len(self._open) == _MAX_DEPTH:  # through aliases; ruamel itself checks nesting without aliases
             raise self._fault(node, here, _TOO_DEEP)
         self._open.append(node)
 
     def _fault(self, node: "Node", here: Location, reason: str) -> _YAMLError:
-        """Reported at the nearest key's line: the node behind an alias has the line of its anchor."""
+        """An error at the nearest key's line, because a node behind an alias has its anchor's line."""
         keys = (here[:length] for length in range(len(here), 0, -1) if isinstance(here[length - 1], str))
         line = next((self.lines[key] for key in keys if key in self.lines), node.start_mark.line + 1)
         return _YAMLError(line, here, reason)

@@ -1,4 +1,4 @@
-"""A run's files: its directory, journal, checkpoints, provenance, failures, and their MLflow replica.
+"""A run's files: directory, journal, checkpoints, provenance and failures; and replicas, for instance in MLflow.
 
 Start reading at `directory`.
 """

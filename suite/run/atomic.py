@@ -1,4 +1,4 @@
-"""Writes that a crash cannot tear: a reader sees the old file or the new one, whole."""
+"""Atomic writes: even after a crash, a reader sees either the complete old file or the complete new one."""
 
 import errno
 import json
@@ -17,16 +17,16 @@ _WITHOUT_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLI
 
 
 class DamagedFileError(UserError):
-    """A file that only our programs write has unexpected content."""
+    """A file that only this project writes has unexpected content."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: not what a run writes there: {what}; restore it, or delete the run directory")
 
 
 def write_bytes(path: Path, content: bytes | memoryview, check: Callable[[], None] = lambda: None) -> None:
-    """Replaces the file: writes a temporary one beside it, flushes it to the disk, renames it, flushes the folder.
+    """Replaces the file: writes a temporary one beside it, flushes it to disk, renames it, flushes the folder.
 
-    `check` is called right before the rename, which it can prevent by raising.
+    `check` is called right before the rename and can prevent it by raising an exception.
     """
     with _written(path, content) as temporary:
         check()
@@ -44,7 +44,7 @@ def write_once(path: Path, content: bytes) -> bool:
         except OSError as error:
             if error.errno not in _WITHOUT_LINKS:
                 raise
-            if path.exists():  # the best that a file system without hard links can do
+            if path.exists():  # the best option on a file system without hard links
                 return False
             temporary.replace(path)
     _sync_folder(path.parent)
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a file written by write_json; {} if it does not exist.
 
     Raises:
-        DamagedFileError: it holds something else.
+        DamagedFileError: the file has other content.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def as_json(value: Any) -> bytes:  # noqa: ANN401  (anything JSON holds)
 
 
 def clean(folder: Path) -> None:
-    """Removes the temporary files of writers that were killed. A writer still alive loses its write, with an error."""
+    """Removes temporary files of killed writers. A writer that is still alive fails with an error."""
     for temporary in folder.glob(f".*{_TEMPORARY}"):
         temporary.unlink(missing_ok=True)
 
@@ -100,7 +100,7 @@ def _written(path: Path, content: bytes | memoryview) -> Iterator[Path]:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flushes the folder's entries if its file system can: CIFS and several FUSE file systems cannot."""
+    """Flushes the folder's entries, if the file system supports it: CIFS and several FUSE file systems do not."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

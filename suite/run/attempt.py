@@ -1,14 +1,14 @@
 """Attempts at a run: RUN/attempts/0001/ etc. Creating the folder claims the run; its number fences off older attempts.
 
-    attempt.yaml         who created it and how it runs: token, process, job, execution, data checksum
+    attempt.yaml         its creator and how it runs: token, process, job, execution, data checksum
     provenance.json      code, versions, device: needed to interpret the numbers
-    heartbeat-0000.json  progress of its process 0; fault-0000.json the error that ended it (see failures)
-    log.txt              training's output; log-node1.txt on the second node
-    end.json             how it ended, and why
+    heartbeat-0000.json  progress of its process 0; fault-0000.json: the error that ended it (see failures)
+    log.txt              training's output; log-node1.txt: on the second node
+    end.json             how and why it ended
 
-If two processes want the same run and both find no live attempt, both try to create the next folder, and the file
-system lets only one succeed. A process that was paused while another took over finds a higher number before it next
-writes, and stops. No lock is needed, on any file system.
+If two processes both find no live attempt at the same run, both try to create the next folder, and the file system
+lets only one succeed. A process that was paused while another took over checks for a higher number before it next
+writes, and stops. This needs no locks, on any file system.
 """
 
 import os
@@ -34,15 +34,15 @@ LEASE_SECONDS = 120.0
 
 
 class BusyError(Exception):
-    """Another attempt has the run and is alive."""
+    """Another live attempt has claimed the run."""
 
 
 class SupersededError(Exception):
-    """A later attempt has taken over the run; this one writes nothing more."""
+    """A later attempt has taken over the run; this one must not write anymore."""
 
 
 class Attempt:
-    """One attempt at a run: its folder, whichever process created it."""
+    """One attempt at a run, by this process or another: its folder."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
@@ -56,7 +56,7 @@ class Attempt:
         """Content of attempt.yaml; empty until it is written. Parsed again only if the file has been replaced.
 
         Raises:
-            DamagedFileError: it holds something else.
+            DamagedFileError: the file has other content.
         """
         try:
             status = self._facts_path.stat()
@@ -79,7 +79,7 @@ class Attempt:
 
     @property
     def job_id(self) -> str:
-        """Id of the job it is part of; empty without one."""
+        """Id of the job that the attempt is part of; empty if there is none."""
         return str(self.facts.get("job_id", ""))
 
     def note(self, **facts: Any) -> None:  # noqa: ANN401  (anything YAML holds)
@@ -88,31 +88,31 @@ class Attempt:
         write_bytes(self._facts_path, text.encode())
 
     def touch(self) -> None:
-        """Shows other machines that the process that created it is alive."""
+        """Updates the time of the last sign of life, for other machines."""
         with suppress(OSError):
             os.utime(self._facts_path)
 
     def last_seen(self) -> float:
-        """Unix time of its last sign of life, by the file server's clock."""
+        """Unix time of the attempt's last sign of life, by the file server's clock."""
         files = [self.path, self._facts_path, *self.path.glob("heartbeat-*.json")]
         return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
     def provenance(self) -> dict[str, Any]:
-        """Provenance of its numbers; empty before training began."""
+        """Provenance of the attempt's numbers; empty before training began."""
         return read_json(self.provenance_path)
 
     def log(self, node: int = 0) -> Path:
-        """The file that training on this node of its job prints to."""
+        """The file with training's output on this node of the job."""
         return self.path / (f"log-node{node}.txt" if node else "log.txt")
 
     def beat(self) -> "Beat | None":
-        """Last heartbeat of its process 0; None before it began."""
+        """Last heartbeat of process 0; None before it began."""
         from suite.run.failures import beats
 
         return beats(self.path).get(0)
 
     def device_hours(self) -> float | None:
-        """Hours that it held its devices (processes), from claim to end or last heartbeat; None if not known."""
+        """Device-hours: processes times hours from claim to end or last heartbeat; None if unknown."""
         num_processes, end = self.provenance().get("num_processes"), self.end() or {}
         made, last = end.get("made", None) or self.facts.get("made"), end.get("time")
         if last is None:
@@ -123,11 +123,11 @@ class Attempt:
         return float(num_processes * max(0.0, last - made) / 3600)
 
     def end(self) -> dict[str, Any] | None:
-        """How it ended: state, cause, reason, failures, failed_at, time; None until that is recorded."""
+        """How the attempt ended: state, cause, reason, failures, failed_at, time; None until recorded."""
         return read_json(self._end_path) or None
 
     def is_judged(self) -> bool:
-        """Whether its end is final: the worker that supervises it decides whether a failure is retried."""
+        """Whether the recorded end is final; a failure becomes final when the worker has decided whether to retry."""
         end = self.end()
         if end is None:
             return False
@@ -136,25 +136,25 @@ class Attempt:
         return not self._has_process()
 
     def finish(self, **changes: Any) -> None:  # noqa: ANN401  (fields of directory.State)
-        """Records how it ended, or corrects the record; not after a later attempt has begun."""
+        """Records or corrects how the attempt ended; SupersededError if a later attempt has begun."""
         self.require_newest()
         self.write_end(**changes)
 
     def write_end(self, **changes: Any) -> None:  # noqa: ANN401  (anything JSON holds)
-        """`finish` of a folder made by `enrol`, beside which later ones live."""
+        """Like `finish`, for a folder made by `enrol`, which may run concurrently with later ones."""
         facts = {name: self.facts[name] for name in ("made", "job_id") if name in self.facts}
         write_json(self._end_path, {**facts, **(self.end() or {}), **changes, "time": time.time()})
 
     def require_newest(self) -> None:
-        """SupersededError if a later attempt has begun. Call it before writing anything."""
+        """Raises SupersededError if a later attempt has begun. Call it before writing anything."""
         if (newest := newest_number(self.path.parent)) > self.number:
             raise SupersededError(f"{self.path}: attempt {newest} has taken this run over")
 
     def is_live(self, job_id: str = "") -> bool:
-        """Whether its processes are still running, as far as this machine can tell.
+        """Whether the attempt's processes are still running, as far as this machine can tell.
 
-        On the same machine this is decided by process ids, elsewhere by the heartbeat's age on the file server's clock;
-        a job that SLURM restarted knows that its own earlier attempt is over.
+        Decided by process ids on the same machine, elsewhere by the heartbeat's age on the file server's clock. A job
+        that SLURM restarted passes its `job_id`, so that its own earlier attempt counts as over.
         """
         if self.end() is not None:
             return False
@@ -172,7 +172,7 @@ class Attempt:
         return self._silent_seconds() < LEASE_SECONDS
 
     def _silent_seconds(self) -> float:
-        """Time since its last sign of life, by the file server's clock: other machines' clocks differ."""
+        """Time since the last sign of life, by the file server's clock, because machines' clocks differ."""
         last = self.last_seen()
         probe = self.path.parent / f".clock.{secrets.token_hex(4)}"
         try:
@@ -193,7 +193,7 @@ def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN
         facts: further entries for attempt.yaml.
 
     Raises:
-        BusyError: the newest attempt is alive, or another process was quicker.
+        BusyError: the newest attempt is alive, or another process claimed the run first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = newest_number(folder)
@@ -210,7 +210,7 @@ def claim(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN
 
 
 def enrol(folder: Path, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
-    """Creates the next numbered folder for this process, among others that live at the same time: a grid's workers."""
+    """Creates the next numbered folder for this process, one of several concurrent ones: a grid's workers."""
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         with suppress(FileExistsError):
@@ -231,7 +231,7 @@ def newest(folder: Path) -> Attempt | None:
 
 
 def newest_number(folder: Path) -> int:
-    """0 before the first."""
+    """Number of the newest attempt; 0 before the first."""
     try:
         return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _lost(attempt: Attempt) -> dict[str, Any]:
 
 
 def _processes(facts: Mapping[str, Any], beat: "Beat | None") -> list[Process]:
-    """The process that claimed it, and process 0, which may be a different one and outlive it."""
+    """The process that claimed the attempt, and process 0, which may be a different one and outlive the first."""
     found = [] if beat is None else [beat.process]
     if "pid" in facts:
         found.append(Process(facts["host"], facts["machine"], facts["pid"], facts["start"]))

@@ -1,10 +1,11 @@
-"""Checkpoints: written atomically, verified by checksum, the newest two kept, loaded without running code.
+"""Checkpoints: written atomically, verified by checksum, loaded without running code; the newest two are kept.
 
     epoch-000003-step-000120.pt     after 3 epochs and 120 steps of the fourth
 
-A file is 64 hex digits of SHA-256 over the rest, then torch.save's output: tensors, numbers, strings, and containers
-of them. docs/resume.md lists the keys of `Trainer.state_dict`. If a checkpoint is damaged (its checksum does not
-match), we fall back to the previous one and log that; an intact checkpoint of another cell or format is refused.
+A file starts with 64 hex digits, the SHA-256 of the rest, which is torch.save's output: tensors, numbers, strings, and
+containers of them. docs/resume.md lists the keys of `Trainer.state_dict`. If a checkpoint is damaged (its checksum
+does not match), loading falls back to the previous one with a warning. An intact checkpoint of another cell or format
+is an error.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from suite.errors import UserError
 from suite.run.atomic import write_bytes
 
 FORMAT: Final = 4
-"""Version of a checkpoint's content: `Engine.state_dict` and its neighbours. Files of another format are refused."""
+"""Version of a checkpoint's content: `Engine.state_dict` and the other entries. Other versions are not loaded."""
 NUM_KEPT = 2
 _DIGEST_CHARS = 64
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """The file is not what was written."""
+    """The file cannot be read, or its checksum does not match."""
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +50,7 @@ def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None]
         require_newest: raises if another attempt has taken over; called before the folder is changed.
 
     Raises:
-        CheckpointError: the file cannot be written (disk full, say); earlier ones are untouched.
+        CheckpointError: the file cannot be written (for instance, disk full); earlier ones are unchanged.
     """
     buffer = io.BytesIO(b" " * _DIGEST_CHARS)
     buffer.seek(_DIGEST_CHARS)
@@ -61,12 +62,12 @@ def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None]
             write_bytes(path, content, require_newest)
         except OSError as error:
             raise CheckpointError(
-                f"{path}: cannot be written: {error.strerror}; those before are as they were"
+                f"{path}: cannot be written: {error.strerror}; earlier checkpoints are unchanged"
             ) from error
     require_newest()
     paths = newest_first(folder)
     place = paths.index(path)
-    # Checkpoints of later steps were skipped as damaged when training resumed from an earlier one.
+    # Delete checkpoints of later steps, too: they were damaged, so training resumed from an earlier one.
     for other in paths[:place] + paths[place + NUM_KEPT :]:
         other.unlink()
     return path
@@ -76,7 +77,7 @@ def load_newest(folder: Path, cell_id: str, device: torch.device) -> tuple[Path,
     """Path and content of the newest intact checkpoint, or None if there are no checkpoints.
 
     Raises:
-        CheckpointError: the newest intact one is of another cell or format, or none of the checkpoints is intact.
+        CheckpointError: the newest intact one belongs to another cell or format, or no checkpoint is intact.
     """
     paths = newest_first(folder)
     for path in paths:
@@ -85,16 +86,16 @@ def load_newest(folder: Path, cell_id: str, device: torch.device) -> tuple[Path,
         except DamagedError as error:
             log.warning("%s; falling back to the checkpoint before", error)
     if paths:
-        raise CheckpointError(f"{folder}: no checkpoint is whole; delete the folder to train from the start")
+        raise CheckpointError(f"{folder}: no checkpoint is intact; delete the folder to train from the start")
     return None
 
 
 def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
-    """One checkpoint, verified.
+    """Loads one checkpoint and verifies it.
 
     Raises:
         DamagedError: it cannot be read, or its checksum does not match.
-        CheckpointError: it is of another cell, of another format, or holds more than data.
+        CheckpointError: it belongs to another cell, has another format, or contains more than data.
     """
     state = _unpickled(path, _payload(path), device)
     if (found := state.get("format")) != FORMAT:
@@ -102,7 +103,7 @@ def load(path: Path, cell_id: str, device: torch.device) -> dict[str, Any]:
     if (cell := state.get("cell")) != cell_id:
         raise CheckpointError(f"{path}: the checkpoint is of cell {cell}, this is {cell_id}")
     if (theirs := state["versions"]) != versions():
-        log.warning("%s: written by %s, this is %s: what follows may round differently", path, theirs, versions())
+        log.warning("%s: written by %s, this is %s: results may round differently", path, theirs, versions())
     return state
 
 
@@ -134,7 +135,7 @@ def _payload(path: Path) -> memoryview:
 def _unpickled(path: Path, payload: memoryview, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    except Exception as error:  # intact, so it was written like this: a pickle of code, or no pickle at all
+    except Exception as error:  # intact, so not damaged: a pickle of code, or not a pickle
         raise CheckpointError(
             f"{path}: not a checkpoint of proxbench: it holds something other than tensors, numbers and strings"
         ) from error

@@ -1,15 +1,15 @@
 """The run directory ROOT/<grid>/<cell id>/: the source of truth about a run; tables and MLflow are made from it.
 
-    cell.yaml        exactly what the id is the hash of
-    attempts/0001/   each attempt: who made it, how it ran and ended, its log (see suite.run.attempt)
+    cell.yaml        the cell; its id is the hash of exactly this content
+    attempts/0001/   each attempt: its creator, how it ran and ended, its log (see suite.run.attempt)
     journal.jsonl    metrics
     checkpoints/     the newest two
-    predictions.npz  right or wrong for each test image, `hard` and `soft`: bool [N]
+    predictions.npz  whether each test image is classified correctly, `hard` and `soft`: bool [N]
     result.json      the final numbers; its presence means done
-    cancelled        its presence, without a result's, means cancelled; holds the reason
-    again.json       a user asked for a retry: failures up to this attempt no longer count
+    cancelled        its presence, without result.json, means cancelled; contains the reason
+    again.json       a user requested a retry: failures up to this attempt no longer count
 
-A run's state is derived from these files; it is stored nowhere else.
+A run's state is derived from these files and stored nowhere else.
 """
 
 import json
@@ -38,8 +38,8 @@ Cause = Literal["error", "oom", "timeout", "nan", "node"]
 class State:
     """A run's state. Times are unix seconds; `reason` is one line for human readers.
 
-    `failures` counts, by cause, failed attempts since the run last made progress; `failed_at` is its newest checkpoint
-    at that time.
+    `failures` counts, by cause, the failed attempts since the run last made progress; `failed_at` is the newest
+    checkpoint at that time.
     """
 
     state: StateName = "planned"
@@ -78,39 +78,39 @@ class RunDir:
         return _read_cell(self.cell_path.resolve())
 
     def newest(self) -> Attempt | None:
-        """Its newest attempt; None before the first."""
+        """The newest attempt; None before the first."""
         return attempts.newest(self.attempts)
 
     def first(self) -> Attempt | None:
-        """Its first attempt; None before that."""
+        """The first attempt; None if there is none yet."""
         return next(iter(self.all_attempts()), None)
 
     def all_attempts(self) -> list[Attempt]:
-        """In order."""
+        """All attempts, in order."""
         count = attempts.newest_number(self.attempts)
         return [Attempt(self.attempts, number) for number in range(1, count + 1)]
 
     def appearance(self) -> str:
-        """Fingerprint of the files, without opening them; it changes when the run's state or numbers do."""
+        """Fingerprint of the files, without opening them: changes with the run's state and numbers."""
         attempt = self.newest()
         ends = [] if attempt is None else [attempt.path / "end.json", attempt.provenance_path]
         files = (self.journal, self.result_path, self._cancelled, self._again, *ends)
         return f"{0 if attempt is None else attempt.number} {' '.join(map(_look, files))}"
 
     def claim(self, job_id: str = "", **facts: Any) -> Attempt:  # noqa: ANN401  (anything YAML holds)
-        """The next attempt, for this process: see suite.run.attempt.claim."""
+        """Claims the run for this process: see suite.run.attempt.claim."""
         return attempts.claim(self.attempts, job_id, **facts)
 
     def is_live(self) -> bool:
-        """Whether an attempt at it is under way."""
+        """Whether the newest attempt is still running."""
         attempt = self.newest()
         return attempt is not None and attempt.is_live()
 
     def state(self, *, as_told: bool = False) -> State:
-        """The run's state according to its files: a killed run still says running; `is_live` checks.
+        """The run's state according to its files. A killed run is still "running": check with `is_live`.
 
-        A run that has a directory was asked for: it is queued until its first attempt. A failed attempt counts as
-        running until the worker that supervises it has decided whether to retry. With `as_told`, it counts as failed.
+        A run with a directory is queued until its first attempt. A failed attempt counts as running until the worker
+        that supervises it has decided whether to retry; with `as_told`, it counts as failed at once.
         """
         attempt = self.newest()
         number = 0 if attempt is None else attempt.number
@@ -138,7 +138,7 @@ class RunDir:
         return State(ends["state"], cause=ends.get("cause"), reason=ends.get("reason", ""), **facts)
 
     def _end(self, attempt: Attempt, forgiven: int) -> dict[str, Any]:
-        """How the attempt ended, with the failures counted so far, which an orderly end leaves unchanged."""
+        """How the attempt ended, with the failures counted so far; an orderly end does not change that count."""
         end = dict(attempt.end() or {})
         for number in range(attempt.number, forgiven, -1):
             earlier = end if number == attempt.number else Attempt(self.attempts, number).end() or {}
@@ -147,15 +147,15 @@ class RunDir:
         return {key: value for key, value in end.items() if key not in {"failures", "failed_at"}}
 
     def cancel(self, reason: str) -> None:
-        """Marks the run cancelled, whatever its process still writes; stopping the process is the caller's job."""
+        """Marks the run cancelled, even if its process still writes; the caller must stop the process."""
         write_bytes(self._cancelled, reason.encode())
 
     def is_cancelled(self) -> bool:
-        """Whether a user has cancelled it, whatever its process still does."""
+        """Whether a user has cancelled the run, even if its process still runs."""
         return self._cancelled.exists()
 
     def plan_again(self) -> None:
-        """Lets a failed or cancelled run start again, as if for the first time; its checkpoints are kept."""
+        """Lets a failed or cancelled run start again, with its failure count reset and its checkpoints kept."""
         write_json(self._again, {"after": attempts.newest_number(self.attempts), "time": time.time()})
         self._cancelled.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ class RunDir:
         return read_json(self.result_path) or None
 
     def device_hours(self, attempts: Iterable[Attempt] | None = None) -> float | None:
-        """Hours that all attempts held their devices (processes), from claim to end or last heartbeat."""
+        """Device-hours of the attempts (default: all): processes times hours from claim to end or last heartbeat."""
         attempts = self.all_attempts() if attempts is None else attempts
         hours = [attempt.device_hours() for attempt in attempts]
         known = [value for value in hours if value is not None]
@@ -176,9 +176,9 @@ class RunDir:
 
 
 def declared_at(grid_dirs: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the launches of a grid declared to analysis, oldest first: see suite.recipe.grid.Grid.declared.
+    """The declarations of a grid's launches to analysis, oldest first: see suite.recipe.grid.Grid.declared.
 
-    A grid that was launched in several ROOTs has several folders.
+    Takes several folders, because a grid may be launched in several ROOTs.
     """
     launches: list[dict[str, Any]] = []
     for path in (grid_dir / "launches.jsonl" for grid_dir in grid_dirs):
@@ -209,7 +209,7 @@ def _look(path: Path) -> str:
     return f"{status.st_size}@{status.st_mtime_ns}"
 
 
-@cache  # cell.yaml never changes, and a launcher asks for it twice a second
+@cache  # cell.yaml never changes, and a launcher reads it twice a second
 def _read_cell(path: Path) -> Cell:
     raw = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     return Cell.model_validate(raw, context=RECORDED)
@@ -224,9 +224,9 @@ def run_dirs(grid_dir: Path) -> list[RunDir]:
 class Planned:
     """A cell of a launched grid and how it runs.
 
-    `shape` names the resources it needs: only workers of that shape train it. `is_first`: it is trained before others.
-    `is_former`: it belongs to an earlier version of the grid, and is still to be finished. `tuned` names the setting
-    that it is a trial of, or whose choice it is trained with; `is_later`: a choice planned it, after the launch.
+    `shape` names the resources it needs: only workers of that shape train it. `is_first`: train it before the others.
+    `is_former`: it belongs to an earlier version of the grid and must still be finished. `tuned`: the setting that it
+    is a trial of, or whose choice it uses. `is_later`: it was planned after the launch, when a choice was made.
     """
 
     cell: Cell
@@ -239,7 +239,7 @@ class Planned:
 
 
 def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
-    """Records the cells of the grid as last launched, in order."""
+    """Records the cells of a launched grid, in order, replacing an earlier plan."""
     plan = {
         each.cell.id: {
             "cell": each.cell.model_dump(mode="json"),
@@ -253,11 +253,11 @@ def write_plan(grid_dir: Path, planned: Iterable[Planned]) -> None:
         }
         for each in planned
     }
-    write_json(grid_dir / "plan.json", plan)  # complete, so that readers open one file, not thousands
+    write_json(grid_dir / "plan.json", plan)  # with whole cells, so that readers open one file instead of thousands
 
 
 def read_plan(grid_dir: Path) -> dict[str, Planned]:
-    """The cells of the last launch by id, in order, and former ones that are still to be finished."""
+    """The cells of the last launch by id, in order, including former ones that must still be finished."""
     return {
         cell_id: Planned(
             Cell.model_validate(each["cell"], context=RECORDED),

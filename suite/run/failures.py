@@ -1,11 +1,11 @@
-"""Determines why an attempt of several processes ended, and writes it to end.json, whichever of them failed.
+"""Determines why an attempt of several processes ended, and writes it to end.json, whichever process failed.
 
-    heartbeat-0001.json     progress of process 1: rewritten at most once a second, and at least every ten seconds
-    fault-0001.json         the exception that ended it
-    stop.json               the signal by which the attempt's job was asked to stop
+    heartbeat-0001.json     progress of process 1: rewritten at most once a second and at least every ten seconds
+    fault-0001.json         the exception that ended process 1
+    stop.json               the signal that asked the attempt's job to stop
 
-All are in the attempt's folder. When a process fails, the others fail too: their exchanges break or time out. So each
-process that ends with an exception writes a fault file, and the lowest rank among them writes the verdict.
+All are in the attempt's folder. When a process fails, the others fail, too: their collectives break or time out. So
+each process that ends with an exception writes a fault file, and the lowest rank among them writes the verdict.
 """
 
 import json
@@ -25,15 +25,15 @@ from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import Cause
 from suite.run.processes import Process
 
-if TYPE_CHECKING:  # it imports torch, and signals must be handled at once
+if TYPE_CHECKING:  # imports torch, which would delay the handling of signals
     from suite.engines.process_group import Layout
 
 GRACE_SECONDS = 5.0
-"""How long a process that lost another waits for the others' fault files."""
+"""How long a process that lost another one waits for the other fault files."""
 BEAT_SECONDS, QUIET_SECONDS = 1.0, 10.0
 """Minimum and maximum time between two heartbeats."""
 PATIENCE_SECONDS = 15.0
-"""How long a process that knows of another's failure has to stop by itself, without saving, before it is ended."""
+"""How long a process has to stop by itself, without saving, after another has failed, before it is ended."""
 EXIT_LOST = 1
 _BEAT_BYTES = 1024
 _STOP = "stop.json"
@@ -47,12 +47,12 @@ class DivergedError(Exception):
 
 
 class PreemptedError(BaseException):
-    """The process was asked to stop; the message names the signal. No library's `except Exception` swallows it."""
+    """The process was asked to stop; the message names the signal. A library's `except Exception` cannot catch it."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The exception that ended a process: its own, or an exchange with others that broke (lost) or hung (timeout)."""
+    """The exception that ended a process: its own, or a collective that broke (lost) or hung (timeout)."""
 
     rank: int
     time: float
@@ -62,7 +62,7 @@ class Fault:
 
     @classmethod
     def of(cls, error: Exception, rank: int, hint: str) -> "Fault":
-        """`hint` is appended to the reason if memory ran out."""
+        """The fault of an exception; `hint` is appended to the reason if memory ran out."""
         import torch
 
         cause: Cause = "error"
@@ -76,7 +76,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Beat:
-    """A process's progress at `time` (unix seconds): `step` is the last one it finished, over all epochs."""
+    """A process's progress at `time` (unix seconds); `step` is the last finished one, counted over all epochs."""
 
     rank: int
     process: Process
@@ -89,7 +89,7 @@ class Beat:
 class Heartbeat:
     """A process's heartbeat, written by a separate thread, so that it continues during a long step.
 
-    A failure to write the file never ends training.
+    Training continues if the file cannot be written.
     """
 
     def __init__(self, folder: Path, rank: int, num_epochs: int) -> None:
@@ -105,7 +105,7 @@ class Heartbeat:
         self._thread.start()
 
     def beat(self, step: int, epoch: int) -> None:
-        """The process has finished `step`, over all epochs, and `epoch` epochs."""
+        """Reports that the process has finished step `step`, counted over all epochs, and `epoch` epochs."""
         self._where = step, epoch
 
     def close(self) -> None:
@@ -131,12 +131,12 @@ class Heartbeat:
 
 
 def note_stop(folder: Path, signal_name: str) -> None:
-    """Records that the attempt was asked to stop, in case all its processes are killed before they can."""
+    """Records that the attempt was asked to stop, in case its processes are killed before they can record it."""
     write_json(folder / _STOP, {"signal": signal_name})
 
 
 def noted_stop(folder: Path) -> str:
-    """Name of the signal by which the attempt was asked to stop; empty if it was not."""
+    """Name of the signal that asked the attempt to stop; empty if there was none."""
     return next((str(value["signal"]) for value in _read(folder.glob(_STOP))), "")
 
 
@@ -154,7 +154,7 @@ def faults(folder: Path) -> list[Fault]:
 
 
 def kind_of(error: Exception) -> Kind:
-    """Whether the fault is the process's own or an exchange broke: by torch's type if any, else by gloo's message."""
+    """Whether the fault is the process's own or a collective broke: by torch's type if any, else by gloo's message."""
     from torch import distributed
 
     text = str(error).lower()
@@ -166,13 +166,13 @@ def kind_of(error: Exception) -> Kind:
 
 @contextmanager
 def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -> Iterator[Heartbeat]:
-    """Writes any exception that ends the block to the attempt's end.json: a stop, or a fault and its process."""
+    """Records any exception that ends the block in the attempt's end.json: a stop, or a fault and its process."""
     heartbeat = Heartbeat(attempt.path, layout.rank, cell.training.epochs)
     watch = Watch(attempt, layout)
     try:
         yield heartbeat
     except (PreemptedError, KeyboardInterrupt) as stop:
-        if layout.is_main and attempt.end() is None:  # not where another process failed, and torchrun stopped this
+        if layout.is_main and attempt.end() is None:  # not if torchrun stopped this because another failed
             with suppress(OSError, SupersededError):
                 attempt.finish(state="preempted", cause=None, reason=f"stopped by {stop or 'Ctrl-C'}")
         raise
@@ -188,10 +188,10 @@ def told(attempt: Attempt, cell: Cell, execution: Execution, layout: "Layout") -
 
 
 class Watch:
-    """Ends this process if another one has failed and this one waits for it in a collective, unable to handle signals.
+    """Ends this process if it waits in a collective for a failed one, and so cannot handle signals.
 
-    A thread watches the others' fault files, and whether those on this machine are alive. If the process has not left
-    the block PATIENCE_SECONDS after a failure, the thread writes a fault for it and ends it.
+    A thread watches the other processes' fault files and, on this machine, whether they are alive. If this process has
+    not left the block PATIENCE_SECONDS after a failure, the thread writes a fault for it and ends it.
     """
 
     def __init__(self, attempt: Attempt, layout: "Layout") -> None:
@@ -220,7 +220,7 @@ class Watch:
 
     def _lost(self) -> int | None:
         """The rank of a process that has failed."""
-        with suppress(OSError):  # the file system is unreachable: for the others, too
+        with suppress(OSError):  # if the file system is unreachable, it is for the others, too
             for fault in faults(self._attempt.path):
                 if fault.rank != self._layout.rank and fault.kind == "own":
                     return fault.rank
@@ -239,7 +239,7 @@ def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:
     if fault.kind != "own":
         time.sleep(GRACE_SECONDS)
     spoken = faults(attempt.path)
-    # The first verdict is kept: a process that wakes up from a hang finds the others gone, and would blame them.
+    # Keep the first verdict: a process that recovers from a hang finds the others gone and would blame them.
     if fault.rank == spoken[0].rank and attempt.end() is None:
         attempt.finish(**verdict(spoken, beats(attempt.path), layout.world_size, time.time()))
 
@@ -247,9 +247,9 @@ def _tell(attempt: Attempt, layout: "Layout", fault: Fault) -> None:
 def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now: float) -> dict[str, Any]:
     """The attempt's end.json, derived from the faults that its processes wrote.
 
-    The earliest fault of kind "own" is the run's. If there is none, the processes that wrote no fault caused the end:
-    they hang, if another process timed out waiting for them, or have died, which counts as a failure of their node; a
-    run that lost a process may be restarted.
+    The earliest fault of kind "own" is the run's. If there is none, the processes that wrote no fault caused the end.
+    They hang, if another process timed out waiting for them, or have died, which counts as a failure of their node:
+    a run that lost a process may be restarted.
     """
     own = [fault for fault in spoken if fault.kind == "own"]
     if own:
@@ -259,9 +259,9 @@ def verdict(spoken: list[Fault], alive: Mapping[int, Beat], world_size: int, now
     silent = sorted(set(range(world_size)) - {fault.rank for fault in spoken})
     seen = "; ".join(_last_seen(rank, alive, now) for rank in silent)
     if any(fault.kind == "timeout" for fault in spoken):
-        reason = f"hung: {seen}" if seen else "the processes wait for each other"
+        reason = f"hung: {seen}" if seen else "the processes are waiting for each other"
         return {"state": "failed", "cause": "timeout", "reason": reason}
-    reason = f"died without a word (killed, or out of memory?): {seen}" if seen else spoken[0].reason
+    reason = f"died without an error (killed, or out of memory?): {seen}" if seen else spoken[0].reason
     return {"state": "preempted", "cause": "node", "reason": reason}
 
 

@@ -1,8 +1,8 @@
 """The append-only record of a run: one JSON object per line, written by process 0.
 
-Each attempt begins with {"time": unix seconds, "attempt": n, "token": the attempt's}; then come its records,
-{"time", "attempt", "epoch": k, "metrics": {name: value}}. After a crash the epochs since the last checkpoint are
-trained and recorded again; `read_metrics` keeps the last attempt's record of each epoch.
+Each attempt first writes {"time": unix seconds, "attempt": n, "token": the attempt's}, then its records, {"time",
+"attempt", "epoch": k, "metrics": {name: value}}. After a crash, the epochs since the last checkpoint are trained and
+recorded again; `read_metrics` keeps the last attempt's record of each epoch.
 """
 
 import json
@@ -18,7 +18,7 @@ from suite.run.attempt import Attempt
 
 @dataclass(frozen=True)
 class Record:
-    """Metrics of one epoch (counted from 1; the last one carries the test results too)."""
+    """Metrics of one epoch, counted from 1; the last one also has the test results."""
 
     time: float
     attempt: int
@@ -27,7 +27,7 @@ class Record:
 
 
 class Journal:
-    """Appends an attempt's records; first ends a line torn by an earlier crash, so that it damages no other."""
+    """Appends an attempt's records; first terminates a line torn by a crash, so that it damages no other line."""
 
     def __init__(self, path: Path, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -39,7 +39,7 @@ class Journal:
         self._write({"token": attempt.token})
 
     def append(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Adds one record and flushes it to the disk.
+        """Adds one record and flushes it to disk.
 
         Raises:
             SupersededError: a later attempt has begun.
@@ -59,7 +59,7 @@ class Journal:
 
 
 def token(path: Path) -> str:
-    """Token of the first attempt that wrote here, which tells apart journals of the same name; empty if none did."""
+    """Token of the first attempt that wrote here, which distinguishes journals of the same name; empty if none did."""
     try:
         with path.open("rb") as file:
             return str(json.loads(file.readline())["token"])
@@ -68,7 +68,7 @@ def token(path: Path) -> str:
 
 
 def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
-    """(records from byte `offset` on, the offset after the last whole line); torn lines are skipped."""
+    """(records from byte `offset` on, offset after the last complete line); skips torn lines."""
     if not path.exists():
         return [], offset
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
-"""Locks that the kernel releases when their process ends, however it ends.
+"""Locks that the kernel releases when their process ends, even if it is killed.
 
-They keep commands out of each other's way, but correctness does not rely on them: without flock, every lock succeeds.
+They keep commands from interfering, but correctness does not rely on them: without flock, every lock succeeds.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import TextIO
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Yields True if this process now holds the lock file, False if another process holds it."""
+    """Yields True if this process now holds the lock on the file, False if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         for _ in range(20):  # `holder` takes a free lock for microseconds
@@ -30,14 +30,14 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def holder(path: Path) -> int | None:
-    """Id of the process that holds the lock file, on its own machine; None if the lock is free."""
+    """Id, on its own machine, of the process that holds the lock on the file; None if it is free."""
     if not path.exists():
         return None
     with path.open(encoding="utf-8") as file:
         if _try_lock(file, fcntl.LOCK_SH):
             return None
         text = file.read()
-        return int(text) if text.isdecimal() else 0  # not written yet: it has held the lock for microseconds
+        return int(text) if text.isdecimal() else 0  # not written yet: the lock was just taken
 
 
 def _try_lock(file: TextIO, kind: int) -> bool:

@@ -1,8 +1,8 @@
-"""MLflow, a replica of the run directories: `sync` is idempotent and incremental, and nothing is lost if it never runs.
+"""Replicates the run directories to MLflow. `sync` is idempotent and incremental; nothing is lost if it never runs.
 
-One experiment for each grid of a ROOT, one flat run for each cell (also for cells that have not run yet), metrics with
-step = epoch. A stored run is identified by (root id, cell, token of the journal): a folder that was deleted and
-retrained is another run, and so is another user's run of the same grid on the same server.
+There is one experiment per grid of a ROOT, one flat run per cell (even if it has not run yet), and metrics have step =
+epoch. A stored run is identified by (root id, cell, token of the journal), so a deleted and retrained folder is a new
+run, and so is another user's run of the same grid on the same server.
 """
 
 import json
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ROOT, TOKEN, MARK, REPLACED = "proxbench.root", "proxbench.token", "proxbench.mark", "proxbench.replaced"
-"""Tags: the run's ROOT; its token; its files' state at the last sync; set on runs that sync itself deleted."""
+"""Tags: the run's ROOT; its token; the state of its files at the last sync; a mark on runs that sync deleted."""
 DECLARED = "proxbench.declared"
-"""Tag of an experiment: what each launch declared (see `suite.run.directory.declared_at`), as JSON."""
+"""Tag of an experiment: the launches' declarations (see `suite.run.directory.declared_at`), as JSON."""
 _SQLITE = "sqlite:///"
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "running": "RUNNING"}
 _COUNTS = ("num_train_images", "num_binary_parameters", "num_full_precision_parameters")  # of result.json
 _MAX_TAG = 5000  # characters of an experiment's tag
-_MAX_PER_BATCH = 1000  # MLflow's own limit on metrics in a batch
+_MAX_PER_BATCH = 1000  # MLflow's limit on metrics per batch
 _PATIENCE_SECONDS = 120.0
 
 
 def default_uri(root: Path) -> str:
-    """URI of a ROOT's store: one sqlite file in it; any characters in the path are allowed."""
+    """URI of a ROOT's store, a sqlite file in it; the path may contain any characters."""
     path = str(root.resolve() / "mlflow.db")
     return f"{_SQLITE}{path.replace('%', '%25').replace('?', '%3F')}"
 
 
 def how_to_browse(uri: str, experiment_id: str) -> str:
-    """Link to the grid's runs, preceded by the command that serves them if no server does."""
+    """Link to the grid's runs, preceded by the command to start a server if the store is a file."""
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     if uri.startswith(("http://", "https://")):
         return f"{uri.rstrip('/')}/{page}"
@@ -53,7 +53,7 @@ def browse(grid_dir: Path, uri: str) -> str:
     """`how_to_browse` for the grid's experiment, or a message if the store cannot be reached."""
     try:
         experiment = _experiment(_client(uri), grid_dir, root_id(grid_dir.parent))
-    except Exception as error:  # noqa: BLE001  (whatever a store can raise)
+    except Exception as error:  # noqa: BLE001  (a store can raise anything)
         return f"MLflow at {uri} not reached ({str(error).splitlines()[0]}); python -m launch sync tries again"
     return how_to_browse(uri, experiment.experiment_id)
 
@@ -61,11 +61,11 @@ def browse(grid_dir: Path, uri: str) -> str:
 def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
     """Brings the grid's experiment up to date with its run directories.
 
-    A call that dies half-way does no damage: metrics carry the journal's own times, so writing one twice stores it
-    once, and the stored offset into the journal moves only afterwards. Two concurrent calls create no duplicates.
+    Interrupting a call does no damage: metrics have the journal's times, so writing one twice stores it once, and the
+    stored offset into the journal advances only afterwards. Two concurrent calls create no duplicates.
 
     Returns:
-        How many runs changed, and the experiment's id.
+        The number of changed runs, and the experiment's id.
     """
     client = _client(uri)
     with _alone(grid_dir):
@@ -81,16 +81,16 @@ def sync(grid_dir: Path, uri: str) -> tuple[int, str]:
 
 
 def _client(uri: str) -> "MlflowClient":
-    # A dead server must cost seconds, not the four minutes of MLflow's defaults.
+    # With a dead server, fail within seconds instead of the four minutes of MLflow's defaults.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # a table is being drawn on this terminal
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # log lines would disturb the table on this terminal
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     if uri.startswith(_SQLITE) and unquote(uri) != uri:
-        client.search_experiments(max_results=1)  # creates a folder at the still-quoted path, never used
+        client.search_experiments(max_results=1)  # creates an unused folder at the still-quoted path
         with suppress(OSError):
             Path(uri.removeprefix(_SQLITE)).parent.rmdir()
     return client
@@ -98,7 +98,7 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def _alone(grid_dir: Path) -> Iterator[None]:
-    """One sync at a time, if the file system has locks; `_Replica._create` handles the rest."""
+    """Allows one sync at a time, if the file system has locks; otherwise `_Replica._create` handles conflicts."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         with locked(grid_dir / "mlflow.lock") as mine:
@@ -109,7 +109,7 @@ def _alone(grid_dir: Path) -> Iterator[None]:
 
 
 def _experiment(client: "MlflowClient", grid_dir: Path, root: str) -> "Experiment":
-    """The grid's experiment, named after the grid; if another ROOT has that name, with our id in parentheses."""
+    """The grid's experiment, named after the grid, followed by our id in parentheses if another ROOT has that name."""
     from mlflow.exceptions import MlflowException
 
     for name in (grid_dir.name, f"{grid_dir.name} ({root[:6]})"):
@@ -139,7 +139,7 @@ def _note(grid_dir: Path) -> str:
 
 
 def _declared(grid_dir: Path) -> str:
-    """What the first and the last launch declared; without the settings where a tag cannot hold them."""
+    """The first and last launches' declarations; without settings if those do not fit in a tag."""
     found = declared_at([grid_dir])
     ends = found[:1] + found[1:][-1:]
     text = json.dumps(ends) if ends else ""
@@ -151,7 +151,7 @@ def _declared(grid_dir: Path) -> str:
 
 
 class _Replica:
-    """An experiment's runs by (cell id, token), and the operations that bring them up to date."""
+    """An experiment's runs by (cell id, token), with the operations that bring them up to date."""
 
     def __init__(self, client: "MlflowClient", experiment_id: str, root: str) -> None:
         self.client, self.experiment_id, self.root = client, experiment_id, root
@@ -162,7 +162,7 @@ class _Replica:
             key = (tags.get("cell_id", ""), tags.get(TOKEN, ""))
             if tags.get(ROOT) != root or REPLACED in tags:
                 continue
-            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI: it stays so
+            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI: do not restore it
                 self._deleted.add(key)
             else:
                 self._stored[key] = run
@@ -199,14 +199,14 @@ class _Replica:
         try:
             self._fill(run, stored, state, {"current": str(is_current).lower(), MARK: mark})
         except MlflowException:
-            # Deleted meanwhile, in the UI or by another sync that made way for this one: the next sync sees to it.
+            # Deleted meanwhile, in the UI or by a concurrent sync as a duplicate: the next sync handles it.
             if self.client.get_run(stored.info.run_id).info.lifecycle_stage != "deleted":
                 raise
             return False
         return True
 
     def retire(self) -> int:
-        """Retires runs of deleted folders, and placeholders of runs that have begun since; returns their number."""
+        """Marks runs of deleted folders as not current, deletes placeholders of begun runs; returns their number."""
         num_changed = 0
         begun = {cell_id for cell_id, token in self._seen if token}
         for (cell_id, token), run in self._stored.items():
@@ -221,7 +221,7 @@ class _Replica:
         return num_changed
 
     def _create(self, run: RunDir, token: str) -> "Run":
-        """Creates a run; returns another sync's instead if two unlocked syncs created one at the same time."""
+        """Creates a run; if two unlocked syncs create one at the same time, returns the other's."""
         cell, first = run.cell(), run.first()
         tags = {ROOT: self.root, TOKEN: token, "cell_id": cell.id, "grid": run.path.parent.name}
         # MLflow fixes a run's start time on creation.
@@ -282,9 +282,9 @@ class _Replica:
 
 
 def _mark(run: RunDir, state: State, *, is_current: bool) -> str:
-    """Fingerprint of a run: as long as it is unchanged, there is nothing new to store.
+    """Fingerprint of a run: if it is unchanged, there is nothing new to store.
 
-    The state is part of it: a failed attempt is final once its job is gone, and no file changes then.
+    Includes the state, because a failed attempt becomes final when its job ends, without any change to files.
     """
     return " ".join([run.appearance(), state.state, *(["current"] if is_current else [])])
 
@@ -292,7 +292,7 @@ def _mark(run: RunDir, state: State, *, is_current: bool) -> str:
 def recipe(cell: Cell) -> Iterator[tuple[str, Any]]:
     """Name and value of each of the run's params: `training.epochs`, `quantization.sharpness.start`, ..."""
     sections = cell.model_dump(mode="json", include={"data", "training", "quantization"})
-    # One mu at most, the cell's own; its quantizer is a tag, and "bnn++" is no name for a parameter.
+    # Keep only the cell's own mu; its quantizer is a tag, and "bnn++" is not a valid parameter name.
     sections["quantization"]["sharpness"] = sections["quantization"]["sharpness"].get(cell.quantizer)
     sections["quantization"]["full_precision"] = ", ".join(cell.quantization.full_precision) or "none"
     if cell.distillation is not None:
@@ -334,13 +334,13 @@ def _tags(run: RunDir, state: State) -> dict[str, str]:
         "mlflow.source.git.commit": code.get("commit") or "",
         "attempts_differ_in": ", ".join(_differences(run)),
         **{f"execution.{key}": str(value) for key, value in (provenance.get("execution") or {}).items()},
-        # So that the tables, sizes included, can be made from the store.
+        # Analysis makes its tables, including sizes, from these.
         **{key: str(result.get(key, "")) for key in _COUNTS},
     }
 
 
 def _differences(run: RunDir) -> list[str]:
-    """Which of the things that numbers may depend on differ between the run's attempts: code, data, device."""
+    """Names of things that affect the numbers and differ between the run's attempts: code, data, device."""
     found = [provenance for attempt in run.all_attempts() if (provenance := attempt.provenance())]
     return [
         name

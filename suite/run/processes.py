@@ -1,4 +1,4 @@
-"""Identifies a process, and tells whether it is still alive; a bare process id may be reused."""
+"""Identifies processes and whether they are alive. A process id is not enough, because it may be reused."""
 
 import multiprocessing
 import os
@@ -13,8 +13,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A unique process. `machine` identifies a host's boot and its namespace of process ids; `start` is in ticks
-    since boot. Both are empty on systems without /proc.
+    """A process, uniquely identified.
+
+    `machine` identifies a host's boot and its namespace of process ids; `start` is in ticks since boot. Both are empty
+    on systems without /proc.
     """
 
     host: str
@@ -29,11 +31,11 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> "Process":
-        """The process of this machine that has the id."""
+        """The process of this machine with the given id."""
         return cls(platform.node(), _machine(), pid, _start_of(pid) or "")
 
     def is_alive(self) -> bool | None:
-        """Whether it is alive; None if that cannot be seen from here: another machine or container."""
+        """Whether the process is alive; None if unknown, because it is on another machine or in another container."""
         if not self.machine or self.machine != _machine():
             return None
         return _start_of(self.pid) == self.start
@@ -49,7 +51,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """Start time of the process; None if there is none, or only a zombie."""
+    """Start time of the process; None if it does not exist or is a zombie."""
     try:
         # The name, field 2, is in parentheses and may contain any character. State is field 3, start time 22.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -59,7 +61,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def obey_the_parent() -> None:
-    """Makes a worker process ignore Ctrl-C and exit when its parent exits for any reason. Call it in the worker."""
+    """Makes a worker process ignore Ctrl-C and exit when its parent exits, for whatever reason. Call in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -14,21 +14,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # it imports torch, which a launcher that only copies the code must not wait for
+if TYPE_CHECKING:  # imports torch, which would delay a launcher that only copies the code
     from suite.recipe.cell import Cell
     from suite.training.trainer import Trainer
 
 SNAPSHOT = "snapshot.json"
-"""File beside a copy of the packages that holds the original's code_version."""
+"""File beside a copy of the packages that contains the original's code_version."""
 RUN_BY = ("quantizers", "models", "suite")
 """Packages whose code a run's numbers depend on."""
 CODE = {".py", ".h", ".cpp", ".cu"}
-"""Suffixes of files that are code. Bundled grids are not: a cell holds everything that it takes from its grid."""
+"""Suffixes of code files. Bundled grids do not count: a cell contains everything it takes from its grid."""
 _PACKAGES = ("proxbench", "torch", "torchvision", "timm", "numpy", "ffcv", "deepspeed", "mlflow", "submitit")
 
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
-    """Provenance of this process's attempt, as JSON; `execution` has the actual values."""
+    """Provenance of this process's attempt, as JSON; `execution` has resolved defaults."""
     import torch
 
     layout = trainer.layout
@@ -41,9 +41,9 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(layout.device) if layout.device.type == "cuda" else _processor(),
         "num_processes": layout.world_size,
-        # Sums are split over threads: a different number of threads may round differently.
+        # Sums are split over threads, so another number of threads may round differently.
         "num_threads": torch.get_num_threads(),
-        # The two round differently.
+        # The two steps round differently.
         "optimizer_step": "one pass" if trainer.optimizer.is_fused else "torch's operations",
         "execution": trainer.resolved_execution(),
         "num_cores": len(os.sched_getaffinity(0)),
@@ -62,8 +62,8 @@ def _quantizers(cell: "Cell") -> list[str]:
 def code_digest() -> str:
     """16 hex digits: SHA-256 over the sources that a run's numbers depend on, as this process imports them.
 
-    Two runs with one digest ran the same quantizers, models and suite, whatever their commits; a copy that the launcher
-    made has its original's digest.
+    Runs with equal digests used the same quantizers, models and suite, whatever their commits. A copy made by the
+    launcher has its original's digest.
     """
     digest, folder = hashlib.sha256(), Path(__file__).parents[2]
     for package in RUN_BY:
@@ -75,7 +75,7 @@ def code_digest() -> str:
 
 
 def users_digest(names: Iterable[str]) -> str:
-    """The same over the modules of a user's own quantizers, named `module:attribute`; empty if there are none."""
+    """The same digest over modules of a user's own quantizers, `module:attribute`; empty if there are none."""
     modules = sorted({name.partition(":")[0] for name in names if ":" in name})
     digest = hashlib.sha256()
     for module in modules:
@@ -85,9 +85,9 @@ def users_digest(names: Iterable[str]) -> str:
 
 
 def code_version() -> dict[str, str | None]:
-    """The commit this package was imported or copied (by the launcher) from, and local changes; None without git.
+    """The commit that this package was imported or (by the launcher) copied from, and local changes; None without git.
 
-    Untracked files are listed.
+    Untracked files are listed by name.
     """
     snapshot = Path(__file__).parents[2] / SNAPSHOT
     if snapshot.exists():

@@ -1,4 +1,4 @@
-"""Saving during a run: checkpoints, a collective operation, and rank 0's record."""
+"""Saving during a run: checkpoints (a collective operation), and the files that only rank 0 writes."""
 
 import io
 import logging
@@ -10,21 +10,21 @@ from suite.run.attempt import Attempt, SupersededError
 from suite.run.directory import RunDir
 from suite.run.journal import Journal
 
-if TYPE_CHECKING:  # it imports torch and timm, and a bad cell file should be reported at once
+if TYPE_CHECKING:  # imports torch and timm, which would delay reporting a bad cell file
     from suite.training.evaluation import Evaluation
     from suite.training.trainer import Trainer
 
 SAVING_SHARE = 0.005
-"""Share of training time that saving at the ends of epochs may take."""
+"""Maximum share of training time spent on saving at the ends of epochs."""
 log = logging.getLogger("suite.train")
 
 
 class Checkpoints:
     """Writes the run's checkpoints: every `every_steps` steps or `every_minutes` minutes, and at the ends of epochs.
 
-    Short epochs are not all saved: an epoch is saved once the last save's duration is at most SAVING_SHARE of the time
-    elapsed since. This does not apply to the first save or the last epoch. Each process has one and calls the same
-    methods.
+    Not every short epoch is saved, only one at whose end the last save's duration is at most SAVING_SHARE of the time
+    elapsed since. This does not apply to the first save or the last epoch. Each process has one instance and calls the
+    same methods.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Checkpoints:
         self._is_due_with_epoch = False
 
     def step(self, number: int) -> bool:
-        """Call after step `number` over all epochs; True if training is to stop, in which case all is saved."""
+        """Call after step `number`, counted over all epochs. Returns True if training must stop, after saving."""
         trainer, stop = self.trainer, self.trainer.agreed.stop
         is_due = trainer.agreed.save or (self.every_steps is not None and (number + 1) % self.every_steps == 0)
-        # An epoch's last step is saved by `epoch`, right after its metrics are recorded.
+        # `epoch` saves an epoch's last step, right after its metrics are recorded.
         self._is_due_with_epoch = is_due and trainer.step == trainer.steps_per_epoch
         if stop or (is_due and not self._is_due_with_epoch):
             self.save()
-        # The processes' clocks differ: rank 0 decides, and all save after the step at which they learn of it.
+        # The processes' clocks differ, so rank 0 decides; all save after the step at which they receive its request.
         trainer.wishes.save = trainer.layout.is_main and time.monotonic() - self._last >= self.every_seconds
         return stop
 
@@ -60,7 +60,7 @@ class Checkpoints:
         """Saves the current state; returns when it is on disk."""
         from suite.run import checkpoint
 
-        self.trainer.require_finite()  # a diverged network is not worth keeping
+        self.trainer.require_finite()  # never save a diverged network
         start = time.monotonic()
         state = self.trainer.state_dict()
         if self.trainer.layout.is_main:
@@ -71,21 +71,21 @@ class Checkpoints:
 
 
 class Record:
-    """Rank 0's other output: journal, predictions and result."""
+    """The files that only rank 0 writes: journal, predictions and result."""
 
     def __init__(self, run: RunDir, attempt: Attempt, trainer: "Trainer") -> None:
         self.run, self.attempt, self.trainer = run, attempt, trainer
         self.journal = Journal(run.journal, attempt)
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        """Call before the epoch's checkpoint is saved: an epoch may then be recorded twice, but never lost."""
+        """Records an epoch. Call before saving its checkpoint, so that it may be recorded twice but is never lost."""
         self.journal.append(self.trainer.epoch, metrics)
         log.info("epoch %d/%d %s", self.trainer.epoch, self.trainer.cell.training.epochs, _line(metrics))
 
     def result(self, soft: "Evaluation", hard: "Evaluation", weights_sha256: str) -> None:
-        """Writes predictions.npz, then result.json, whose presence means done, so it is written last.
+        """Writes predictions.npz, and last result.json, because its presence means done.
 
-        A trial's numbers, `val_top1_hard` and so on, are of the validation part, and it has no predictions.
+        A trial's numbers (`val_top1_hard` etc.) are for the validation part, and it has no predictions.
         """
         import numpy as np
 
@@ -97,7 +97,7 @@ class Record:
         self.attempt.require_newest()
         if not trainer.cell.trial:
             content = io.BytesIO()
-            # Which test images are classified correctly, in the data set's order: for comparisons image by image.
+            # Which test images are classified correctly, in the data set's order, to compare runs image by image.
             np.savez_compressed(content, hard=hard.right.numpy(), soft=soft.right.numpy())
             write_bytes(self.run.predictions_path, content.getvalue(), self.attempt.require_newest)
         is_first = write_once(

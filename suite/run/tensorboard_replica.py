@@ -1,4 +1,4 @@
-"""TensorBoard, a replica of the run directories beside MLflow: one folder of events for each run."""
+"""Replicates the run directories to TensorBoard: one folder of events for each run."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from suite.run.atomic import write_json
 from suite.run.directory import RunDir, run_dirs
 
 MARK = "proxbench.json"
-"""In a run's folder: the journal that its events are of, and how much of it."""
+"""File in a run's folder that identifies the journal of its events, and how much of it they cover."""
 
 
 def sync(grid_dir: Path, folder: Path) -> int:
-    """Writes the events of runs whose journals have grown to folder/GRID/RUN; returns how many that were.
+    """Writes events to folder/GRID/RUN for runs whose journals have grown; returns the number of such runs.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -26,11 +26,11 @@ def sync(grid_dir: Path, folder: Path) -> int:
     num_changed = 0
     for run in run_dirs(grid_dir):
         cell, mark = run.cell(), _mark(run)
-        # With the id: a run of a former recipe has the same name.
+        # The id is needed because a run of an earlier recipe has the same name.
         place = folder / grid_dir.name / f"{cell.name.replace('/', '_')}-{cell.id[:6]}"
         if not mark["bytes"] or _read(place / MARK) == mark:
             continue
-        shutil.rmtree(place, ignore_errors=True)  # anew: TensorBoard shows both of two events of one step
+        shutil.rmtree(place, ignore_errors=True)  # start over: TensorBoard would show two events of one step
         with SummaryWriter(str(place)) as writer:
             for record in journal.read(run.journal)[0]:
                 for name, value in record.metrics.items():

@@ -1,6 +1,6 @@
-"""GRID/tuning.json: what a launched grid tunes. GRID/choices.yaml: what came of it.
+"""GRID/tuning.json: the tuning of a launched grid. GRID/choices.yaml: its results.
 
-Nothing here decides anew what was decided: a choice stands once it is written, whatever becomes of its trials later.
+A choice is final once it is written, whatever happens to its trials later.
 """
 
 import io
@@ -38,7 +38,7 @@ class PlannedTrial:
 
     @classmethod
     def of(cls, trial: Trial) -> "PlannedTrial":
-        """Of a resolved one."""
+        """The planned form of a resolved trial."""
         return cls(trial.setting, trial.values, tuple(cell.id for cell in trial.cells))
 
 
@@ -46,8 +46,8 @@ class PlannedTrial:
 class Tuning:
     """The grid as launched, and its trials so far.
 
-    `shapes` has the resource shape of every cell, later ones included, by `place_of`. `only` are the launch's patterns;
-    `only_tune`: it asked for trials only. `num_later` is the number of cells that follow, by setting's name.
+    `shapes` has the resource shape of every cell, including later ones, by `place_of`. `only` has the launch's
+    patterns; `only_tune`: the launch requested trials only. `num_later` is the number of later cells by setting name.
     """
 
     grid: Grid
@@ -87,7 +87,7 @@ def _path(grid_dir: Path) -> Path:
 
 
 def read_tuning(grid_dir: Path) -> Tuning | None:
-    """What the last launch tunes; None where it tunes nothing."""
+    """The last launch's tuning; None if it tunes nothing."""
     raw: dict[str, Any] = read_json(_path(grid_dir))
     if not raw:
         return None
@@ -99,17 +99,17 @@ def read_tuning(grid_dir: Path) -> Tuning | None:
 
 
 def forget_tuning(grid_dir: Path) -> None:
-    """After a launch of a grid that tunes nothing."""
+    """Deletes GRID/tuning.json. Call after a launch of a grid that tunes nothing."""
     _path(grid_dir).unlink(missing_ok=True)
 
 
 def place_of(cell: Cell) -> str:
-    """The cell's name without a trial's number: known before any value is chosen."""
+    """The cell's name without a trial's number, which is known before any value is chosen."""
     return cell.name.partition("/trial-")[0] + "/trial" * cell.trial
 
 
 def score(run: RunDir) -> float | str | None:
-    """A trial's validation accuracy, of hard weights; or how it failed; None as long as it has not ended."""
+    """A trial's validation accuracy with hard weights, or how it failed; None until it has ended."""
     result = run.result()
     if result is not None:
         return float(result["val_top1_hard"])
@@ -120,7 +120,7 @@ def score(run: RunDir) -> float | str | None:
 
 
 def tried(grid_dir: Path, trials: Sequence[PlannedTrial]) -> list[Tried] | None:
-    """What came of a setting's trials; None as long as one has not ended."""
+    """The results of a setting's trials; None until all have ended."""
     found = []
     for trial in trials:
         scores = [score(RunDir(grid_dir / cell)) for cell in trial.cells]
@@ -132,7 +132,7 @@ def tried(grid_dir: Path, trials: Sequence[PlannedTrial]) -> list[Tried] | None:
 
 
 def choose(setting: Setting, outcomes: Sequence[Tried], space: Mapping[str, Knob], epochs: int) -> Choice | None:
-    """The best trial's values with all outcomes; None if all failed. A pure function."""
+    """The best trial's values, with all outcomes; None if all trials failed. A pure function."""
     index = best(outcomes, space)
     if index is None:
         return None
@@ -140,7 +140,7 @@ def choose(setting: Setting, outcomes: Sequence[Tried], space: Mapping[str, Knob
 
 
 def choose_all(grid_dir: Path, tuning: Tuning, known: Choices) -> Choices:
-    """`known`, and a choice for each further setting whose trials have all ended."""
+    """`known`, plus a choice for each other setting whose trials have all ended."""
     chosen, found = known.by_setting(), []
     for setting, trials in tuning.by_setting().items():
         if setting in chosen or (outcomes := tried(grid_dir, trials)) is None:
@@ -151,10 +151,10 @@ def choose_all(grid_dir: Path, tuning: Tuning, known: Choices) -> Choices:
 
 
 def read_choices(path: Path) -> Choices:
-    """The file's content; no choices if there is no such file.
+    """The file's content; no choices if it does not exist.
 
     Raises:
-        ChoicesError: it is not one; one line per fault.
+        ChoicesError: the file is invalid; the message has one line per fault.
     """
     if not path.exists():
         return Choices()
@@ -174,11 +174,11 @@ def read_choices(path: Path) -> Choices:
 
 
 def write_choices(path: Path, choices: Choices) -> None:
-    """Replaces the file, atomically."""
-    from ruamel.yaml import YAML  # of YAML 1.2, as it is read: there the id 12e345678901 is a number without quotes
+    """Replaces the file atomically."""
+    from ruamel.yaml import YAML  # writes YAML 1.2, where the id 12e345678901 needs quotes to be text
 
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = None  # innermost collections in one line
+    writer.default_flow_style = None  # innermost collections on one line
     writer.width = 1000
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = io.StringIO()

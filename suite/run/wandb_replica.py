@@ -1,4 +1,4 @@
-"""Weights & Biases, a replica of the run directories beside MLflow: one run for each, by the token of its journal."""
+"""Replicates the run directories to Weights & Biases: one run for each, identified by the token of its journal."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,13 @@ from suite.run.mlflow_replica import recipe
 
 
 def sync(grid_dir: Path, project: str) -> int:
-    """Sends the epochs that the project has not got yet; returns how many runs those are of.
+    """Sends the epochs that the project does not have yet; returns the number of runs they belong to.
 
-    Where WANDB_MODE is offline, they are files under GRID/wandb, for `wandb sync`. GRID/wandb.json has what was sent.
+    With WANDB_MODE=offline, writes them to files under GRID/wandb, for `wandb sync`. GRID/wandb.json records what was
+    sent.
 
     Raises:
-        UserError: W&B is not installed, or does not let us in.
+        UserError: W&B is not installed, or denies access.
     """
     try:
         import wandb
@@ -46,9 +47,9 @@ def sync(grid_dir: Path, project: str) -> int:
                     run.log(metrics, step=epoch)
         except wandb.errors.Error as error:
             raise UserError(
-                f"--wandb {project}: {' '.join(str(error).split())}; WANDB_MODE=offline keeps files"
+                f"--wandb {project}: {' '.join(str(error).split())}; WANDB_MODE=offline writes files instead"
             ) from error
         sent[key] = max(new)
-        write_json(place, sent)  # after each: a sync that dies half-way sends nothing twice
+        write_json(place, sent)  # after each run, so that an interrupted sync sends nothing twice
         num_changed += 1
     return num_changed

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaders:
-    """The parts of a data set; `validation` is None if the recipe holds nothing out.
+    """Loaders of a data set's parts; `validation` is None if there is no validation part.
 
-    `final` is what the result is measured on: the test part, or a trial's validation part.
+    The result is measured on `final`: the test part or, for a trial, the validation part.
     """
 
     train: Loader
@@ -48,12 +48,12 @@ class Loaders:
 
 
 def load_source(cell: Cell, layout: Layout, data_dir: Path, execution: Execution = AS_IS) -> Source:
-    """The cell's data set, for a trial without the test part.
+    """The cell's data set; for a trial, without the test part.
 
-    The main process loads first: only it downloads, and it lists class folders for all.
+    The main process loads first: only it downloads files, and it lists class folders for all processes.
 
     Raises:
-        DataError: as `datasets.load`; only in the main process if the failure happened there.
+        DataError: as `datasets.load`; only in the main process if loading failed there.
     """
     load = partial(datasets.load, cell.dataset, data_dir, execution.loader, with_test=not cell.trial)
     found = load() if layout.is_main else None
@@ -64,24 +64,24 @@ def load_source(cell: Cell, layout: Layout, data_dir: Path, execution: Execution
 def build_loaders(cell: Cell, source: Source, layout: Layout, execution: Execution = AS_IS) -> Loaders:
     """Loaders of the cell's data; order and augmentation come from the cell's seed.
 
-    Validation is on what the recipe holds out of the training set, or on the data set's own part for it.
+    Validation uses the samples that the recipe holds out of the training set, or the data set's own validation part.
 
     Raises:
-        DataError: the batch does not divide over the processes, or into pairs to be mixed, or is larger than the
-            training set; nothing is held out where something should be; the recipe's channels are not the images';
-            a trial has no validation part.
+        DataError: the batch cannot be divided over the processes or into pairs to be mixed, or is larger than the
+            training set; the held-out part is empty; the recipe and the images have different numbers of channels; a
+            trial has no validation part.
     """
     batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
     if batch_size % layout.world_size:
         raise DataError(f"training.batch_size {batch_size} does not divide over {layout.world_size} processes")
     require_even(cell.training, layout.world_size)
     kept, held_out = split_training_set(cell, source)
-    train = source.train.subset(kept) if fraction else source.train  # all of it: no second copy of the images
+    train = source.train.subset(kept) if fraction else source.train  # without a second copy of the images
     validation = source.train.subset(held_out) if fraction else source.validation
     final = validation if cell.trial else source.test
     if final is None:
         raise DataError(
-            f"{cell.dataset} has no validation part, and trials are judged on one: set data.validation_fraction"
+            f"{cell.dataset} has no validation part, which trials are scored on: set data.validation_fraction"
         )
     size = cell.data.image_size or source.image_size
     normalization = _normalization(cell, train, source.description.in_chans)
@@ -102,14 +102,14 @@ def split_training_set(cell: Cell, source: Source) -> tuple[Tensor, Tensor]:
     """(training, validation): sorted int64 indices into the data set's training part.
 
     Raises:
-        DataError: there are fewer training images than a batch has, or no validation image where there should be some.
+        DataError: there are fewer training images than in a batch, or the held-out part is empty.
     """
     batch_size, fraction = cell.training.batch_size, cell.data.validation_fraction
     kept, held_out = hold_out(source.train.labels, fraction)
     if fraction and not len(held_out):
         raise DataError(
             f"data.validation_fraction {fraction:g} holds out none of {cell.dataset}'s {len(kept)} images in "
-            f"{len(source.classes)} classes: take a larger one, or 0 to go without validation"
+            f"{len(source.classes)} classes: use a larger fraction, or 0 for no validation"
         )
     if batch_size > len(kept):
         raise DataError(f"training.batch_size {batch_size} is more than the {len(kept)} training images")
@@ -117,8 +117,10 @@ def split_training_set(cell: Cell, source: Source) -> tuple[Tensor, Tensor]:
 
 
 def _normalization(cell: Cell, train: Part, in_chans: int) -> Normalization:
-    """The recipe's; else the published weights', if it starts from them; else, of the training part, small data sets'
-    own, and ImageNet's for the rest.
+    """The normalization of the images.
+
+    The recipe's; else the published weights' if the cell starts from them; else the training part's for small data
+    sets, and ImageNet's for others.
     """
     if cell.data.mean is not None and cell.data.std is not None:
         if len(cell.data.mean) != in_chans:
@@ -146,7 +148,7 @@ def _interpolation(cell: Cell) -> Interpolation:
 def _readers(
     cell: Cell, layout: Layout, execution: Execution
 ) -> "tuple[Callable[[Part], Reader], Callable[[], Workers]]":
-    """A function that makes the reader of a part, and one that makes the processes that apply policies for it.
+    """(a function that makes the reader of a part, a function that makes processes that apply policies for readers).
 
     Readers of image files share their workers.
     """
@@ -183,12 +185,12 @@ def _readers(
 def pretrained_weights(
     cell: Cell, description: Description, layout: Layout, data_dir: Path
 ) -> tuple[dict[str, Tensor], str]:
-    """(timm's weights for the cell's model, their SHA-256); a head of another number of classes is the seed's.
+    """(timm's weights for the cell's model, their SHA-256). If the number of classes differs, the seed draws the head.
 
-    If they have to be downloaded, the main process does so before the others look.
+    If the weights must be downloaded, the main process does so before the others read them.
 
     Raises:
-        PretrainedError: they are not in DATA/weights and cannot be downloaded.
+        PretrainedError: the weights are not in DATA/weights and cannot be downloaded.
     """
     from suite.training.pretrained import pretrained
 
@@ -206,17 +208,17 @@ def pretrained_weights(
 
 @dataclass(frozen=True)
 class Weights:
-    """To start from, by parameter name; `are_latents`: of a binary network, whose quantized ones are latents."""
+    """Initial weights by parameter name; `are_latents`: they come from a binary network, with latents if quantized."""
 
     values: dict[str, Tensor]
     are_latents: bool = False
 
 
 def build_model(cell: Cell, description: Description, weights: Weights | None) -> tuple[nn.Module, models.Split]:
-    """The network, its quantized weights holding latents, and its parameters' groups.
+    """The network, with latents in its quantized weights, and the groups of its parameters.
 
-    The full-precision network is drawn first (or is the parent cell's, or timm's), the same for all methods of a seed;
-    binarizing it draws no random numbers. A binary parent's latents are taken as they are.
+    The full-precision network is created first, at random or from the given weights: the same for all methods of a
+    seed. Binarizing it draws no random numbers. A binary parent's latents are used unchanged.
     """
     torch.manual_seed(stream(cell.seed, "init"))
     size = cell.data.image_size or description.image_size
@@ -242,12 +244,12 @@ def build_model(cell: Cell, description: Description, weights: Weights | None) -
 def build_engine(
     cell: Cell, model: nn.Module, split: models.Split, layout: Layout, execution: Execution = AS_IS
 ) -> Engine:
-    """The engine that `execution` names around the model, moved to the layout's device.
+    """The engine named by `execution`, with the model on the layout's device.
 
-    `engine.optimizer` is what schedules move. Collective, as all of an engine's methods are.
+    Schedules change `engine.optimizer`. Collective, like all methods of an engine.
 
     Raises:
-        EngineError: the recipe's batch, precision or averaging do not go with how the cell is to run.
+        EngineError: the recipe's batch, precision, averaging etc. are incompatible with the execution.
     """
     share = cell.training.batch_size // layout.world_size
     size = execution.micro_batch_size or share
@@ -289,23 +291,23 @@ def build_engine(
 
 
 def _checkpoint_activations(name: str, model: nn.Module) -> None:
-    """EngineError where the model cannot, or where its batch norms would see each batch twice."""
+    """Turns on activation checkpointing; EngineError if the model lacks it or has batch norms, which count twice."""
     key = "execution.checkpoint_activations"
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):  # noqa: SLF001  (the norms' base)
         raise EngineError(f"{key}: {name} has batch norms, whose statistics would count each batch twice; leave it out")
     try:
-        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]  # timm's, of most of its models
+        model.set_grad_checkpointing(enable=True)  # type: ignore[operator]  # a method of most timm models
     except (AttributeError, AssertionError) as error:
-        raise EngineError(f"{key}: {name} has no such mode in timm; leave it out") from error
+        raise EngineError(f"{key}: {name} does not support it in timm; leave it out") from error
 
 
 def _require_for_compile(cell: Cell) -> None:
-    """EngineError where each step would compile the network anew: torch takes a layer's mu for a constant."""
+    """Raises EngineError if each step would recompile the network, because torch treats a layer's mu as constant."""
     inputs = cell.quantization.inputs
     if inputs is not None and inputs.sharpness is not None and inputs.sharpness.shape != "constant":
         raise EngineError(
-            "execution.compile: the mu of quantization.inputs moves at each step, so each would compile the network "
-            "anew; leave it out, or take inputs with quantizer: bnn or a constant sharpness"
+            "execution.compile: the mu of quantization.inputs changes at each step, so each step would recompile the "
+            "network; leave it out, or use inputs with quantizer: bnn or a constant sharpness"
         )
 
 
@@ -330,7 +332,7 @@ def _require_for_deepspeed(cell: Cell, zero_stage: int) -> None:
 
 
 def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim.Optimizer:
-    """The recipe's base optimizer, around parameters that hold w*; the quantized group names its quantizer and mu."""
+    """The recipe's base optimizer over parameters that hold w*; the quantized group has its quantizer and mu."""
     from timm.optim import create_optimizer_v2
 
     training = cell.training
@@ -340,7 +342,7 @@ def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim
     ]
     if split.binary:
         sharpness = cell.quantization.sharpness.get(cell.quantizer)
-        # The schedule's first value: w is written once, before an engine spreads it over processes.
+        # Use the schedule's first value, because w is written once before an engine distributes it.
         mu = {} if sharpness is None else {"mu": sharpness.start}
         row = {"quantizer": cell.quantizer, "scale": cell.quantization.scale}
         kinds.append((split.binary, {"weight_decay": training.weight_decay, **row, **mu}))
@@ -358,7 +360,7 @@ def build_base(cell: Cell, model: nn.Module, split: models.Split) -> torch.optim
 def _by_layer(
     model: nn.Module, names: tuple[str, ...], settings: dict[str, Any], layer_decay: float | None
 ) -> list[dict[str, Any]]:
-    """One group of the parameters of those names; with layer decay one for each layer, with its `lr_scale`."""
+    """One group with the named parameters; with layer decay, one group per layer, with its `lr_scale`."""
     parameters = dict(model.named_parameters())
     if layer_decay is None:
         return [{"params": [parameters[name] for name in names], **settings}]
@@ -379,7 +381,7 @@ def wrap(cell: Cell, base: torch.optim.Optimizer, execution: Execution = AS_IS) 
     """Wraps `base`, whose quantized parameters still hold w*, in the recipe's ProxConnect.
 
     Raises:
-        EngineError: `execution.fused: true`, but the fused step is not available.
+        EngineError: `execution.fused` is true, but the fused step is not available.
     """
     quantization = cell.quantization
     try:
@@ -389,13 +391,13 @@ def wrap(cell: Cell, base: torch.optim.Optimizer, execution: Execution = AS_IS) 
 
 
 def build_sharpness(cell: Cell, optimizer: ProxConnect, num_steps: int) -> SharpnessSchedule | None:
-    """The schedule of the cell's own mu; None for a quantizer that has none."""
+    """The schedule of the cell's own mu; None if its quantizer has none."""
     sharpness = cell.quantization.sharpness.get(cell.quantizer)
     return None if sharpness is None else SharpnessSchedule(optimizer, _shape(sharpness), num_steps)
 
 
 def build_input_mu(cell: Cell) -> Shape | None:
-    """The mu of the inputs of binary layers, by progress; None where they are real or their quantizer has no mu."""
+    """The inputs' mu in binary layers, by progress; None if inputs are real or their quantizer has no mu."""
     inputs = cell.quantization.inputs
     return None if inputs is None or inputs.sharpness is None else _shape(inputs.sharpness)
 
@@ -410,7 +412,7 @@ def _shape(sharpness: Sharpness) -> Shape:
 
 
 def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoch: int) -> Any:  # noqa: ANN401  (timm)
-    """Return timm's scheduler: `step_update(step)` before each step sets lr, a pure function of the step's number."""
+    """A timm scheduler; call `step_update(step)` before each step. lr is a pure function of the step number."""
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 
     warmup_steps = round(training.warmup_epochs * steps_per_epoch)
@@ -422,6 +424,6 @@ def build_lr_schedule(training: Training, optimizer: ProxConnect, steps_per_epoc
         if training.schedule == "cosine":
             return CosineLRScheduler(optimizer, **settings)
         return PolyLRScheduler(optimizer, power=1.0, **settings)
-    # timm decays at t + 1 >= decay_t; ours is the first step of the named epoch.
+    # timm decays at t + 1 >= decay_t; we decay at the first step of the named epoch.
     decay_steps = [epoch * steps_per_epoch + 1 for epoch in training.decay_epochs or ()]
     return MultiStepLRScheduler(optimizer, decay_t=decay_steps, decay_rate=training.decay_rate or 1.0, **settings)

@@ -1,6 +1,6 @@
 """Exponential moving average of latents, of parameters without latents, and of norm statistics.
 
-Averaging w itself would leave {-1, +1}; the average of w* has a sign, which is deployed.
+An average of w itself would not be in {-1, +1}; the sign of the average of w* is deployed.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from quantizers import ProxConnect
 class MovingAverage:
     """a <- decay a + (1 - decay) x after each step, in x's dtype; integers (step counters of norms) are copied.
 
-    With warm-up the decay of step t, counted from 0, is at most (1 + t) / (10 + t).
+    With warm-up, the decay at step t, counted from 0, is at most (1 + t) / (10 + t).
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """In the block, the latents and the rest of the model hold the averages; restores them bit for bit on exit."""
+        """Puts the averages into the latents and the rest of the model inside the block; restores them bit-exactly."""
         self.swap()
         try:
             yield

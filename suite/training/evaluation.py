@@ -18,15 +18,15 @@ from suite.run.failures import DivergedError
 NUM_FIRST_CLASSES = 10
 """Top-5 is meaningful only with more classes than this."""
 MASKED = 1e-3
-"""A weight whose B is below this share of B(0) counts as masked: its gradient hardly reaches its latent."""
+"""A weight with |B| below this share of |B(0)| counts as masked: almost no gradient reaches its latent."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's results on a part of a data set; `right`, bool [N] on the CPU, in the order of the samples.
+    """A network's results on a part of a data set; `right`: bool [N] on the CPU, in sample order.
 
     `loss` is the mean cross-entropy with unsmoothed labels; `top5` is the fraction of samples whose label is among the
-    five largest logits, None for ten classes or fewer; `overflow_share` is the fraction of sums that did not fit into
+    five largest logits, None for ten classes or fewer; `overflow_share` is the fraction of sums that did not fit in
     their accumulator of few bits, None for a network without such accumulators.
     """
 
@@ -37,7 +37,7 @@ class Evaluation:
     overflow_share: float | None = None
 
     def metrics(self, part: str, suffix: str = "") -> dict[str, float]:
-        """{"val/top1": ..., "val/loss": ...} of part val; `suffix` is appended to each name."""
+        """{"val/top1": ..., "val/loss": ...} for part "val"; `suffix` is appended to each name."""
         found = {"top1": self.top1, "loss": self.loss}
         optional = {"top5": self.top5, "overflow_share": self.overflow_share}
         found |= {name: value for name, value in optional.items() if value is not None}
@@ -47,22 +47,22 @@ class Evaluation:
 def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: int | None = None) -> Evaluation:
     """Evaluates on every sample of the loader's part, each once over all processes.
 
-    All processes make the same number of forward passes, which engines that exchange parameters there rely on.
+    All processes make the same number of forward passes, because some engines exchange parameters during them.
 
     Raises:
         DataError: there are no samples.
     """
     num_samples = len(loader.reader.labels)
     if not num_samples:
-        raise DataError("accuracy of no samples: the part has no image")
+        raise DataError("cannot compute accuracy: the part has no images")
     engine.model.eval()
     models.reset_overflows(engine.model)
     num_mine = len(range(layout.rank, num_samples, layout.world_size))
     right = torch.zeros(-(-num_samples // layout.world_size), dtype=torch.uint8, device=layout.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=layout.device)  # of losses, of labels among the first five
+    sums = torch.zeros(2, dtype=torch.float64, device=layout.device)  # of losses, of labels among the top five
     start, has_many_classes = 0, False
     for images, labels in loader.evaluation(micro_batch_size):
-        num = min(len(labels), num_mine - start)  # the last sample may come twice, to make the numbers even
+        num = min(len(labels), num_mine - start)  # without a repeated last sample, which fills the shares
         if num <= 0:
             engine.logits(images)
             continue
@@ -82,13 +82,13 @@ def evaluate(engine: Engine, loader: Loader, layout: Layout, micro_batch_size: i
 
 
 class Health:
-    """Signs of a stuck or noisy binarization, over all quantized weights, once an epoch.
+    """Indicators of a stuck or noisy binarization, over all quantized weights, once per epoch.
 
     flip_rate: share of weights whose sign differs from the last call's.
     latent_gap: mean |w* - sign(w*)|; with a scale s, |w* - s sign(w*)|.
     masked_share: share of weights with |B(w*; mu)| < 1e-3 |B(0; mu)|.
 
-    `latents` goes through them one at a time, as `Engine.latents` does: they need not fit in memory together.
+    `latents` iterates over them one at a time, like `Engine.latents`, so they need not fit in memory together.
     """
 
     def __init__(self, latents: Callable[[], Iterator[Latent]]) -> None:
@@ -100,7 +100,7 @@ class Health:
         """The three numbers as `health/...`; empty if nothing is quantized.
 
         Raises:
-            DivergedError: a latent is NaN or infinite, which a sign would hide: the loss stays finite.
+            DivergedError: a latent is NaN or infinite. The sign would hide this, and the loss would stay finite.
         """
         if not self._signs:
             return {}
@@ -122,11 +122,11 @@ class Health:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The signs that the next call compares against, by parameter, eight to a byte."""
+        """The signs that the next call compares with, by parameter, packed eight to a byte."""
         return {name: pack(torch.where(signs, 1, -1).to(torch.int8)) for name, signs in self._signs.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Makes the next call compare against the signs in `state`."""
+        """Makes the next call compare with the signs in `state`."""
         self._signs = {
             name: (unpack(state[name], signs.shape, torch.int8) > 0).to(signs.device)
             for name, signs in self._signs.items()

@@ -1,4 +1,4 @@
-"""The loss of a recipe: of labels, of mixed labels, and of a teacher's outputs."""
+"""The loss of a recipe: for labels, mixed labels, and a teacher's outputs."""
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ class Distilled(nn.Module):
         self.of_labels, self.share, self.temperature = of_labels, distillation.share, distillation.temperature
 
     def forward(self, logits: Tensor, labels: Tensor, soft: Tensor) -> Tensor:
-        """Logits and soft: [B, classes]; labels as the first loss takes them. In float32 whatever the logits are."""
+        """Logits and soft: [B, classes]; labels: as for `of_labels`. Computed in float32 for logits of any dtype."""
         ours, theirs = ((each.float() / self.temperature).log_softmax(1) for each in (logits, soft))
         divergence = nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         loss = self.share * self.temperature**2 * divergence
@@ -29,7 +29,7 @@ class Distilled(nn.Module):
 
 
 def _of_labels(training: Training) -> nn.Module:
-    """The mean loss over a batch. It smooths labels, except where mixing has smoothed them already."""
+    """The mean loss over a batch. It smooths labels, unless mixing has already smoothed them."""
     from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 
     smoothing = 0.0 if mixes(training) else training.label_smoothing

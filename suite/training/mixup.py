@@ -1,11 +1,12 @@
-"""Mixup and CutMix on a batch, by timm: images of two classes, and labels that say how much of each.
+"""Mixup and CutMix on a batch, by timm: mixes pairs of images, and their labels in the same proportion.
 
 mixup (Zhang et al., 2018):    x = lam x_i + (1 - lam) x_j
-CutMix (Yun et al., 2019):     a patch of x_j, of share 1 - lam, lies on x_i
+CutMix (Yun et al., 2019):     x = x_i with a patch of x_j over the share 1 - lam of its area
 both:                          y = lam y_i + (1 - lam) y_j,    lam ~ Beta(alpha, alpha)
 
-One lam for the batch, whose partners are the batch in reverse; where both are on, a fair coin takes one of them for
-each batch: DeiT's settings (Touvron et al., 2021). Labels are smoothed here, so the criterion must not smooth them.
+There is one lam per batch, and the partners are the batch in reverse order. If both are on, each batch uses one of them
+at random with equal probability. These are DeiT's settings (Touvron et al., 2021). Labels are smoothed here, so the
+criterion must not smooth them.
 """
 
 from collections.abc import Iterator
@@ -24,27 +25,27 @@ def mixes(training: Training) -> bool:
 
 
 def require_even(training: Training, world_size: int) -> None:
-    """DataError where images are to be mixed in pairs and a process's share of a batch is odd."""
+    """Raises DataError if images must be mixed in pairs but a process's share of a batch is odd."""
     share = training.batch_size // world_size
     if mixes(training) and share % 2:
         raise DataError(
-            f"training.batch_size {training.batch_size}: mixup and cutmix pair the images of a step and process, "
-            f"which are {share}, an odd number; take {(share + 1) * world_size}, say"
+            f"training.batch_size {training.batch_size}: mixup and cutmix pair the images of a step and process, but "
+            f"{share} is an odd number; use, for instance, {(share + 1) * world_size}"
         )
 
 
 def mix(images: Tensor, labels: Tensor, training: Training, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A batch mixed as `training` says, the same for the same seed.
+    """The batch mixed as `training` specifies; deterministic in the seed.
 
     Args:
         images: float [B, C, H, W], B even; not changed.
         labels: int64 [B].
-        training: mixes(training) holds.
-        num_classes: of the labels.
-        seed: 63 bits, of a stream of its own. torch's and numpy's generators are left as they are.
+        training: settings with mixes(training).
+        num_classes: number of classes of the labels.
+        seed: 63 bits, from its own stream. torch's and numpy's generators are unaffected.
 
     Returns:
-        Images of the same shape, type and memory format, and probabilities, float32 [B, num_classes].
+        Images of the same shape, dtype and memory format, and probabilities, float32 [B, num_classes].
     """
     from timm.data import Mixup
 
@@ -64,8 +65,8 @@ def mix(images: Tensor, labels: Tensor, training: Training, num_classes: int, se
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Numpy's global generator, which timm draws from: inside it starts at `seed`, afterwards it is where it was."""
-    before = np.random.get_state()  # noqa: NPY002  (what timm reads)
+    """Seeds numpy's global generator, which timm uses, inside the block, and restores it afterwards."""
+    before = np.random.get_state()  # noqa: NPY002  (timm uses it)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
     try:
         yield

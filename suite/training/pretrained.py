@@ -1,10 +1,10 @@
-"""Published weights to start from: a local file if it exists, otherwise timm's on the Hugging Face hub.
+"""Published initial weights: a local file if it exists, otherwise timm's on the Hugging Face hub.
 
     model, sha256 = pretrained("resnet18.a1_in1k", 1000, 224, 3, Path("data"))
 
 Local files are tried first: DATA/weights/NAME.safetensors, .pth, .pt, .bin, each a state dict or a timm checkpoint
-(the averaged weights, if it has both). On the hub, the name's tag selects the weights: a name without a tag is an
-architecture, whose default weights change with timm's version.
+(whose averaged weights are used if it has both). On the hub, the name's tag selects the weights: a name without a tag
+is only an architecture, whose default weights change with timm's version.
 """
 
 import hashlib
@@ -23,31 +23,32 @@ from suite.recipe.settings import Interpolation
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT_SECONDS = 5.0
-"""Timeout for the hub's first answer, so that a machine without internet fails quickly."""
+"""Timeout for the hub's first response, so that a machine without internet fails quickly."""
 
 
 class PretrainedError(UserError):
-    """There are no such weights, or they do not fit the model."""
+    """The weights do not exist or do not fit the model."""
 
 
 def pretrained(
     name: str, num_classes: int, image_size: int, in_chans: int, data_dir: Path, *, own_classes: bool = False
 ) -> tuple[nn.Module, str]:
-    """The network `name` with published weights, as `models.create` makes it, and the SHA-256 of their file.
+    """The network `name` from `models.create`, with published weights, and the SHA-256 of their file.
 
-    timm adapts them: position embeddings to the image size, the first layer to `in_chans`. A head of another number of
-    classes is drawn, as `models.create` draws it from torch's generator, which is left as a fresh network leaves it.
+    timm adapts the weights: position embeddings to the image size, the first layer to `in_chans`. If the number of
+    classes differs, the head keeps the random values from `models.create`. torch's generator advances as for a new
+    network.
 
     Raises:
-        PretrainedError: nothing published under that name, no way to the hub, a file that is not of this model, or,
-            with `own_classes`, a head of another number of classes.
+        PretrainedError: nothing is published under that name, the hub cannot be reached, the file is for another model,
+            or, with `own_classes`, its head has another number of classes.
     """
     model = models.create(name, num_classes, image_size, in_chans)
     file = _local(name, data_dir) or _from_hub(name, data_dir)
     with torch.random.fork_rng(devices=[]):
         source, num_source_classes = _source(name, file, image_size, in_chans)
     if own_classes and num_source_classes != num_classes:
-        raise PretrainedError(f"{file}: of {num_source_classes} classes, and the data set has {num_classes}")
+        raise PretrainedError(f"{file}: for {num_source_classes} classes, but the data set has {num_classes}")
     weights = source.state_dict()
     heads = tuple(f"{head}." for head in _heads(metadata(model)))
     if num_source_classes != num_classes:
@@ -57,7 +58,7 @@ def pretrained(
 
 
 class Preprocessing(NamedTuple):
-    """What a network's published weights saw: mean and std of each channel, and how images were resized."""
+    """The preprocessing that published weights were trained with: mean and std per channel, and interpolation."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -65,7 +66,7 @@ class Preprocessing(NamedTuple):
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """From timm's pretrained configuration; bilinear if its interpolation is neither bilinear nor bicubic."""
+    """The preprocessing in timm's pretrained configuration; bilinear if it is neither bilinear nor bicubic."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -79,7 +80,7 @@ def _local(name: str, data_dir: Path) -> Path | None:
 
 
 def require_named(name: str, data_dir: Path) -> None:
-    """PretrainedError if DATA/weights has no file of that name and timm knows no such weights."""
+    """Raises PretrainedError if DATA/weights has no file of that name and timm has no such weights."""
     if _local(name, data_dir) is not None:
         return
     import timm
@@ -92,7 +93,7 @@ def require_named(name: str, data_dir: Path) -> None:
 
 
 def _from_hub(name: str, data_dir: Path) -> Path:
-    """The hub's file in its cache, downloaded if it is not there yet."""
+    """Path of the hub's file in the cache, downloaded if it is not there yet."""
     import huggingface_hub
     import timm
 
@@ -109,10 +110,10 @@ def _from_hub(name: str, data_dir: Path) -> Path:
     url = huggingface_hub.hf_hub_url(config.hf_hub_id, _HUB_FILES[0])
     try:
         return _download(config.hf_hub_id)
-    except Exception as error:  # httpx's, requests' or the hub's own: they all mean no file
+    except Exception as error:  # from httpx, requests or the hub: each means that there is no file
         raise PretrainedError(
-            f"published weights: {name}: no {place}, and {url} cannot be had from here ({type(error).__name__}): "
-            "download it where there is internet and put it there"
+            f"published weights: {name}: no {place}, and {url} cannot be downloaded ({type(error).__name__}): "
+            "download it on a machine with internet access and copy it to that path"
         ) from error
 
 
@@ -122,7 +123,7 @@ def _download(hub_id: str) -> Path:
 
     file = _HUB_FILES[0]
     try:
-        # By itself, hf_hub_download retries for minutes if the hub does not answer.
+        # Check first, because hf_hub_download retries for minutes if the hub does not respond.
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(hub_id, file), timeout=_HUB_TIMEOUT_SECONDS)
     except EntryNotFoundError:
         file = _HUB_FILES[1]
@@ -142,7 +143,7 @@ def _source(name: str, file: Path, image_size: int, in_chans: int) -> tuple[nn.M
     settings = {"num_classes": num_classes, "in_chans": in_chans, **size}
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
-    except Exception as error:  # each architecture adapts files in its own way, and may trip over a strange one
+    except Exception as error:  # each architecture adapts files in its own way and may fail on others
         raise PretrainedError(f"{file}: not the weights of {name}: {_in_one_line(error)}") from error
     return model, num_classes
 
@@ -162,7 +163,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _heads(config: dict[str, Any]) -> tuple[str, ...]:
-    """Module names of the classifier head(s) in timm's metadata."""
+    """Module names of the classifier heads in timm's metadata."""
     heads = config["classifier"]
     return (heads,) if isinstance(heads, str) else tuple(heads)
 

@@ -1,4 +1,4 @@
-"""Teachers: trained networks whose outputs a distilled cell learns from. They only run forward, once a batch."""
+"""Teachers: trained networks whose outputs a distilled cell learns from. They run forward only, once per batch."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Teacher:
         model: the network, on the images' device.
         precision: the recipe's.
         seen: normalisation of the images that the network was trained on; None: the same as `shown`.
-        shown: normalisation of the images that `logits` is given.
+        shown: normalisation of the images passed to `logits`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Float32 [B, classes] of images [B, C, H, W]."""
+        """Logits, float32 [B, classes], of images [B, C, H, W]."""
         self.model.eval()
         if self._change is not None:
             factor, shift = self._change
@@ -49,14 +49,14 @@ class Teacher:
 def published(
     cell: Cell, description: Description, layout: Layout, data_dir: Path, shown: Normalization
 ) -> tuple[Teacher, str]:
-    """The teacher that the cell's distillation names, and the SHA-256 of its weights' file.
+    """The teacher named by the cell's distillation, and the SHA-256 of its weights file.
 
-    If it has to be downloaded, the main process does so before the others look.
+    If it must be downloaded, the main process does so before the others read it.
 
     Raises:
-        PretrainedError: no such weights, or they are of other classes.
+        PretrainedError: the weights do not exist, or have other classes.
     """
-    assert cell.distillation is not None  # noqa: S101  (the caller has looked)
+    assert cell.distillation is not None  # noqa: S101  (the caller has checked)
     name, size = cell.distillation.weights or "", cell.data.image_size or description.image_size
 
     def load() -> tuple[nn.Module, str]:

@@ -1,4 +1,4 @@
-"""A cell's network and the epoch loop that trains it, with a checkpoint after any step; the test set is read once."""
+"""A cell's network and its training loop. Checkpoints are possible after any step; the test set is used once."""
 
 import hashlib
 import math
@@ -42,9 +42,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Staged:
-    """A loader's batches, each fetched during the step before it; training has waited `seconds` for them.
+    """A loader's batches, each fetched during the previous step; `seconds` is the time spent waiting for them.
 
-    On a GPU a step is only queued when its call returns, so the next batch is decoded and finished while it runs.
+    On a GPU, a step is only queued when its call returns, so the next batch is prepared while the step runs.
     """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
@@ -81,7 +81,7 @@ class Wishes:
 
 
 class LateLoss:
-    """The loss [] of a step, read later. On a GPU its copy is queued behind the step, and read() waits for that."""
+    """The loss [] of a step, read later. On a GPU, its copy is queued behind the step, and read() waits for it."""
 
     def __init__(self, number: int, loss: Tensor) -> None:
         self.number, self._loss = number, loss
@@ -103,10 +103,10 @@ class Network:
 
     Args:
         cell: the network's cell.
-        description: of the data set.
+        description: description of the data set.
         layout: this process's rank, world size and device.
-        weights: to start from; None: drawn from the cell's seed.
-        execution: how it runs.
+        weights: initial weights; None: drawn from the cell's seed.
+        execution: how the cell runs.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Network:
         """Resumes from a checkpoint of this cell.
 
         Raises:
-            CheckpointError: it is another cell's.
+            CheckpointError: the checkpoint belongs to another cell.
         """
         if state["cell"] != self.cell.id:
             raise checkpoint.CheckpointError(f"the checkpoint is of cell {state['cell']}, this is {self.cell.id}")
@@ -141,9 +141,9 @@ class Network:
             self.average.averages = {name: value.to(self.layout.device) for name, value in state["average"].items()}
 
     def deploy(self) -> None:
-        """Turns the trained network into the tested one: averages if kept, sign(w*), a scale made a layer's gain.
+        """Turns the trained network into the tested one: uses averages if kept, sign(w*), and scales as layers' gains.
 
-        Depends only on the state in a checkpoint. Training cannot continue afterwards.
+        The result depends only on the state in a checkpoint. Training cannot continue afterwards.
         """
         if self.average is not None:
             self.average.swap()
@@ -158,19 +158,19 @@ class Network:
 
 
 class Trainer(Network):
-    """One cell on one process of its layout.
+    """Trains one cell on one process of its layout.
 
-    `epoch` counts finished epochs, `step` finished steps of the current epoch. `wishes` are this process's requests,
-    which a signal handler may set at any moment; `agreed` are the requests of any process, which all act on now.
+    `epoch` counts finished epochs, `step` finished steps of the current epoch. `wishes` has this process's requests,
+    which a signal handler may set at any time; `agreed` has the requests of any process, which all now act on.
 
     Args:
         cell: the cell to train.
         layout: this process's rank, world size and device.
         data_dir: directory of the data sets.
-        weights: the parent cell's weights, to start from.
-        execution: how it runs.
+        weights: initial weights, from the parent cell.
+        execution: how the cell runs.
         is_resumed: a checkpoint's state is loaded next, so published weights are not fetched.
-        teacher: the network that a distilled cell learns from, if it is another cell's.
+        teacher: the network that a distilled cell learns from, if it belongs to another cell.
     """
 
     def __init__(
@@ -214,16 +214,16 @@ class Trainer(Network):
         self._sharpen_inputs()
 
     def train_epoch(self, on_step: Callable[[int, Tensor], None]) -> dict[str, float]:
-        """Trains the rest of the epoch; returns the whole epoch's metrics, for validation data with hardened weights.
+        """Trains the rest of the epoch; returns the whole epoch's metrics. Validates with hardened weights.
 
         `on_step(number of the step over all epochs, loss [] of this process)` may save `state_dict()`.
 
         Raises:
-            DivergedError: the loss is not finite on some process; the message names the step. All processes raise.
+            DivergedError: the loss is not finite on some process; the message names the step. All processes raise it.
         """
         self.engine.model.train()
         start, num_before = time.perf_counter(), float(self.totals[2])
-        # Closed, so that the loader's workers exit if training fails: its traceback would keep them alive.
+        # Close the loader even if training fails: otherwise the traceback would keep its workers alive.
         with closing(self.loaders.train.epoch(self.epoch, self.step)) as loaded:
             batches = Staged(loaded)
             for images, labels in batches:
@@ -249,13 +249,13 @@ class Trainer(Network):
         return metrics
 
     def _train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step, after which a checkpoint may be saved; this process's mean loss []. Never waits for the device."""
+        """One step; returns this process's mean loss []. A checkpoint may follow. Never waits for the device."""
         self.lr_schedule.step_update(self._num_steps_done)
         self._sharpen_inputs()
         if self.sharpness is not None:
             self.sharpness.step()
-        # The only random numbers drawn outside the loaders are dropout's. Each step has its own stream, so there is no
-        # generator state to save or lose.
+        # Only dropout draws random numbers outside the loaders. Each step has its own stream, so there is no generator
+        # state to save.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.step, self.layout.rank))
         images, targets = self._mixed(images, labels)
         soft = None if self.teacher is None else self.teacher.logits(images)
@@ -294,12 +294,12 @@ class Trainer(Network):
         self._agreement.start(self._last_bad, self.wishes.stop, self.wishes.save)
 
     def require_finite(self) -> None:
-        """DivergedError, on all processes, if the loss of any step so far is not finite. Collective."""
+        """Raises DivergedError, on all processes, if the loss of any step so far is not finite. Collective."""
         self._last_bad = max(self._last_bad, self._read_loss())
         self._require_converging(self.layout.agree(self._last_bad)[0])
 
     def _read_loss(self) -> int:
-        """One more than the number of the step read, if its loss is not finite; else 0."""
+        """Reads the pending loss; returns its step number + 1 if it is not finite, else 0."""
         unread, self._unread = self._unread, None
         if unread is None or math.isfinite(value := unread.read()):
             return 0
@@ -312,9 +312,9 @@ class Trainer(Network):
             raise DivergedError(f"the loss is {self._bad_loss} at step {diverged - 1} (epoch {epoch})")
 
     def test(self) -> tuple[Evaluation, Evaluation]:
-        """(soft, with w = F(w*); hard, with sign(w*)) on the test set, for a trial on the validation part.
+        """(soft, with w = F(w*); hard, with sign(w*)) on the test set; for a trial, on the validation part.
 
-        Leaves the network deployed.
+        The network is deployed afterwards.
         """
         with self.average.in_place() if self.average is not None else nullcontext():
             soft = self._evaluate(self.loaders.final)
@@ -322,7 +322,7 @@ class Trainer(Network):
         return soft, self._evaluate(self.loaders.final)
 
     def deploy(self) -> None:
-        """Like Network.deploy; also re-estimates batch-norm statistics if the recipe asks for it."""
+        """Like Network.deploy, and re-estimates batch-norm statistics if the recipe requests it."""
         super().deploy()
         if self.cell.training.reestimate_norm:
             self._reestimate_norm()
@@ -330,7 +330,7 @@ class Trainer(Network):
     def state_dict(self) -> dict[str, Any]:
         """The complete training state, the same on all processes. Collective.
 
-        Tensors may be the live ones, not copies.
+        Tensors may be live instead of copies.
         """
         return {
             "cell": self.cell.id,
@@ -349,12 +349,12 @@ class Trainer(Network):
         """Resumes from a checkpoint of this cell.
 
         Raises:
-            CheckpointError: it is another cell's, or was trained on other data.
+            CheckpointError: the checkpoint belongs to another cell or was trained on other data.
         """
         if state["data"] != self.data_checksum:
             raise checkpoint.CheckpointError(
-                f"{self.cell.dataset} is not what this run was trained on so far (checksum {self.data_checksum[:12]}, "
-                f"before {state['data'][:12]}): put the data back, or delete the run's directory to start anew"
+                f"{self.cell.dataset} differs from the data of this run so far (checksum {self.data_checksum[:12]}, "
+                f"before {state['data'][:12]}): restore the data, or delete the run's directory to start over"
             )
         super().load_state_dict(state)
         self.step = state["step"]
@@ -398,7 +398,7 @@ class Trainer(Network):
         return torch.zeros(3, dtype=torch.float64, device=self.layout.device)
 
     def _own_totals(self, totals: Tensor) -> Tensor:
-        """This process's row of all totals [processes, 3]; if their number changed, the first process gets the sum.
+        """This process's row of the totals [processes, 3]; if the number of processes changed, rank 0 gets the sum.
 
         Not summed across ranks: floating-point sums depend on their order, and this must resume bit-exactly.
         """
@@ -407,28 +407,28 @@ class Trainer(Network):
         return totals.sum(0) if self.layout.is_main else self._no_totals()
 
     def _sharpen_inputs(self) -> None:
-        """Gives binary inputs the mu of the next forward pass, the same as w's."""
+        """Sets the mu of binary inputs for the next forward pass, at the same progress as the mu of w."""
         if self.input_mu is not None:
             models.set_input_mu(self.engine.model, self.input_mu(self._num_steps_done / self.num_steps))
 
     def _evaluate(self, loader: Loader) -> Evaluation:
-        # Each process has its own batches' norm statistics; we evaluate the ones that are saved.
+        # Norm statistics differ between processes; evaluate with the ones that are saved.
         self.layout.broadcast(self.engine.model.buffers())
         return evaluate(self.engine, loader, self.layout, self.execution.micro_batch_size)
 
     def _reestimate_norm(self) -> None:
-        """Batch-norm statistics of the hardened network over one epoch of process 0's share of the training data.
+        """Re-estimates the hardened network's batch-norm statistics on one epoch of process 0's training data.
 
-        With training's precision and micro-batches. All micro-batches have equal weight in the mean.
+        Uses training's precision and micro-batches. All micro-batches have equal weight in the mean.
         """
         model = self.engine.model
-        # Dropout is on while statistics are gathered: its own stream, so that a resumed run deploys the same network.
+        # Dropout stays on here; its own stream makes a resumed run deploy the same network.
         torch.manual_seed(stream(self.cell.seed, "dropout", self.epoch, self.layout.rank))
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         momenta = {module: module.momentum for module in model.modules() if isinstance(module, kinds)}
         for norm in momenta:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean over all
+            norm.momentum = None  # cumulative mean
         model.train()
         with closing(self.loaders.train.epoch(self.epoch)) as batches:
             for images, _ in batches:
@@ -440,7 +440,7 @@ class Trainer(Network):
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over a model's parameters and statistics by name: equal digests, equal networks."""
+    """SHA-256 over a model's parameters and statistics by name: equal digests mean equal networks."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())

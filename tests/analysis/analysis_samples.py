@@ -11,7 +11,7 @@ NAN = float("nan")
 
 
 def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: object) -> list[dict[str, object]]:
-    """One row per seed 0, 1, ...: done with that hard accuracy, or in the state named instead, `failed: oom`."""
+    """One row per seed 0, 1, ...: done with this hard accuracy, or in the given state, such as `failed: oom`."""
     rows = []
     for seed, accuracy in enumerate(accuracies):
         state, _, cause = (accuracy if isinstance(accuracy, str) else "done").partition(": ")
@@ -53,27 +53,27 @@ def cells_of(quantizer: str, accuracies: Sequence[float | str], **columns: objec
 
 
 def many(shift: float, num_seeds: int = 8) -> list[float]:
-    """Accuracies about 0.5 + shift, the same spread for each shift and another order."""
+    """Accuracies about 0.5 + shift; each shift has the same spread but another order."""
     return [
         0.5 + shift + (0.01 * ((3 * seed + round(100 * shift)) % num_seeds)) / num_seeds for seed in range(num_seeds)
     ]
 
 
 def results_of(*groups: list[dict[str, object]], margin_points: float | None = None) -> Results:
-    """The rows of the groups as results; the grid declares bnn++ and that margin."""
+    """Results from the rows of the groups; the grid declares bnn++ and this margin."""
     found = results([row for group in groups for row in group])
     declared = {grid: Declared(margin_points=margin_points) for grid in found.declared}
     return replace(found, declared=declared)
 
 
 def frame_of(*groups: list[dict[str, object]]) -> pd.DataFrame:
-    """The rows of the groups as a frame that keeps to the schema."""
+    """A frame that follows the schema, from the rows of the groups."""
     rows = [row for group in groups for row in group]
     return pd.DataFrame(rows, columns=list(SCHEMA)).astype(SCHEMA)
 
 
 def example() -> Results:
-    """Two models; of the baselines' cells some failed, some wait, one pair only is left, one differs by a constant."""
+    """Two models; some baseline cells failed or wait, one baseline has a single pair, one differs by a constant."""
     return results_of(
         cells_of("fp", [0.9911, 0.9904, 0.9917]),
         cells_of("bc", [0.9702, 0.9738, "failed: oom"]),

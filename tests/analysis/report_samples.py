@@ -1,4 +1,4 @@
-"""Reports for the tests: their runs, and their page."""
+"""Sample reports for the tests: their runs and their page."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ RECIPE = {"training.epochs": "30", "training.batch_size": "64", "training.optimi
 
 
 def accuracies(shift: float, num_seeds: int = 10) -> list[float]:
-    """About 0.5 + shift; of two shifts, differences by seed that vary a little."""
+    """About 0.5 + shift; the differences between two shifts vary slightly by seed."""
     noise = np.random.default_rng(round(1000 * shift)).normal(0, 0.005, num_seeds)
     return [0.5 + shift + float(value) for value in noise]
 
@@ -32,5 +32,5 @@ def page_of(*groups: list[dict[str, object]], table: Table | None = None) -> str
 
 @cache
 def example_page() -> str:
-    """The page of analysis_samples.example()."""
+    """The report page of analysis_samples.example()."""
     return page_of()

@@ -1,4 +1,4 @@
-"""What leaves the project: the bundle for reviewers, and the frames for notebooks."""
+"""Exports: the bundle for reviewers, and the frames for notebooks."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from suite.run.journal import Journal
 
 
 def make_runs(root: Path, seeds: int = 3) -> None:
-    """ROOT/tiny: cells of two methods with journals, results and predictions; one failed."""
+    """ROOT/tiny with cells of two methods: journals, results and predictions; one cell failed."""
     cells = [tiny_cell(quantizer=name, seed=seed) for name in ("bc", "bnn++") for seed in range(seeds)]
     write_plan(root / "tiny", map(Planned, cells))
     for k, cell in enumerate(cells):

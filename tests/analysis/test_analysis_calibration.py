@@ -1,4 +1,4 @@
-"""A part of benchmarks/calibration.py: each test and interval errs as often as it says; and its formulas are ours."""
+"""A part of benchmarks/calibration.py: tests and intervals err as often as claimed, and its formulas match ours."""
 
 from collections.abc import Callable, Iterator
 
@@ -54,7 +54,7 @@ def test_the_fast_friedman_gives_ours() -> None:
     ],
 )
 def test_rates_are_as_wanted(part: Callable[[np.random.Generator, int], Iterator[Rate]], num: int) -> None:
-    """Within what few simulations add: three standard errors."""
+    """Within the error of few simulations: three standard errors."""
     rates = list(part(rng(), num))
     assert any(rate.wanted for rate in rates)
     missed = [rate for rate in rates if not rate.near_wanted]

@@ -59,7 +59,7 @@ def test_of_duplicate_runs_the_newest_done_one_counts_and_disagreement_is_told()
 
 
 def test_two_runs_with_one_result_are_no_finding() -> None:
-    """As after merging two roots, each of which has the whole plan and trained its share."""
+    """As after merging two roots that have the whole plan each, but trained different cells."""
     assert findings(frame_of(cells_of("bc", ["queued", 0.6]), cells_of("bc", [0.5, 0.6]))) == ()
 
 
@@ -140,7 +140,7 @@ def test_looks_at_incomplete_results_are_recorded_once_and_told(tmp_path: Path) 
     looks.record(other, ["a"], 1, "report")
     assert looks.remark(other, []) == ""
     assert looks.remark(grid_dir, ["a", "b"]).startswith("digits: results were looked at 1 time before")
-    looks.record(tmp_path / "absent", ["a"], 2, "report")  # a folder that cannot be written is left alone
+    looks.record(tmp_path / "absent", ["a"], 2, "report")  # does nothing if the folder cannot be written
 
 
 def test_findings_name_cells_as_the_launcher_does() -> None:

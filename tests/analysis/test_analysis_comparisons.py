@@ -1,4 +1,4 @@
-"""The one Comparison: its verdicts, and that nothing rendered from it disagrees with it."""
+"""Comparison: its verdicts, and that everything rendered from it agrees with it."""
 
 import json
 import re
@@ -22,7 +22,7 @@ METHODS = ("bc", "pc", "bnn", "bnn+")
 
 
 def random_study(rng: np.random.Generator) -> Results:
-    """Some models, seeds and baselines; effects from none to many sd, some runs failed, some networks identical."""
+    """Some models, seeds and baselines; effects from none to many sd; some runs failed, some networks identical."""
     num_models, num_seeds = int(rng.integers(1, 5)), int(rng.integers(1, 8))
     methods = METHODS[: rng.integers(1, 5)]
     sd, groups = float(rng.choice([0.0005, 0.004, 0.02])), list[list[dict[str, object]]]()
@@ -50,7 +50,7 @@ def table_of(seed: int) -> Table:
 
 
 def with_networks_of(others: list[dict[str, object]], cells: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The cells, with the networks of the others, seed by seed."""
+    """The cells with the networks of the others, seed by seed."""
     return [{**row, "weights_sha256": other["weights_sha256"]} for row, other in zip(cells, others, strict=True)]
 
 
@@ -60,7 +60,7 @@ def answers_of(table: Table) -> Iterator[Comparison]:
 
 
 def require_consistent(answer: Comparison) -> None:
-    """What `comparison` promises of every Comparison."""
+    """Asserts the properties that `comparison` promises for every Comparison."""
     interval, equivalence = answer.interval, answer.equivalence
     if answer.verdict is Verdict.no_pairs:
         assert answer.n == 0
@@ -89,7 +89,7 @@ def require_consistent(answer: Comparison) -> None:
 
 
 def require_told_alike(answer: Comparison) -> None:
-    """The sentence, the cells, the record say the verdict, and no other; numbers are the Comparison's."""
+    """Asserts that sentence, cells and record give this verdict and no other, and the Comparison's numbers."""
     sentence, record = words.sentence(answer), comparison_record(answer)
     said = {
         Verdict.better: " is better than ",

@@ -1,4 +1,4 @@
-"""Holm's method, the level at which it judges, and what a design can reach."""
+"""Holm's method, the level it applies, and what a design can reach."""
 
 import numpy as np
 import pytest
@@ -36,14 +36,14 @@ def test_a_family_smaller_than_its_members_or_a_p_that_is_none_is_refused() -> N
 
 
 def test_eight_pairs_are_enough_for_a_family_of_six_and_not_of_seven() -> None:
-    """2 / 2^8 = 0.0078: six times it is 0.047, seven times it is 0.055."""
+    """2 / 2^8 = 0.0078: six times that is 0.047, seven times is 0.055."""
     assert is_rejected(reachable({"a": 8}, 6)["a"])
     assert not is_rejected(reachable({"a": 8}, 7)["a"])
     assert [seeds_needed(2, 5), seeds_needed(6, 5), seeds_needed(1, 5), seeds_needed(1, 1)] == [4, 2, 8, 6]
 
 
 def test_members_with_fewer_pairs_may_be_reached_at_a_later_step() -> None:
-    """Holm's last step is at 0.05: if the other nine are rejected, six pairs are enough."""
+    """Holm's last step tests at 0.05: if the other nine are rejected, six pairs are enough."""
     found = reachable({**dict.fromkeys(range(9), 20), "last": 6}, 10)
     assert is_rejected(found["last"])
 

@@ -1,4 +1,4 @@
-"""What is in the figures: the drawn artists' numbers, not their pixels."""
+"""The numbers in the figures, read from the drawn artists rather than from pixels."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ KINDS = ("differences", "profiles", "curves", "flips", "masked", "distance", "ga
 
 
 def recorded_of(frame: pd.DataFrame, num_epochs: int = 6, unfinished: int = 3) -> pd.DataFrame:
-    """Accuracy rises to the test's, flips halve, mu doubles to 64; failed cells stop early, waiting ones have none."""
+    """Accuracy rises to the test's, flips halve, mu doubles to 64; failed cells stop early, waiting ones are absent."""
     records: list[curves.Record] = []
     for row in frame.to_dict("records"):
         done, quantizer = row["state"] == "done", row["quantizer"]
@@ -61,7 +61,7 @@ def recorded_of(frame: pd.DataFrame, num_epochs: int = 6, unfinished: int = 3) -
 
 
 def sized(frame: pd.DataFrame) -> pd.DataFrame:
-    """With 8,000 binary and 100 other parameters where measured, 8,100 others for fp: 1,400 and 32,400 bytes."""
+    """Measured cells get 8,000 binary and 100 other parameters, fp 8,100 others: 1,400 and 32,400 bytes."""
     measured, full = frame["top1_hard"].notna(), frame["quantizer"] == "fp"
     return frame.assign(
         num_binary_parameters=np.where(measured, np.where(full, 0.0, 8000.0), np.nan),
@@ -74,7 +74,7 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 
 def drawn_from(frame: pd.DataFrame, recorded: pd.DataFrame | None = None) -> dict[str, Picture]:
-    """The pictures by the first word of their names."""
+    """Pictures by the first word of their names."""
     recorded = recorded_of(frame) if recorded is None else recorded
     return {picture.name.split("-")[0]: picture for picture in pictures(table_of(frame), recorded)}
 
@@ -104,7 +104,7 @@ def approx(*points: tuple[float, float]) -> object:
 
 
 def marks_of(axes: Axes) -> list[tuple[str, npt.NDArray[np.float64]]]:
-    """Marker and points of what is drawn as a mark of its own."""
+    """Marker and points of each artist drawn as a mark of its own."""
     marked = [line for line in axes.lines if line.get_marker() != "None" and line.get_markersize() > 5]
     return [(str(line.get_marker()), points_of(line)) for line in marked]
 
@@ -262,7 +262,7 @@ def test_size_counts_one_bit_for_a_binary_parameter_and_32_for_any_other(found: 
 
 
 def many_models(num_models: int) -> pd.DataFrame:
-    """bnn++ is best on all models, bc worst; bnn and pc take turns."""
+    """bnn++ is best on all models, bc is worst; bnn and pc alternate."""
     groups = [cells_of("fp", [0.99, 0.99], model=f"m{k}") for k in range(num_models)]
     for k in range(num_models):
         for quantizer, top1 in {"bc": 0.6, "pc": 0.7 + 0.1 * (k % 2), "bnn": 0.75, "bnn++": 0.9}.items():
@@ -317,7 +317,7 @@ def test_a_quantizer_looks_the_same_in_every_figure() -> None:
 
 @pytest.fixture
 def written_words(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
-    """Texts as they are drawn: axes keep some that are not, such as ticks beyond their ends."""
+    """The texts that are actually drawn: axes also keep invisible ones, such as ticks beyond their ends."""
     written: list[Text] = []
     real = Text.draw
 
@@ -330,7 +330,7 @@ def written_words(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
 
 
 def wide_zoo() -> pd.DataFrame:
-    """All quantizers on two models, five seeds, some failed."""
+    """All quantizers on two models with five seeds; some failed."""
     rng = np.random.default_rng(0)
     groups = [
         cells_of(name, [*(0.9 + 0.05 * rng.random(4)).tolist(), "failed: oom" if k % 3 else 0.9], model=model)
@@ -347,7 +347,7 @@ def test_no_text_lies_on_another_or_outside_the_page(frame: pd.DataFrame, writte
     for picture in pictures(table_of(frame), recorded_of(frame)):
         if picture.figure is None:
             continue
-        picture.figure.draw_without_rendering()  # constrained layout settles in the first drawing
+        picture.figure.draw_without_rendering()  # constrained layout settles during the first drawing
         written_words.clear()
         picture.figure.draw_without_rendering()
         shown = [text for text in written_words if text.get_visible() and text.get_text().strip()]
@@ -356,7 +356,7 @@ def test_no_text_lies_on_another_or_outside_the_page(frame: pd.DataFrame, writte
         corners = {text: (box.min, box.max) for text, box in boxes.items()}
         page = picture.figure.bbox.padded(2)
         assert [text for text in shown if not all(page.contains(*corner) for corner in corners[text])] == []
-        upright = [text for text in boxes if text.get_rotation() in {0, 90}]  # others' boxes are mostly empty corners
+        upright = [text for text in boxes if text.get_rotation() in {0, 90}]  # slanted texts' boxes are mostly empty
         both = combinations(upright, 2)
         touching = [(one, other) for one, other in both if boxes[one].padded(-1).overlaps(boxes[other].padded(-1))]
         assert (picture.name, touching) == (picture.name, [])
@@ -456,7 +456,7 @@ def test_cells_of_another_grid_are_other_cells() -> None:
 
 
 def made_runs(root: Path) -> None:
-    """ROOT/tiny: two finished cells with journals, one of them resumed, in directories and in ROOT/mlflow.db."""
+    """ROOT/tiny with two finished cells and journals, one cell resumed, as run directories and in ROOT/mlflow.db."""
     cells = [tiny_cell(quantizer=name) for name in ("bc", "bnn++")]
     write_plan(root / "tiny", map(Planned, cells))
     for k, cell in enumerate(cells):

@@ -1,4 +1,4 @@
-"""Run directories give the frame and the findings that MLflow gives for the same runs."""
+"""Run directories give the same frame and findings as MLflow for the same runs."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from suite.run.mlflow_replica import default_uri, sync
 
 
 def finish(run: RunDir, hard: float, commit: str = "c0ffee") -> None:
-    """What a run leaves behind: journal, result, provenance."""
+    """Writes the files that a run leaves behind: journal, result, provenance."""
     code = {"commit": commit, "digest": "new" if commit == "c0ffee" else "old"}
     execution = {"determinism": "strict"}
     provenance = {"code": code, "data_checksum": "d1", "num_threads": 1, "num_processes": 2, "execution": execution}
@@ -33,7 +33,7 @@ def finish(run: RunDir, hard: float, commit: str = "c0ffee") -> None:
 
 @pytest.fixture
 def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
-    """Of bnn++ three seeds, from two commits; of bc one failed, one that died after its last record; an old cell."""
+    """bnn++: three seeds from two commits; bc: one failed, one died after its last record; and an old cell."""
     made = [make_run("tiny", seed=seed) for seed in range(3)]
     for seed, run in enumerate(made):
         finish(run, 0.9 + seed / 30, commit="c0ffee" if seed else "decaf")

@@ -1,4 +1,4 @@
-"""`power` tells what more seeds would find, from the runs' own spread, before they are paid for."""
+"""`power` predicts what more seeds would detect, from the spread of the runs, before they are trained."""
 
 import pytest
 from analysis_samples import cells_of, example, results_of

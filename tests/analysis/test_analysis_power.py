@@ -44,7 +44,7 @@ def test_seeds_for_a_difference_are_the_fewest_with_the_power() -> None:
 
 
 def test_spread_is_pooled_within_groups() -> None:
-    """Groups of 3, 2 and 1: sums of squares 2 and 2, 3 degrees of freedom; the mean of a group says nothing of it."""
+    """Groups of 3, 2 and 1: sums of squares 2 and 2, 3 degrees of freedom; group means do not affect the spread."""
     found = spread([[1.0, 2.0, 3.0], [10.0, 12.0], [50.0]])
     assert found.df == 3
     assert found.sd == pytest.approx(np.sqrt(4 / 3))
@@ -66,7 +66,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
 
 
 def test_comparisons_that_share_a_method_count_for_fewer_degrees_of_freedom() -> None:
-    """Five methods against one, three seeds: the pooled variance scatters as one of 10 / (1 + 4 / 4) = 5 degrees."""
+    """Five methods against one, three seeds: the pooled variance scatters as with 10 / (1 + 4 / 4) = 5 degrees."""
     rng = np.random.default_rng(2)
     runs = rng.standard_normal((4000, 6, 3))
     differences = runs[:, :1] - runs[:, 1:]

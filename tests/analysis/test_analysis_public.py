@@ -1,4 +1,4 @@
-"""Reference values through the public command: what `python -m analysis tables` prints of runs with known numbers."""
+"""Reference values through the public command: `python -m analysis tables` on runs with known numbers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from suite.run.directory import Planned, RunDir, write_plan
 
 
 def study(root: Path, runs: Mapping[tuple[str, str], Sequence[float]], margin_points: float | None = None) -> None:
-    """ROOT/known: for each (model, quantizer) a done run of each accuracy, seeds from 0; declared with that margin."""
+    """ROOT/known: one done run per accuracy of each (model, quantizer), seeds from 0; declared with this margin."""
     planned = []
     for (model, quantizer), accuracies in runs.items():
         for seed, accuracy in enumerate(accuracies):
-            # Copied without validation: the models have no network, and the recipe is nobody's.
+            # Copied without validation: the models have no network and the recipe does not exist.
             cell = tiny_cell().model_copy(update={"model": model, "quantizer": quantizer, "seed": seed})
             planned.append(Planned(cell))
             run = RunDir.create(root / "known" / cell.id, cell)
@@ -54,7 +54,7 @@ def test_demsars_ranks_are_printed(tmp_path: Path) -> None:
 
 
 def test_fishers_and_boxs_p_are_printed_with_holms_adjustment(tmp_path: Path) -> None:
-    """Darwin's maize and the boys' shoes, as differences of accuracies: 1,726 / 32,768 and 14 / 1,024."""
+    """Darwin's maize and the boys' shoes as differences of accuracies: 1,726 / 32,768 and 14 / 1,024."""
     maize, shoes = (0.5 + np.array(values) / scale for values, scale in ((DARWIN, 1000), (SHOES, 10)))
     study(tmp_path / "a", {("m", "bnn++"): maize.tolist(), ("m", "bc"): [0.5] * 15})
     (answer,) = printed(tmp_path / "a")["comparisons"][:1]
@@ -69,7 +69,7 @@ def test_fishers_and_boxs_p_are_printed_with_holms_adjustment(tmp_path: Path) ->
 
 
 def test_equivalence_to_a_published_number_is_rs(tmp_path: Path) -> None:
-    """R's package equivalence, tost(differences, eps = 0.6), in statsmodels' test_tost.py."""
+    """From R's package equivalence, tost(differences, eps = 0.6), as quoted in statsmodels' test_tost.py."""
     differences = np.subtract(*CLINIC_1)
     study(tmp_path, {("resnet20", "bc"): (0.5 + differences / 100).tolist()}, margin_points=0.6)
     source = tmp_path / "source.yaml"

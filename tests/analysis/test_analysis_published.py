@@ -1,4 +1,4 @@
-"""Published numbers: read with their faults' lines, tested only against cells that follow their protocol."""
+"""Published numbers: faults are reported with their lines; only cells that follow the protocol are tested."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +172,7 @@ def _wanted(name: str) -> str:
 
 
 def test_a_recipe_is_compared_as_the_runs_record_it() -> None:
-    """The paper's own full-precision recipe, as a cell's params are written."""
+    """The paper's own full-precision recipe, in the form of a cell's params."""
     training = {
         "epochs": 164,
         "batch_size": 128,
@@ -323,7 +323,7 @@ def test_runs_of_another_protocol_are_not_tested(tmp_path: Path) -> None:
 
 
 def test_of_many_numbers_each_is_tested_at_its_share_of_the_level(tmp_path: Path) -> None:
-    """The p of equivalence is about 0.02: enough for one number, not for ten."""
+    """The p of equivalence is about 0.02: enough for one number but not for ten."""
     values = {0: 0.9878, 1: 0.9905, 2: 0.9921}
     one, ten = (reproduced(tmp_path, values, num_tests=count) for count in (1, 10))
     assert one.test is not None
@@ -342,7 +342,7 @@ def test_of_many_numbers_each_is_tested_at_its_share_of_the_level(tmp_path: Path
 
 @pytest.mark.parametrize(("grid", "num_rows"), [("parq-cifar10", 4), ("parq-imagenet", 8)])
 def test_bundled_protocol_grids_follow_the_protocol_of_the_rows_that_they_name(grid: str, num_rows: int) -> None:
-    """Of each number that has cells in the grid: fp, and bc, which PARQ's tables call STE."""
+    """For each number that has cells in the grid: fp, and bc, which PARQ's tables call STE."""
     publication, numbers = load("parq"), by_key(load("parq"))
     followed = set()
     for cell in load_grid(grid).cells():

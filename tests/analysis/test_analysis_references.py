@@ -1,4 +1,4 @@
-"""The statistics against numbers that other software printed or papers published, to the digits given there."""
+"""The statistics against numbers from other software or papers, to the digits given there."""
 
 from collections.abc import Sequence
 
@@ -68,9 +68,9 @@ def test_friedman_of_demsars_table_corrected_for_ties_is_matlabs_and_rs() -> Non
 
 
 def test_demsars_ranks_and_f_are_found() -> None:
-    """Demsar (2006), p. 14, who does not correct for ties: ranks 3.143, 2.000, 2.893, 1.964, chi2 9.28, F 3.69."""
+    """Demsar (2006), p. 14, without correction for ties: ranks 3.143, 2.000, 2.893, 1.964, chi2 9.28, F 3.69."""
     table = C45_AUC.copy()
-    table[12, 2] = 0.9751  # he ranked more digits than he printed: no tie there
+    table[12, 2] = 0.9751  # the paper ranked more digits than it printed, so there was no tie
     ranking = ranks.rank_methods(table, C45)
     average = dict(zip(ranking.methods, ranking.average_ranks, strict=True))
     assert [average[name] for name in C45] == pytest.approx([3.143, 2.000, 2.893, 1.964], abs=5e-4)
@@ -117,7 +117,7 @@ def test_friedman_is_what_others_found(columns: list[list[float]], chi2: float, 
 
 @pytest.mark.parametrize("table", [C45_AUC, ROUNDING_TIMES], ids=["C4.5", "rounding times"])
 def test_f_is_the_analysis_of_variance_of_the_ranks(table: np.ndarray) -> None:
-    """By statsmodels 0.15's AnovaRM; with ties too, as PMCMRplus's friedmanTest(dist = "FDist")."""
+    """From statsmodels 0.15's AnovaRM; with ties as well, as in PMCMRplus's friedmanTest(dist = "FDist")."""
     rows = [
         {"block": block, "method": method, "rank": rank}
         for block, ranks in enumerate(stats.rankdata(table, axis=1))
@@ -136,7 +136,7 @@ def test_f_is_the_analysis_of_variance_of_the_ranks(table: np.ndarray) -> None:
     ],
 )
 def test_critical_values_are_demsars(num_methods: int, alpha: float, q_alpha: float) -> None:
-    """Demsar (2006), table 5a; he cut the digits off."""
+    """Demsar (2006), table 5a, whose digits are truncated."""
     found = critical_difference(num_methods, 14, alpha) / np.sqrt(num_methods * (num_methods + 1) / (6 * 14))
     assert q_alpha - 5e-4 <= found < q_alpha + 1e-3
 
@@ -151,7 +151,7 @@ def test_groups_are_those_of_demsars_diagram() -> None:
 
 
 def test_nemenyis_p_is_that_of_rs_pmcmrplus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """scikit-posthocs' test_posthocs.py has them from R: three blocks, seven groups."""
+    """From R, in scikit-posthocs' test_posthocs.py: three blocks, seven groups."""
     monkeypatch.setattr(ranks, "MIN_BLOCKS", 3)
     table = [[4, 3, 4, 4, 5, 6, 3], [1, 2, 3, 5, 6, 7, 7], [1, 2, 6, 4, 1, 5, 1]]
     expected = {"ba": 0.9999999, "ca": 0.8414506, "da": 0.9177741, "fa": 0.2147827, "fb": 0.2597539, "fc": 0.9449086}
@@ -220,7 +220,7 @@ def test_equivalence_of_the_sleep_data_is_what_toster_prints() -> None:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 24])
 def test_equivalence_at_another_level_has_that_levels_interval(alpha: float) -> None:
-    """The one-sample interval of scipy, of level 1 - 2 alpha, and the verdict that it gives."""
+    """The one-sample interval of scipy at level 1 - 2 alpha, and the verdict that it implies."""
     found = equivalence(SLEEP_1, Published(0.0), margin=2.2, alpha=alpha)
     expected = stats.ttest_1samp(SLEEP_1, 0.0).confidence_interval(1 - 2 * alpha)
     assert (found.low, found.high, found.confidence) == pytest.approx((*expected, 1 - 2 * alpha), rel=1e-9)

@@ -1,4 +1,4 @@
-"""The report: its sentences, its page, the command, and how a real Chromium shows it."""
+"""The report: its sentences, page and command, and the progress display."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ from suite.run.mlflow_replica import default_uri, recipe, sync
 
 
 def mixed_table() -> Table:
-    """On one model BNN++ is better than bc, worse than pc and like bnn; bnn+ failed."""
+    """On one model, BNN++ is better than bc, worse than pc and equal to bnn; bnn+ failed."""
     groups = [cells_of("fp", accuracies(0.3)), cells_of("bc", accuracies(0.0)), cells_of("bnn", accuracies(0.199))]
     failed = cells_of("bnn+", ["failed: oom"] * 10)
     return tabulate(results_of(*groups, cells_of("pc", accuracies(0.25)), failed, cells_of("bnn++", accuracies(0.2))))
@@ -138,7 +138,7 @@ def test_published_numbers_get_their_verdicts() -> None:
 
 
 class Page(HTMLParser):
-    """Headings, ids, links, what is loaded, and whether each tag is closed."""
+    """A page's headings, ids, links and loaded resources, and whether each tag is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def test_recipes_are_told_by_what_tells_them_apart() -> None:
 
 
 def test_the_methods_paragraph_has_words_for_every_key_of_a_recipe() -> None:
-    """Of a cell with every optional section: a key without words would be missing from the report."""
+    """For a cell with every optional section: a key without words would be missing from the report."""
     cell = tiny_cell(
         dataset="cifar10",
         model="bireal_resnet8",
@@ -255,7 +255,7 @@ def test_a_stores_password_is_not_shown() -> None:
 
 @pytest.fixture
 def root(make_run: Callable[..., RunDir], tmp_path: Path) -> Path:
-    """A grid of two methods and two seeds, one cell of which failed; in run directories and in a store."""
+    """A grid of two methods and two seeds with one failed cell, in run directories and in a store."""
     made = [make_run("tiny", seed=seed, quantizer=name) for name in ("bc", "bnn++") for seed in range(2)]
     for number, run in enumerate(made[1:]):
         provenance = {"code": {"commit": "c0ffee"}, "data_checksum": "d1", "packages": {"torch": "2.9.0"}}

@@ -1,31 +1,20 @@
 """How a real Chromium, without a network, shows and prints a report."""
 
 import base64
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from analysis_samples import cells_of, example
-from browser import Browser, obstacle
+from browser import Browser
 from report_samples import accuracies, page_of
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if why := obstacle():
-        if os.environ.get("PROXBENCH_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(why, pytrace=False)
-        pytest.skip(why)
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the example and of four models with long names, as a file."""
+    """One page with the example and four models with long names, as a file."""
     models = [f"a_model_with_a_name_that_is_long_{k}" for k in range(4)]
     shifts = {"fp": 0.3, "bc": 0.0, "bnn": 0.1, "bnn++": 0.2}
     more = [
@@ -54,7 +43,7 @@ def test_a_browser_without_a_network_shows_the_whole_page(browser: Browser, show
 
 
 def contrasts(browser: Browser) -> Sequence[float]:
-    """WCAG 2's contrast of each text with what it stands on."""
+    """WCAG 2's contrast between each text and its background."""
     found: list[float] = browser.ask(
         """(() => {
         const parse = color => color.match(/[\\d.]+/g).map(Number);
@@ -97,7 +86,7 @@ def test_printed_no_table_is_cut_off(browser: Browser, shown: Path) -> None:
     try:
         assert browser.ask("document.documentElement.scrollWidth") <= 690
         assert browser.ask("[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)")
-        # What is folded on a screen is open on paper.
+        # Sections that are folded on a screen are open on paper.
         assert browser.ask(f"{folded}.every(table => table.checkVisibility())")
     finally:
         browser.call("Emulation.setEmulatedMedia", media="")

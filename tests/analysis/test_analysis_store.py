@@ -1,4 +1,4 @@
-"""From a real sqlite MLflow store, one for all tests, to a frame; and the command line on top."""
+"""From a real sqlite MLflow store, shared by all tests, to a frame, and to the command line."""
 
 import contextlib
 import gc
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A ROOT whose mlflow.db has the grids digits (the example), again (a duplicate), large (1,050 cells), ..."""
     folder = tmp_path_factory.mktemp("runs")
     with warnings.catch_warnings():
-        # SQLAlchemy 2.1 warns of the way in which MLflow 3.17 declares its tables, once, when they are first imported.
+        # SQLAlchemy 2.1 warns once about how MLflow 3.17 declares its tables, when they are first imported.
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
         _fill(folder)
         yield folder
@@ -72,7 +72,7 @@ def _fill(folder: Path) -> None:
 
 
 def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any, object]]) -> None:
-    """The rows as suite.run.mlflow_replica writes cells, started one millisecond after another."""
+    """Writes the rows as suite.run.mlflow_replica writes cells, started one millisecond apart."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -92,7 +92,7 @@ def _write(client: object, artifacts: str, grid: str, rows: Iterable[Mapping[Any
 
 
 def _copy_the_last_run(database: Path, num_copies: int) -> None:
-    """Copies as seeds 1, 2, ..., started later; MLflow itself takes half a minute for a thousand runs."""
+    """Copies as seeds 1, 2, ..., started later; through MLflow itself a thousand runs take half a minute."""
     with contextlib.closing(sqlite3.connect(database)) as store:
         run = pd.read_sql("SELECT * FROM runs ORDER BY rowid DESC LIMIT 1", store)
         tags = pd.read_sql("SELECT * FROM tags WHERE run_uuid = ?", store, params=[run["run_uuid"][0]])
@@ -175,10 +175,10 @@ def test_an_unknown_grid_is_refused_with_the_grids_in_the_store(root: Path) -> N
 
 
 def test_experiments_and_runs_of_others_are_left_out(root: Path) -> None:
-    """Before, one foreign experiment on a shared server blocked every table."""
+    """Previously, one foreign experiment on a shared server blocked every table."""
     with pytest.raises(UserError, match="unknown grid 'foreign'"):
         load(uri(root), "foreign")
-    with pytest.raises(UserError, match="of odd: seed is 'zero'"):  # ours alone are read, and one of ours is broken
+    with pytest.raises(UserError, match="of odd: seed is 'zero'"):  # reads only ours, one of which is broken
         load(uri(root))
     assert load(uri(root), "again").remarks == ("1 runs of others are left out (by hand)",)
 

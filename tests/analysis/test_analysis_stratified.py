@@ -1,4 +1,4 @@
-"""The stratified sign-flip test: against enumeration, published numbers, and what its interval promises."""
+"""The stratified sign-flip test, checked by enumeration and published numbers, and the properties of its interval."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ DEPRESSION_2 = [0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29]
 
 
 def enumerated(strata: Sequence[Sequence[float]], shift: float) -> float:
-    """P by the definition, pattern by pattern."""
+    """P by definition, pattern by pattern."""
     arrays = [np.asarray(values) - shift for values in strata]
 
     def statistic(flipped: Sequence[np.ndarray]) -> float:
@@ -49,7 +49,7 @@ def test_it_is_the_enumeration_on_500_random_designs() -> None:
         if sizes.sum() > 9:
             continue
         strata = [rng.normal(rng.normal(), 1, size=n).tolist() for n in sizes]
-        if rng.random() < 0.3:  # as of 359 test images: ties
+        if rng.random() < 0.3:  # as with 359 test images, which gives ties
             strata = [(np.round(np.array(values) * 3) / 3).tolist() for values in strata]
         shift = float(rng.choice([0.0, 0.5, -0.25]))
         if not any(x != shift for values in strata for x in values):
@@ -59,7 +59,7 @@ def test_it_is_the_enumeration_on_500_random_designs() -> None:
 
 
 def test_fishers_count_of_darwins_maize() -> None:
-    """Fisher (1935): 863 of the 32,768 sums are as large as the observed, so 1,726 in both tails: p = 0.0527."""
+    """Fisher (1935): 863 of the 32,768 sums are at least the observed one, so 1,726 in both tails: p = 0.0527."""
     test = SignFlip([DARWIN])
     assert test.p() == pytest.approx(2 * 863 / 32_768, abs=1e-12)
     assert test.p() == pytest.approx(0.0527, abs=5e-5)
@@ -71,7 +71,7 @@ def test_the_boys_shoes_of_box_hunter_and_hunter() -> None:
 
 
 def test_signed_ranks_give_the_p_that_r_prints_for_wilcoxons_exact_test() -> None:
-    """R: wilcox.test(x, y, paired = TRUE, alternative = "greater"): V = 40, p-value = 0.01953; coin prints the same."""
+    """R: wilcox.test(x, y, paired = TRUE, alternative = "greater"): V = 40, p-value = 0.01953; coin gives the same."""
     differences = np.subtract(DEPRESSION_1, DEPRESSION_2)
     ranks = stats.rankdata(np.abs(differences)) * np.sign(differences)
     assert SignFlip([ranks]).one_sided_p(0.0, above=True) == pytest.approx(0.01953, abs=5e-6)
@@ -122,7 +122,7 @@ def test_an_interval_has_no_bound_where_the_design_can_exclude_nothing() -> None
 
 
 def test_models_that_differ_cost_no_power() -> None:
-    """Effects of 2 and 12 with noise of 0.1: the mean alone calls that noise, the test does not."""
+    """Effects of 2 and 12 with noise of 0.1: the test on the mean takes that for noise, but ours does not."""
     rng = np.random.default_rng(0)
     strata = [rng.normal(2, 0.1, 4), rng.normal(12, 0.1, 4)]
     assert SignFlip(strata).p() == pytest.approx(2 / 2**8)
@@ -130,7 +130,7 @@ def test_models_that_differ_cost_no_power() -> None:
 
 
 def test_eight_pairs_with_an_outlier_have_one_answer() -> None:
-    """Seven differences of 0.1 and one of 4: Student's interval held 0 where the sign-flip test rejected."""
+    """Seven differences of 0.1 and one of 4: Student's interval held 0, but the sign-flip test rejected."""
     test = SignFlip([[0.1] * 7 + [4.0]])
     assert test.p() == pytest.approx(2 / 2**8)
     assert test.interval().low == pytest.approx(0.1, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Tuning: what a budget is worth, an honest choice, and comparisons that say how each method was tuned."""
+"""Tuning: the value of a budget, an honest choice, and comparisons that state how each method was tuned."""
 
 import json
 import math
@@ -34,7 +34,7 @@ RANGE = {"log": [0.0003, 0.03]}
 
 
 def test_expected_best_is_the_mean_over_all_draws() -> None:
-    """By hand, of three scores: every ordered draw with replacement is equally likely."""
+    """By hand, for three scores: every ordered draw with replacement is equally likely."""
     scores = [0.2, 0.9, 0.5]
     found = expected_best(scores)
     for count in (1, 2, 3):
@@ -67,7 +67,7 @@ def drawn(study: int, trials: int) -> list[float]:
 
 @pytest.mark.parametrize("optimum", [0.003, 0.02])
 def test_the_choice_is_worth_what_dodges_formula_says(optimum: float) -> None:
-    """2,000 simulated studies: the chosen trial's score, against the formula on the scores' own distribution."""
+    """2,000 simulated studies: the chosen trial's score against the formula on the scores' own distribution."""
     rng = np.random.default_rng(1)
     rates = 10 ** rng.uniform(math.log10(0.0003), math.log10(0.03), 200_000)
     population = accuracy(rates, optimum) + rng.normal(0, NOISE / math.sqrt(2), len(rates))
@@ -91,7 +91,7 @@ def _tried(rate: float, optimum: float, rng: np.random.Generator) -> Tried:
 
 
 def test_testing_on_fresh_seeds_is_unbiased_and_the_validation_score_is_not() -> None:
-    """2,000 simulated studies of 12 trials x 2 seeds, then 8 fresh seeds with the values that were chosen."""
+    """2,000 simulated studies of 12 trials x 2 seeds, then 8 fresh seeds with the chosen values."""
     rng = np.random.default_rng(2)
     space = {LR: Knob.of(LR, RANGE)}
     tested, validated = [], []
@@ -108,7 +108,7 @@ def test_testing_on_fresh_seeds_is_unbiased_and_the_validation_score_is_not() ->
 
 
 def done(grid_dir: Path) -> Path:
-    """The grid's own cells, done: bnn++ 0.9, fp 0.95, a little better with each seed."""
+    """The grid's own cells, done: bnn++ 0.9, fp 0.95, slightly better with each seed."""
     finish(grid_dir, GOOD)
     advance(grid_dir)
     for row in rows_of(grid_dir):
@@ -140,7 +140,7 @@ def test_a_store_has_the_same_cells_and_budgets(tmp_path: Path) -> None:
     sync(root / "tiny", uri)
     read, stored = folders.load(root, "tiny"), store.load(uri, "tiny")
     names = ["cell_id", "quantizer", "seed", "state", "top1_hard"]
-    stored.frame["top1_hard"] = read.frame["top1_hard"]  # of the journals, which these runs have not
+    stored.frame["top1_hard"] = read.frame["top1_hard"]  # from the journals, which these runs lack
     assert read.frame[names].equals(stored.frame[names])
     assert stored.declared["tiny"].tuning == read.declared["tiny"].tuning
     assert set(read.declared["tiny"].tuning.values()) == {Budget(3, 2, 2)}

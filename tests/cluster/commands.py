@@ -1,4 +1,4 @@
-"""`python -m launch` as a user of the cluster types it, what came of it, and waiting for it."""
+"""Runs `python -m launch` as a user of the cluster does, reads the outcome, and waits for it."""
 
 import io
 import os
@@ -23,7 +23,7 @@ MODEST = ("--partition", "gpu", "--mem", "1G", "--time", "1h", "--cpus-per-task"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command came to."""
+    """A command's outcome."""
 
     returncode: int
     stdout: str
@@ -31,7 +31,7 @@ class Answer:
 
 
 def launch(*arguments: str | Path) -> Answer:
-    """Runs the command in this process, which spares the seconds of its imports."""
+    """Runs the command in this process, which saves the seconds of its imports."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
@@ -45,12 +45,12 @@ def launch(*arguments: str | Path) -> Answer:
 
 
 def command(*arguments: str | Path, program: str = "-m launch") -> list[str]:
-    """The command for a process of its own; `program`: other options of Python's."""
+    """The command line for a separate process. `program`: Python options instead of `-m launch`."""
     return [sys.executable, *program.split(" ", 1), *map(str, arguments)]
 
 
 def standings(grid_dir: Path) -> dict[str, Standing]:
-    """Where the cells stand, by name without data set and model: `bc/s0`."""
+    """The cells' standings, by name without data set and model: `bc/s0`."""
     rows = status.standings(grid_dir, read_plan(grid_dir))
     return {row.cell.name.split("/", 2)[2]: row for row in rows}
 
@@ -66,7 +66,7 @@ def run_of(grid_dir: Path, name: str) -> RunDir:
 
 
 def until(is_true: Callable[[], object], grid_dir: Path, seconds: float = 90.0) -> None:
-    """Returns once it is true. If it does not become so, the grid's state and logs are in the error."""
+    """Waits until `is_true()`. On a timeout, the error has the grid's state and logs."""
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, told(grid_dir)
@@ -74,12 +74,12 @@ def until(is_true: Callable[[], object], grid_dir: Path, seconds: float = 90.0) 
 
 
 def until_queue_is_empty(grid_dir: Path, seconds: float = 120.0) -> None:
-    """Returns once no job of this user's is left."""
+    """Waits until this user has no job left."""
     until(lambda: not client.queue(), grid_dir, seconds)
 
 
 def told(grid_dir: Path) -> str:
-    """All that is known of a grid, for the error of a test."""
+    """A grid's states, queue and logs, for a test's error message."""
     paths = [*sorted(grid_dir.glob("jobs/*/*_log.out")), *sorted(grid_dir.glob("*/attempts/*/log*.txt"))]
     logs = [f"== {path.relative_to(grid_dir)}\n{path.read_text('utf-8', 'replace')[-3000:]}" for path in paths]
     rows = [f"{name}: {row.state}" for name, row in standings(grid_dir).items()]

@@ -1,4 +1,4 @@
-"""slurm.conf and its companions, for a cluster whose nodes are all this machine."""
+"""Writes slurm.conf and its companions, for a cluster whose nodes all run on this machine."""
 
 import os
 import random
@@ -12,21 +12,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs from cluster to cluster. Nodes may claim more than the machine has."""
+    """Settings of a cluster. Nodes may claim more than the machine has."""
 
     num_nodes: int = 4
     cpus_per_node: int = 16
     memory_per_node_mib: int = 16_000
     gpus_per_node: int = 2
-    cpus_of_last_node: int | None = None  # if other than those of the others
-    over_memory_kill: bool = False  # whether a step that uses more than its memory is killed
-    accounting: bool = True  # slurmdbd and with it sacct, accounts and QOS
+    cpus_of_last_node: int | None = None  # if it differs from the other nodes
+    over_memory_kill: bool = False  # whether to kill a step that exceeds its memory
+    accounting: bool = True  # slurmdbd, and with it sacct, accounts and QOS
     max_array_size: int = 1001  # SLURM's default
     grace_seconds: int = 0  # between the signal of a preemption and its end
     requeue_seconds: int = 5  # before a requeued job may start again
     kill_seconds: int = 5  # between SIGTERM and SIGKILL
     node_timeout_seconds: int = 10  # before a silent node is DOWN
-    # Not from 1: submitit's files of an earlier cluster's job would pass for a new one's.
+    # Not 1: submitit's files of an earlier cluster's job would be taken for a new job's.
     first_job_id: int = field(default_factory=lambda: 1000 + int(time.time()) % 1_000_000)
 
     @property
@@ -45,7 +45,7 @@ class Ports:
 
     @classmethod
     def pick(cls, num_nodes: int) -> "Ports":
-        """Ports that are free now; from below those that the kernel hands out by itself."""
+        """Ports that are free now, below the kernel's automatically assigned ports."""
         ports: dict[int, None] = {}
         while len(ports) < num_nodes + 2:
             port = random.randrange(10_000, 32_000)  # noqa: S311  (no secret)
@@ -57,17 +57,17 @@ class Ports:
 
 
 def write_configuration(folder: Path, settings: Settings, ports: Ports) -> None:
-    """Fills the cluster's folder: configuration, munge's key, GPUs."""
-    folder.chmod(0o755)  # jobs of other users must get to the munge socket
+    """Writes the cluster's folder: configuration, munge's key, GPUs."""
+    folder.chmod(0o755)  # jobs of other users must reach the munge socket
     for name in ("log", "state", "spool", "munge", "mariadb", "devices"):
         (folder / name).mkdir()
     _write(folder / "munge" / "key-file", secrets.token_hex(64))
-    for number in range(settings.gpus_per_node):  # SLURM wants character devices: these are /dev/null by other names
+    for number in range(settings.gpus_per_node):  # SLURM needs character devices: these are copies of /dev/null
         os.mknod(folder / "devices" / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     _write(folder / "slurm.conf", _slurm_conf(folder, settings, ports))
     _write(folder / "slurmdbd.conf", _slurmdbd_conf(folder, ports))
     _write(folder / "gres.conf", _gres_conf(folder, settings))
-    _write(folder / "cgroup.conf", "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")  # none is used; it is looked for
+    _write(folder / "cgroup.conf", "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")  # unused, but SLURM looks for it
 
 
 def _write(path: Path, text: str) -> None:
@@ -94,7 +94,7 @@ SlurmdUser=root
 SlurmctldPort={ports.slurmctld}
 AuthType=auth/munge
 CredType=cred/munge
-# How long a credential lives is how long a requeued job waits.
+# A requeued job waits for as long as a credential lives.
 AuthInfo=socket={folder}/munge/socket,cred_expire={settings.requeue_seconds}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n

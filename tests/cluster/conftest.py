@@ -1,4 +1,4 @@
-"""One real SLURM cluster for all tests of this folder."""
+"""One real SLURM cluster for all tests in this folder."""
 
 import os
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from launch.slurm import client
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Without SLURM the tests of this folder are skipped; they fail where it must be there, as in CI."""
+    """Skips this folder's tests without SLURM; fails them if SLURM is required, as in CI."""
     if why := obstacle():
         if os.environ.get("PROXBENCH_REQUIRE_SLURM") == "1":
             pytest.fail(why, pytrace=False)
-        pytest.skip(why)  # here rather than in a fixture: pytest then says it once, not once a test
+        pytest.skip(why)  # here rather than in a fixture: pytest then reports it once, not once per test
 
 
-@pytest.fixture(scope="package")  # a session's would outlive this folder's tests, and so would its SLURM_CONF
+@pytest.fixture(scope="package")  # with scope "session" it and its SLURM_CONF would outlive this folder's tests
 def cluster() -> Iterator[Lab]:
-    """Four idle nodes of two GPUs each, which SLURM's commands find without being told."""
+    """Four idle nodes with two GPUs each, which SLURM's commands find through the environment."""
     with pytest.MonkeyPatch.context() as patch, Lab() as lab:
         for variable in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:
-            patch.delenv(variable)  # of a job that the tests may run in
+            patch.delenv(variable)  # set if the tests run in a job
         for variable in ("SLURM_CONF", "PATH"):
             patch.setenv(variable, lab.environment[variable])
         patch.setenv("COLUMNS", "150")
@@ -33,7 +33,7 @@ def cluster() -> Iterator[Lab]:
 
 @pytest.fixture
 def root(cluster: Lab, tmp_path: Path) -> Iterator[Path]:
-    """A ROOT; jobs that are left are cancelled afterwards."""
+    """A ROOT; remaining jobs are cancelled afterwards."""
     yield tmp_path / "runs"
     client.cancel(list(client.queue()))
     cluster.run("scancel", "--user=root")

@@ -4,8 +4,8 @@
         lab.run("sbatch", "--partition", "gpu", "--wrap", "hostname")
         lab.kill_node("node2")
 
-Its daemons run as root, with neither systemd nor cgroups, on ports picked free, and keep all they write in one folder,
-in memory where it can be. All of it is gone at the end, also when the process that made it is killed.
+Its daemons run as root, without systemd or cgroups, on free ports, and write to a single folder, in memory if possible.
+Everything is removed at the end, even if the process that started the cluster is killed.
 """
 
 import os
@@ -41,7 +41,7 @@ def obstacle(*, accounting: bool = True) -> str | None:
 
 
 class Lab:
-    """The cluster, up while its context is. `environment` is what SLURM's commands need to speak to it."""
+    """The cluster, which runs within its context. `environment`: what SLURM's commands need to reach it."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -53,7 +53,7 @@ class Lab:
             "SLURM_CONF": str(self.conf),
             "PATH": _path(),
         }
-        self.mark = f"SLURM_CONF={self.conf}"  # jobs have it too: they are found by it
+        self.mark = f"SLURM_CONF={self.conf}"  # jobs inherit it, and are found by it
         self._reaper = self._start_reaper()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -61,7 +61,7 @@ class Lab:
         """The cluster with all nodes idle.
 
         Raises:
-            LabError: a daemon did not start; says which, and how its log ends.
+            LabError: a daemon did not start; the message has its name and the end of its log.
         """
         try:
             self._start()
@@ -74,18 +74,18 @@ class Lab:
         self.stop()
 
     def run(self, *command: str) -> str:
-        """What a command of SLURM's, or any, prints. CalledProcessError if it fails."""
+        """Runs a command, of SLURM or any other, and returns its output. CalledProcessError if it fails."""
         return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
 
     def kill_node(self, name: str) -> None:
-        """As if its power were cut: SIGKILL to its slurmd, its jobs' slurmstepds, and all that these started."""
+        """Simulates a power cut: SIGKILL to its slurmd, its jobs' slurmstepds, and everything these started."""
         processes.kill(self.mark, f"LAB_NODE={name}")
-        processes.kill(self.mark, f"SLURMD_NODENAME={name}")  # what has left its parents
+        processes.kill(self.mark, f"SLURMD_NODENAME={name}")  # processes that left their parents
         self._daemons.pop(f"slurmd-{name}").wait()
 
     def start_node(self, name: str) -> None:
-        """Switches a killed node on again; SLURM uses it once it has registered."""
-        # A machine that has booted says so, and SLURM requeues its jobs. This one hasn't: SLURM would take a minute.
+        """Restarts a killed node; SLURM uses it once it has registered."""
+        # A rebooted machine says so, and SLURM requeues its jobs. This one did not reboot: SLURM would take a minute.
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=booted")
         self._start_slurmd(name)
 
@@ -93,7 +93,7 @@ class Lab:
         self._spawn(f"slurmd-{name}", "slurmd", "-D", "-N", name, LAB_NODE=name)
 
     def wait_until_idle(self) -> None:
-        """Returns once every node is idle. LabError after a minute, or when a daemon has ended."""
+        """Waits until every node is idle. LabError after a minute, or if a daemon has ended."""
         self._wait("slurmctld", lambda: self._says("sinfo -h -p debug -N -o %T").split() == ["idle"] * len(self.nodes))
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ class Lab:
             daemon.wait()
 
     def _start_reaper(self) -> "subprocess.Popen[bytes]":
-        """Cleans up once the pipe to it is closed: by stop(), or by the kernel when this process has been killed."""
+        """A process that cleans up once its pipe is closed: by stop(), or by the kernel if this process is killed."""
         command = [sys.executable, "-S", processes.__file__, str(self.folder), self.mark]
         environment = {key: value for key, value in self.environment.items() if key != "SLURM_CONF"}
         return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, cwd="/", start_new_session=True)
@@ -136,7 +136,7 @@ class Lab:
         self._wait("mariadbd", lambda: _answers(socket_path))
         self._spawn("slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(socket_path))
         self._wait("slurmdbd", lambda: self._succeeds("sacctmgr -n show cluster"))
-        # A batch of commands that makes a QOS cannot use it: two batches.
+        # A batch of commands cannot use a QOS that it creates: two batches.
         self._account("add cluster lab", "add account lab,other cluster=lab", "add qos high priority=1000")
         self._account("add user root account=lab,other defaultaccount=lab qos=normal,high defaultqos=normal")
 
@@ -155,7 +155,7 @@ class Lab:
                 stderr=log,
                 env=self.environment | variables,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for the tests
+                start_new_session=True,  # so that Ctrl-C reaches only the tests
             )
 
     def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
@@ -184,7 +184,7 @@ def _path() -> str:
 
 
 def _memory_or_disk() -> str:
-    """Memory if there is 1 GiB of it that may hold programs: MariaDB waits seconds for a busy disk."""
+    """Memory if 1 GiB is free and programs may run from it: MariaDB waits seconds for a busy disk."""
     memory = Path("/dev/shm")  # noqa: S108  (a fresh folder in it)
     if not os.access(memory, os.W_OK):
         return tempfile.gettempdir()

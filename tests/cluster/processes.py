@@ -1,8 +1,8 @@
-"""Processes found by what stands in their environment, and a program that ends them when the one it serves is gone.
+"""Finds processes by their environment variables; as a program, ends them once the process it serves has ended.
 
-    python processes.py FOLDER NAME=VALUE     waits for the end of its input; then kills those processes, deletes FOLDER
+    python processes.py FOLDER NAME=VALUE     waits for the end of its input; then kills the processes, deletes FOLDER
 
-Standard library only: it must start in a moment, and live through anything.
+Standard library only: it must start quickly, and survive everything else.
 """
 
 import os
@@ -18,7 +18,7 @@ KILL_SECONDS = 20.0
 
 
 def found(*variables: str) -> list[int]:
-    """Processes that have each of these NAME=VALUE in their environment, and their descendants, whatever these have."""
+    """Processes that have all of these NAME=VALUE in their environment, and all descendants of these processes."""
     wanted = {variable.encode() for variable in variables}
     children: dict[int, list[int]] = defaultdict(list)
     pids = []
@@ -31,13 +31,13 @@ def found(*variables: str) -> list[int]:
             children[int(parent)].append(pid)
             if wanted <= set((path / "environ").read_bytes().split(b"\0")):
                 pids.append(pid)
-    for pid in pids:  # which grows meanwhile
+    for pid in pids:  # pids grows during the loop
         pids += [child for child in children.pop(pid, []) if child not in pids]
     return sorted(pids)
 
 
 def kill(*variables: str) -> None:
-    """SIGKILL to all that `found` finds, oldest first, until none is left."""
+    """Sends SIGKILL to all processes that `found` finds, oldest first, until none is left."""
     deadline = time.monotonic() + KILL_SECONDS
     while pids := found(*variables):
         for pid in pids:
@@ -49,7 +49,7 @@ def kill(*variables: str) -> None:
 
 
 def _reap(folder: str, variable: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C and the like are for the one it serves
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C etc. are for the process it serves
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()
     kill(variable)

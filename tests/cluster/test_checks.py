@@ -1,4 +1,4 @@
-"""What SLURM says on a real cluster, and what it would refuse: caught before anything is submitted."""
+"""The client functions on a real cluster, and requests that it would refuse: caught before anything is submitted."""
 
 import os
 import re
@@ -19,7 +19,7 @@ HELD = ("sbatch", "--parsable", "--hold", "--chdir", "/", "--output", "/dev/null
 
 @pytest.fixture
 def submit(cluster: Lab) -> Iterator[Callable[..., str]]:
-    """Submits a held job and returns its id; cancels it in the end."""
+    """Submits held jobs and returns their ids; cancels them at the end."""
     made: list[str] = []
 
     def submit(*options: str) -> str:
@@ -97,7 +97,7 @@ def test_hidden_partitions_are_known(cluster: Lab) -> None:
         ({"cells_per_gpu": 17}, "--cells-per-gpu: nodes of partition 'gpu' with 1 GPU have 16 cores, not 17"),
         (
             {"cpus_per_task": 2, "cells_per_gpu": 3},
-            "--cpus-per-task: 3 training processes on each node need as many, not 2",
+            "--cpus-per-task: 3 training processes per node need 3 cores, not 2",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_more_time_than_the_partition_allows_is_refused_and_the_default_fits(clu
     cluster.run("scontrol", "update", "PartitionName=urgent", "MaxTime=02:00:00")
     try:
         assert load_profile(None, {"partition": "urgent"}).on(slurm.partitions()).for_cell(None).time == 120
-        said = "--time: 180 minutes are more than the 120 that partition 'urgent' allows; say --time 120m"
+        said = "--time: 180 minutes are more than the 120 that partition 'urgent' allows; use --time 120m"
         assert _refusal(partition="urgent", time="3h") == [said]
     finally:
         cluster.run("scontrol", "update", "PartitionName=urgent", "MaxTime=UNLIMITED")
@@ -229,5 +229,7 @@ def test_a_controller_that_is_away_is_told_in_one_line(
     text = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9\nMessageTimeout=2", cluster.conf.read_text(encoding="utf-8"))
     conf.write_text(text, encoding="utf-8")
     monkeypatch.setenv("SLURM_CONF", str(conf))
-    with pytest.raises(slurm.SlurmError, match=r"^squeue: .*Unable to contact slurm controller.*doctor tells more\)$"):
+    with pytest.raises(
+        slurm.SlurmError, match=r"^squeue: .*Unable to contact slurm controller.*\(details: python -m launch doctor\)$"
+    ):
         slurm.queue()

@@ -1,4 +1,4 @@
-"""The cluster that the other tests of this folder stand on."""
+"""Tests of the cluster that this folder's other tests use."""
 
 import os
 import subprocess
@@ -90,7 +90,7 @@ def test_an_urgent_job_preempts_one_of_partition_gpu_which_runs_again(cluster: L
 
 
 def test_a_daemon_that_does_not_start_is_named_with_the_end_of_its_log(cluster: Lab) -> None:
-    assert cluster.nodes  # there is SLURM here
+    assert cluster.nodes  # SLURM is installed
     broken = Lab(Settings(cpus_per_node=-1, accounting=False))
     with pytest.raises(LabError, match=r"(?s)slurmctld ended with status 1; its log ends:.*CPUs=-1"), broken:
         pass

@@ -1,4 +1,4 @@
-"""The doctor looks at a real cluster from a job on it, and says what to mend."""
+"""The doctor examines a real cluster from a job on it, and names the fixes."""
 
 import io
 import os
@@ -24,7 +24,7 @@ Examine = Callable[..., tuple[bool, str]]
 
 @pytest.fixture
 def examine(cluster: Lab, tmp_path: Path) -> Iterator[Examine]:
-    """Whether all is well, and what the doctor prints."""
+    """Returns whether all is well, and what the doctor prints."""
     assert cluster.nodes
     data_dir = tmp_path / "data"
     (data_dir / "imagenet").mkdir(parents=True)
@@ -50,8 +50,8 @@ def test_a_healthy_cluster_has_no_problem(examine: Examine) -> None:
         r"ok +SLURM: slurm-wlm .*; Slurmctld\(primary\) at .* is UP",
         r"ok +SLURM's accounting: accounts: .*lab",
         r"ok +partition gpu: 4 nodes: ",
-        r"ok +what jobs ask for: partition gpu, time 1440 min",
-        r"ok +MLflow: .*mlflow.db can be written",
+        r"ok +resources of jobs: partition gpu, time 1440 min",
+        r"ok +MLflow: .*mlflow.db can be created",
         rf"ok +proxbench on node\d: {re.escape(sys.executable)}",
         r"ok +GPUs on node\d: torch sees 0, the job asked for 0",
         r"ok +ROOT on node\d: seen and writable",
@@ -61,14 +61,14 @@ def test_a_healthy_cluster_has_no_problem(examine: Examine) -> None:
         r"ok +data directory on node\d: seen",
         r"(ok|absent) +FFCV on node\d: ",
         r"ok +signals on node\d: SIGUSR2 reaches a worker",
-        r"ok +requeue: SLURM starts a worker again that leaves work behind",
+        r"ok +requeue: SLURM restarts a worker that leaves work behind",
     ):
         assert re.search(f"(?m)^{line}", said), (line, said)
 
 
 @pytest.mark.slow
 def test_gpus_that_torch_does_not_see_are_a_problem(examine: Examine) -> None:
-    is_well, said = examine(partition="gpu", gpus_per_node=2)  # which are none
+    is_well, said = examine(partition="gpu", gpus_per_node=2)  # the lab's GPUs are fake
     assert not is_well
     assert re.search(r"problem +GPUs on node\d: torch sees 0, the job asked for 2\n +→ install a torch", said)
 
@@ -147,7 +147,7 @@ def test_a_tracking_server_is_asked_from_the_node_and_a_site_may_forbid_requeuei
     assert is_well, said
     assert f"MLflow: {uri} answers" in said
     assert re.search(rf"ok +MLflow from node\d: {uri} answers", said)
-    assert re.search(r"absent +requeue: SLURM does not start a job again here: workers hand in successors", said)
+    assert re.search(r"absent +requeue: SLURM does not restart jobs here: workers submit successors", said)
 
 
 def test_a_controller_that_is_away_is_a_problem(
@@ -155,7 +155,7 @@ def test_a_controller_that_is_away_is_a_problem(
 ) -> None:
     shape = {"partition": "gpu"}
     partitions = slurm.partitions()
-    monkeypatch.setattr(slurm, "partitions", lambda: partitions)  # for the shape alone: the doctor stops at the ping
+    monkeypatch.setattr(slurm, "partitions", lambda: partitions)  # only for the shape: the doctor stops at the ping
     conf = tmp_path / "slurm.conf"
     text = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", cluster.conf.read_text(encoding="utf-8"))
     conf.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Grids that workers of a real SLURM cluster train to their end, whatever the site and its machines are like."""
+"""Workers on a real SLURM cluster train grids to their end, despite limits and faults of the site and its nodes."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 
 def _python_path(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
-    """Has every Python of the jobs to be launched run the code first."""
+    """Makes every Python process of jobs launched later run the code first."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{SOURCE}")
@@ -73,7 +73,7 @@ def test_children_follow_their_parents_in_the_code_that_was_launched(
     answer = subprocess.run(
         [*words, "--on-finish", on_finish], cwd=checkout, env=environment, check=True, capture_output=True, text=True
     )
-    assert answer.stdout.startswith("handed in 1 worker for 4 cells"), answer
+    assert answer.stdout.startswith("submitted 1 worker for 4 cells"), answer
     for path in checkout.rglob("*.py"):
         path.write_text("raise AssertionError('edited since')\n", encoding="utf-8")
     cluster.run("scontrol", "update", f"nodename={nodes}", "state=resume")
@@ -86,7 +86,7 @@ def test_children_follow_their_parents_in_the_code_that_was_launched(
         "bc/s0/finetune": ("done", None),
         "bc/s1/finetune": ("queued", None),
     }, told(grid_dir)
-    assert rows["fp/s1"].state.attempt == 1, "a NaN comes again: it is not tried again"
+    assert rows["fp/s1"].state.attempt == 1, "a NaN would recur: it is not retried"
     assert len({row.state.job_id for row in rows.values() if row.state.attempt}) == 1
     assert (grid_dir / "finished").read_text(encoding="utf-8") == "2 done, 1 queued, 1 failed\n"
     shown = launch("status", "--root", root).stdout
@@ -107,8 +107,8 @@ def test_limits_on_jobs_and_arrays_refuse_no_grid_and_a_worker_by_hand_takes_its
         monkeypatch.setenv("SLURM_CONF", str(lab.conf))
         lab.run("sacctmgr", "-i", "-Q", "modify", "user", "root", "where", "account=lab", "set", "MaxSubmitJobs=5")
         answer = launch("grid", grid, *MODEST, "--root", root)
-        assert answer.stdout.startswith("handed in 5 workers for 8 cells (job "), answer
-        assert "3 more workers could work; they are handed in as SLURM's limits have room" in answer.stdout
+        assert answer.stdout.startswith("submitted 5 workers for 8 cells (job "), answer
+        assert "3 more workers will be submitted as SLURM's limits allow" in answer.stdout
         by_hand = subprocess.Popen(command("worker", "--root", root), cwd=SOURCE, stdout=subprocess.DEVNULL)
         until_queue_is_empty(grid_dir)
         assert by_hand.wait(60) == 0
@@ -118,7 +118,7 @@ def test_limits_on_jobs_and_arrays_refuse_no_grid_and_a_worker_by_hand_takes_its
     workers = registry.workers(grid_dir)
     assert sorted(worker.job_id == "" for worker in workers) == [False] * 5 + [True]
     assert len({worker.job_id.partition("_")[0] for worker in workers}) == 3, (
-        "an array of 4, a job, and the one by hand"
+        "an array of 4, a job, and the worker started by hand"
     )
 
 
@@ -145,19 +145,19 @@ def test_what_dies_before_python_is_told_and_not_handed_in_again(write_grid: Wri
     }
     for name, (flags, _) in cases.items():
         answer = launch("grid", write_grid(name=name, seeds=[0, 1]), *MODEST, *flags, "--workers", "3", "--root", root)
-        assert answer.stdout.startswith("handed in 3 workers for 4 cells"), answer
+        assert answer.stdout.startswith("submitted 3 workers for 4 cells"), answer
     until_queue_is_empty(root / "python")
     for name, (_, reason) in cases.items():
         grid_dir = root / name
         assert len(deaths(grid_dir)) == 3
         said = launch("status", name, "--root", root).stdout
         assert said.count(reason) == 3, said
-        assert "no worker: python -m launch grid" in said
+        assert "no worker; to resume: python -m launch grid" in said
         logs = launch("logs", "fp/s0", "--grid", name, "--root", root).stdout
         assert {"setup": "module: command not found", "python": "/nowhere/python"}[name] in logs
         assert {row.state.attempt for row in standings(grid_dir).values()} == {0}
         assert supply(grid_dir) == HandedIn()
-        assert launch("scale", "2", "--grid", name, "--root", root).stdout.endswith("; 2 handed in\n"), "a user may"
+        assert launch("scale", "2", "--grid", name, "--root", root).stdout.endswith("; 2 submitted\n"), "a user may"
 
 
 def test_a_job_of_two_gpus_has_a_slot_on_each_and_a_gpu_that_torch_does_not_see_is_an_error(
@@ -167,7 +167,7 @@ def test_a_job_of_two_gpus_has_a_slot_on_each_and_a_gpu_that_torch_does_not_see_
     _python_path(monkeypatch, tmp_path / "site", NOTE_DEVICES)
     two = ("--partition", "gpu", "--gpus-per-node", "2", "--mem", "1G", "--time", "1h", "--root", root)
     answer = launch("grid", write_grid(), *two)
-    assert answer.stdout.startswith("handed in 1 worker for 2 cells"), answer
+    assert answer.stdout.startswith("submitted 1 worker for 2 cells"), answer
     until_queue_is_empty(grid_dir)
     (worker,) = registry.workers(grid_dir)
     assert (worker.num_slots, worker.num_gpus) == (2, 2)

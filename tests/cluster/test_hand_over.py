@@ -1,4 +1,4 @@
-"""Workers on a real cluster: what is submitted, what the batch script does at their end, and what SLURM refuses."""
+"""Workers on a real cluster: what is submitted, what the batch script does when they end, and what SLURM refuses."""
 
 import json
 import os
@@ -59,7 +59,7 @@ MakeSpec = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A code snapshot whose worker does what its spec says."""
+    """A code snapshot whose worker ends as its spec says."""
     folder = tmp_path_factory.mktemp("code of a grid")
     for package in ("launch", "suite", "quantizers", "models"):
         shutil.copytree(SOURCE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -70,7 +70,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_spec(tmp_path: Path, code: Path) -> MakeSpec:
-    """Writes a spec: how each start of a worker ends, the last for all further ones."""
+    """Writes a spec that says how each start of a worker ends; the last entry is for all further starts."""
 
     def make(*ends: int | str, **fields: object) -> Path:
         spec = tmp_path / "a grid" / "jobs" / "token" / "spec.json"
@@ -96,7 +96,7 @@ def _wait(cluster: Lab, is_true: Callable[[], bool], *folders: Path) -> None:
 
 
 def _end(cluster: Lab, job_id: str, *folders: Path) -> None:
-    """Returns once the job, and every task of it, has ended for good."""
+    """Waits until the job, with all its tasks, has ended for good."""
     _wait(cluster, lambda: not any(name.partition("_")[0] == job_id for name in client.queue()), *folders)
 
 

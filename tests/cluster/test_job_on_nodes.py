@@ -1,4 +1,4 @@
-"""Two nodes with a process each train cells one after another: as one process would, through a signal, too."""
+"""Two nodes with one process each train cells in turn, with one process's results, even across a signal."""
 
 import json
 import os
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.slow
 
 
 class Thief(Thread):
-    """Takes the port that the first node of a grid's first job chose, before its torchrun can."""
+    """Takes the port that the first node of a grid's first job chose, before its torchrun does."""
 
     def __init__(self, grid_dir: Path) -> None:
         super().__init__()
         self._workers, self._is_over = grid_dir / "workers", Event()
 
     def run(self) -> None:
-        """Waits for the word, and holds its port."""
+        """Waits for the first node's word, and occupies its port."""
         while not (words := list(self._workers.glob("meeting-*.json"))):
             if self._is_over.wait(0.005):
                 return
@@ -55,14 +55,14 @@ class Thief(Thread):
             self._is_over.wait()
 
     def end(self) -> None:
-        """Lets the port go."""
+        """Releases the port."""
         self._is_over.set()
         self.join()
 
 
 @pytest.fixture
 def thief(root: Path) -> Iterator[None]:
-    """One is after the grid `tiny`."""
+    """Steals a port of the grid `tiny`."""
     thief = Thief(root / "tiny")
     thief.start()
     yield
@@ -76,7 +76,7 @@ def test_two_nodes_train_cells_one_after_another(
     (tmp_path / "sitecustomize.py").write_text(NOTE_PLACE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{SOURCE}")
     grid_dir = root / "tiny"
-    # Without batch norm, whose statistics are each process's own.
+    # No batch norm: each process has its own statistics.
     grid = write_grid(
         models=["vit_mini_patch2_8"],
         quantizers=["bnn++"],
@@ -85,7 +85,7 @@ def test_two_nodes_train_cells_one_after_another(
         blocks=[{"seeds": [0]}, {"seeds": [1], "training": {**TRAINING, "epochs": 16}}],
     )
     answer = launch("grid", grid, *NODES, "--workers", "1", "--root", root)
-    assert answer.stdout.startswith("handed in 1 worker for 2 cells"), answer
+    assert answer.stdout.startswith("submitted 1 worker for 2 cells"), answer
     (job_id,) = jobs(grid_dir)
     until(lambda: standings(grid_dir)["bnn++/s1"].state.epoch > 0, grid_dir, 120)
     first, second = (run_of(grid_dir, name) for name in ("bnn++/s0", "bnn++/s1"))
@@ -99,7 +99,7 @@ def test_two_nodes_train_cells_one_after_another(
     assert {row.state.state for row in rows.values()} == {"done"}, told(grid_dir)
     assert [row.state.attempt for row in rows.values()] == [1, 2]
     assert {row.state.job_id for row in rows.values()} == {job_id}
-    assert not any(row.state.failures for row in rows.values()), "neither a taken port nor a signal is one"
+    assert not any(row.state.failures for row in rows.values()), "neither a taken port nor a signal counts"
     assert "EADDRINUSE" in (first.attempts / "0001" / "log.txt").read_text(encoding="utf-8")
     assert (first.attempts / "0001" / "log-node1.txt").exists()
 

@@ -1,4 +1,4 @@
-"""`python -m launch` on a real SLURM cluster: which workers are handed in, by whoever launches however often."""
+"""`python -m launch` on a real SLURM cluster: which workers are submitted, also by repeated and concurrent launches."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from launch import launches
 from launch.slurm import client
 from launch.supply import jobs
 
-# Two full-precision cells, and one cell that starts from each.
+# Two full-precision cells, and a cell that starts from each of them.
 FAMILIES = {"quantizers": ["fp"], "seeds": [0, 1], "blocks": [{}, {"init": "finetune", "quantizers": ["bc"]}]}
 
 
 def _content(grid_dir: Path) -> dict[str, bytes]:
-    """What a launch could have changed."""
+    """The files that a launch could change."""
     paths = [grid_dir / "plan.json", grid_dir / "launches.jsonl", grid_dir / "scale.json", *grid_dir.glob("jobs/*/*")]
     return {str(path): path.read_bytes() for path in [*paths, *grid_dir.glob("*/*.yaml"), *grid_dir.glob("*/again*")]}
 
@@ -29,13 +29,13 @@ def test_each_ready_cell_gets_a_worker_and_a_second_launch_hands_in_none(write_g
     grid, grid_dir = write_grid(**FAMILIES), waiting / "tiny"
     first = launch("grid", grid, *MODEST, "--root", waiting, "--checkpoint-minutes", "3")
     assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("handed in 2 workers for 4 cells (job ")
+    assert first.stdout.startswith("submitted 2 workers for 4 cells (job ")
     before = jobs(grid_dir)
     assert {job_id.partition("_")[0] for job_id in before} == {first.stdout.split("(job ")[1].split(")")[0]}
     assert sorted(job_id.partition("_")[2] for job_id in before) == ["0", "1"]
     assert {job.spec.train_options for job in before.values()} == {("--checkpoint-minutes", "3.0")}
     second = launch("grid", grid, *MODEST, "--root", waiting)
-    assert second.stdout.startswith("no worker is missing: 4 queued"), second
+    assert second.stdout.startswith("nothing to submit: 4 queued"), second
     assert set(jobs(grid_dir)) == set(before)
 
     remembered = launches.launches(grid_dir)
@@ -47,9 +47,9 @@ def test_each_ready_cell_gets_a_worker_and_a_second_launch_hands_in_none(write_g
     assert (resources["partition"], resources["time"], resources["mem"]) == ("gpu", 60, "1G")
     assert {job.spec.shape for job in before.values()} == {shape}
 
-    assert launch("scale", "1", "--root", waiting).stdout == "at most 1 worker (before: no limit); 0 handed in\n"
+    assert launch("scale", "1", "--root", waiting).stdout == "at most 1 worker (before: no limit); 0 submitted\n"
     assert len(jobs(grid_dir)) == 1
-    assert launch("scale", "9", "--root", waiting).stdout == "at most 9 workers (before: 1); 1 handed in\n"
+    assert launch("scale", "9", "--root", waiting).stdout == "at most 9 workers (before: 1); 1 submitted\n"
     assert len(jobs(grid_dir)) == 2
 
 
@@ -59,7 +59,7 @@ def test_two_launches_at_once_hand_in_each_worker_once(write_grid: WriteGrid, wa
     both = [subprocess.Popen(words, cwd=SOURCE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(each.split(maxsplit=1)[0] for each in said) == ["handed", "no"], said
+    assert sorted(each.split(maxsplit=1)[0] for each in said) == ["nothing", "submitted"], said
     assert len(jobs(waiting / "tiny")) == 2
 
 
@@ -88,7 +88,7 @@ def test_a_killed_launchers_work_is_finished_by_the_next(
     assert killed.returncode == -signal.SIGKILL
     assert len(jobs(waiting / "tiny")) == num_before
     again = launch("grid", write_grid(), *where)
-    assert again.stdout.startswith(f"handed in {2 - num_before} worker"), again
+    assert again.stdout.startswith(f"submitted {2 - num_before} worker"), again
     assert len(jobs(waiting / "tiny")) == 2
     assert "JobHeldUser" not in {job.reason for job in client.queue().values()}
 
@@ -112,7 +112,7 @@ def test_a_profile_gives_cells_workers_of_their_own(write_grid: WriteGrid, waiti
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(profile), encoding="utf-8")
     answer = launch("grid", write_grid(), "--cluster", path, "--root", waiting)
-    assert answer.stdout.startswith("handed in 2 workers for 2 cells"), answer
+    assert answer.stdout.startswith("submitted 2 workers for 2 cells"), answer
     shown = {job_id: client_shows(job_id) for job_id in jobs(waiting / "tiny")}
     assert sorted("TimeLimit=02:00:00" in text and "gres:gpu:2" in text for text in shown.values()) == [False, True]
     assert sorted("TimeLimit=00:30:00" in text and "gres:gpu:1" in text for text in shown.values()) == [False, True]
@@ -122,7 +122,7 @@ def test_a_profile_gives_cells_workers_of_their_own(write_grid: WriteGrid, waiti
 
 
 def client_shows(job_id: str) -> str:
-    """All that SLURM knows of a job."""
+    """Everything that SLURM knows about a job."""
     return subprocess.check_output(["scontrol", "--oneliner", "show", "job", job_id], text=True)
 
 
@@ -160,14 +160,14 @@ def test_cancelling_all_empties_the_queue_and_a_retry_needs_no_flags(write_grid:
     assert len(jobs(grid_dir)) == 2
     assert launch("cancel", "fp/s0", "--root", waiting).stdout == "1 cancelled\n"
     assert "needs digits/resnet8/fp/s0, which was cancelled" in launch("status", "--root", waiting).stdout
-    assert launch("cancel", "--root", waiting).returncode == 2  # not all of them unasked
+    assert launch("cancel", "--root", waiting).returncode == 2  # cancelling all of them needs --yes
     assert launch("cancel", "--yes", "--root", waiting).stdout == "3 cancelled\n"
     assert client.queue() == {}
     assert set(states(grid_dir).values()) == {"cancelled"}
     shown = launch("retry", "--dry-run", "--root", waiting)
     assert (shown.returncode, jobs(grid_dir)) == (0, {}), shown
     again = launch("retry", "--root", waiting)
-    assert again.stdout.startswith("handed in 2 workers for 4 cells"), again
+    assert again.stdout.startswith("submitted 2 workers for 4 cells"), again
     assert set(states(grid_dir).values()) == {"queued"}
     assert "TimeLimit=01:00:00" in client_shows(next(iter(jobs(grid_dir))))
 
@@ -180,7 +180,7 @@ def test_a_launch_from_inside_a_job_is_as_its_flags_say(write_grid: WriteGrid, c
     words = command("grid", write_grid(), *MODEST, "--sbatch", "begin=now+1hour", "--root", root)
     environment = os.environ | bending
     said = subprocess.run([*around, *step, *words], env=environment, check=True, capture_output=True, text=True)
-    assert said.stdout.startswith("handed in 2 workers for 2 cells"), said
+    assert said.stdout.startswith("submitted 2 workers for 2 cells"), said
     for job_id in jobs(root / "tiny"):
         shown = set(client_shows(job_id).split())
         assert {"Partition=gpu", "TimeLimit=01:00:00", "Requeue=1", "MinMemoryNode=1G"} <= shown

@@ -1,4 +1,4 @@
-"""What `status` tells of a real queue: why jobs wait; and without one, what the run directories tell."""
+"""`status` with a real queue shows why jobs wait; without one, it shows what the run directories contain."""
 
 import os
 import re
@@ -39,16 +39,16 @@ def test_status_says_why_workers_wait(
     with monkeypatch.context() as watched:
         watched.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
         launch("status", "--root", root)
-    assert asked.read_text(encoding="utf-8") == "squeue\n", "all that a look costs the controller"
+    assert asked.read_text(encoding="utf-8") == "squeue\n", "the only command that the controller has to answer"
 
     conf = re.sub(r"(?m)^SlurmctldPort=.*$", "SlurmctldPort=1", cluster.conf.read_text("utf-8"))
     (tmp_path / "slurm.conf").write_text(conf, encoding="utf-8")
     with monkeypatch.context() as away:
-        away.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))  # nobody answers there
+        away.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))  # no controller listens there
         answer = launch("status", "--root", root)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "1 queued" in answer.stdout
     assert "squeue: " in answer.stdout
 
     cluster.run("scancel", job_id)
-    assert "no worker: python -m launch grid tiny (as before) goes on" in launch("status", "--root", root).stdout
+    assert "no worker; to resume: python -m launch grid tiny (as before)" in launch("status", "--root", root).stdout

@@ -1,4 +1,4 @@
-"""Workers of a real SLURM cluster while they train: what users ask of them, and what SLURM and machines do to them."""
+"""Workers on a real SLURM cluster while they train: commands of users, signals of SLURM, and failing nodes."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from suite.train import train
 
 NOWHERE = Path("no-data-needed")
 PROMPTLY = 10.0
-"""Seconds until a worker has done what it was asked."""
+"""Seconds within which a worker has to obey a command."""
 pytestmark = pytest.mark.slow
 
 
@@ -29,7 +29,7 @@ def _training(epochs: int) -> dict[str, Any]:
 
 
 def _trains(grid_dir: Path, name: str, attempt: int) -> bool:
-    """Whether that attempt at the cell has trained an epoch, and goes on."""
+    """Whether that attempt at the cell has trained an epoch and is still running."""
     state = standings(grid_dir)[name].state
     return (state.state, state.attempt) == ("running", attempt) and state.epoch > 0
 
@@ -65,18 +65,18 @@ def test_live_workers_are_scaled_and_follow_an_edited_grid(write_grid: WriteGrid
         assert worker.host.startswith("node")
     assert "at most 3 workers: python -m launch scale N" in said
 
-    assert "at most 1 worker (before: 3); 0 handed in" in launch("scale", "1", "--root", root).stdout
+    assert "at most 1 worker (before: 3); 0 submitted" in launch("scale", "1", "--root", root).stdout
     _promptly(lambda: _live(grid_dir) == 1, grid_dir)
     assert sorted(states(grid_dir).values()) == ["preempted", "preempted", "queued", "running"]
     until(lambda: len(jobs(grid_dir)) == 1, grid_dir)
-    assert "2 handed in" in launch("scale", "3", "--root", root).stdout
+    assert "2 submitted" in launch("scale", "3", "--root", root).stdout
     until(lambda: sorted(_attempts(grid_dir, long)) == [1, 2, 2], grid_dir)
     until(lambda: {states(grid_dir)[name] for name in long} == {"running"}, grid_dir)
 
-    # The first edit keeps what is under way, the second does not.
+    # The first edit keeps the running cells, the second cancels them.
     edited = write_grid(quantizers=["bnn"])
     refused = launch("grid", edited, *MODEST, "--workers", "3", "--root", root)
-    words = "the former recipe has 4 unfinished cells: say --keep-former or --cancel-former\n"
+    words = "the former recipe has 4 unfinished cells: give --keep-former or --cancel-former\n"
     assert (refused.returncode, refused.stderr) == (2, words)
     assert set(states(grid_dir)) == {*long, "fp/s9"}
     kept = launch("grid", edited, *MODEST, "--workers", "3", "--keep-former", "--root", root)
@@ -119,7 +119,7 @@ def test_a_signal_a_cancellation_and_a_dead_node_cost_an_attempt_each_and_not_a_
     _promptly(lambda: Attempt(run.attempts, 2).end(), grid_dir)
     until_queue_is_empty(grid_dir, PROMPTLY)
     assert states(grid_dir) == {name: "cancelled"}
-    assert launch("retry", "--root", root).stdout.startswith("handed in 1 worker for 1 cell"), told(grid_dir)
+    assert launch("retry", "--root", root).stdout.startswith("submitted 1 worker for 1 cell"), told(grid_dir)
     until(lambda: _trains(grid_dir, name, 3), grid_dir)
 
     node = registry.workers(grid_dir)[-1].host
@@ -161,11 +161,11 @@ def test_a_cell_whose_workers_memory_is_too_small_fails_with_that_cause(
     with Lab(Settings(num_nodes=2, cpus_per_node=1, gpus_per_node=0, accounting=False, over_memory_kill=True)) as lab:
         monkeypatch.setenv("SLURM_CONF", str(lab.conf))
         answer = launch("grid", write_grid(quantizers=["fp"]), *small)
-        assert answer.stdout.startswith("handed in 1 worker for 1 cell"), answer
+        assert answer.stdout.startswith("submitted 1 worker for 1 cell"), answer
         until_queue_is_empty(root / "tiny")
         state = standings(root / "tiny")["fp/s0"].state
         assert (state.state, state.cause, state.attempt) == ("failed", "oom", 2), told(root / "tiny")
-        assert "ask for more --mem" in state.reason
+        assert "request more with --mem" in state.reason
         killed = "the job's step was killed (status 137): out of memory?"
         assert {dead.reason for dead in deaths(root / "tiny")} == {killed}
         assert killed in launch("status", "--root", root).stdout

@@ -1,4 +1,4 @@
-"""Claims about every base optimizer that a recipe may name, around every row: those of timm, and torch's through it."""
+"""Claims about every base optimizer that a recipe may name (timm's, and torch's through timm), for every row."""
 
 import copy
 from typing import Any
@@ -124,4 +124,4 @@ def test_every_optimizer_takes_the_settings_that_its_traits_name(base: str) -> N
     made = create_optimizer_v2([{"params": [nn.Parameter(torch.ones(2, 2))]}], base, lr=0.1, **settings)
     for key, value in settings.items():
         assert made.defaults.get(key, value) == value
-        assert key in made.defaults or made.defaults["beta1"] == settings["betas"][0]  # Adafactor takes the first
+        assert key in made.defaults or made.defaults["beta1"] == settings["betas"][0]  # Adafactor uses only the first

@@ -1,4 +1,4 @@
-"""Claims about every row of the catalogue. A new row is held to them without a word being added here."""
+"""Claims about every row of the catalogue. New rows are tested without changes to this file."""
 
 import itertools
 import math
@@ -109,7 +109,7 @@ NUMBER = 3
 
 @pytest.fixture
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is worked in and not on the path of imports, with modules of the user's own."""
+    """A working directory that is not on sys.path, with the user's own modules."""
     (tmp_path / "users_pairs.py").write_text(USERS_MODULE)
     (tmp_path / "users_empty.py").write_text("")
     (tmp_path / "users_broken.py").write_text("def f(:\n")
@@ -178,7 +178,7 @@ def test_maps_leave_their_argument_alone(row: Quantizer, dtype: torch.dtype) -> 
 @every_row
 @every_dtype
 def test_maps_are_finite_at_every_scale_of_weight_and_mu(row: Quantizer, dtype: torch.dtype) -> None:
-    """At infinity too, but for F of full precision, which is infinite there by definition."""
+    """At infinity too, except for F of full precision, which is infinite there by definition."""
     finite, infinite = all_scales(dtype), torch.tensor([math.inf, -math.inf], dtype=dtype)
     for mu in [*MUS, *ALL_SCALES_OF_MU]:
         for f in (row.forward, row.backward):
@@ -265,7 +265,7 @@ def test_sign_of_both_zeros_is_plus_one(dtype: torch.dtype) -> None:
 @every_row
 @every_dtype
 def test_maps_agree_with_the_literal_formulas(row: Quantizer, dtype: torch.dtype) -> None:
-    """To rounding: of the dtype, and of the literal 1 - s(x), wrong by an eps that an x of up to 37 multiplies."""
+    """Up to rounding of the dtype, and of the literal 1 - s(x), whose error of one eps is multiplied by x <= 37."""
     w_star = torch.tensor(FINITE, dtype=dtype)
     forward, backward = reference.PAIRS[row.name]
     eps, literal_error = torch.finfo(dtype).eps, 40 * torch.finfo(torch.float64).eps

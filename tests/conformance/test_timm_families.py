@@ -1,4 +1,4 @@
-"""One model of each of timm's families is binarized, trained for a step and hardened; what cannot be is told how to."""
+"""One model per timm family is binarized, trained for a step and hardened; refusals say which layers to keep."""
 
 import re
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ AS_THEY_ARE = (
     *("volo_d1_224", "ese_vovnet19b_slim_dw", "legacy_xception", "xception41p", "xcit_nano_12_p8_224"),
 )
 IN_PART = ("coat_tiny", "efficientvim_m1", "eva02_tiny_patch14_224", "swinv2_tiny_window8_256", "lowformer_b0")
-"""Some of their layers have no binary form: the message names what to keep."""
+"""Models with some layers that have no binary form: the message names what to keep."""
 SIDE = 64
 """Side of the images of networks that take any, in pixels."""
 
@@ -82,7 +82,7 @@ def test_what_has_no_binary_form_is_kept_by_the_patterns_that_the_message_names(
     keep: tuple[str, ...] = ("ends",)
     with pytest.raises(ValueError, match="can't be binarized"):
         _trained(name, keep)
-    for _ in range(2):  # a second kind of misfit shows once the first is kept
+    for _ in range(2):  # a second kind of unsupported layer appears once the first is kept
         try:
             trained = _trained(name, keep)
         except ValueError as refusal:

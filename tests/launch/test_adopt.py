@@ -1,4 +1,4 @@
-"""Finished runs are taken over whole, or left as they are."""
+"""A finished run is adopted completely or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def mine(make_run: MakeRun) -> RunDir:
-    """The cell here, asked for and not begun."""
+    """The cell here, requested but not started."""
     run = make_run("here")
     plan(run)
     return run
@@ -44,7 +44,7 @@ def test_a_finished_run_is_taken_with_all_its_files(make_run: MakeRun, mine: Run
     assert adopt(mine.path.parent, run.path.parent) == [Adopted(NAME)]
     assert (mine.state().state, mine.state().job_id) == ("done", "7")
     assert _files(mine.path) == _files(run.path) == before
-    assert adopt(mine.path.parent, run.path.parent) == [Adopted(NAME, "it has been begun here")]
+    assert adopt(mine.path.parent, run.path.parent) == [Adopted(NAME, "it was already started here")]
 
 
 def _of_another_cell(run: RunDir) -> None:
@@ -97,7 +97,7 @@ def test_a_cell_that_somebody_has_begun_here_stays_his(make_run: MakeRun, mine: 
     attempt = mine.claim()
     before = _files(mine.path.parent)
     run = _finished(make_run)
-    assert adopt(mine.path.parent, run.path.parent) == [Adopted(NAME, "it has been begun here")]
+    assert adopt(mine.path.parent, run.path.parent) == [Adopted(NAME, "it was already started here")]
     assert _files(mine.path.parent) == before
     assert mine.is_live()
     attempt.finish(state="preempted")

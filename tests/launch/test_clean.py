@@ -10,7 +10,7 @@ from suite.run.directory import Planned, RunDir, State
 
 
 def _grid(folder: Path) -> Path:
-    """Jobs a to d, whose workers train from code of these names."""
+    """Jobs a to d, whose workers train from the code snapshots of these names."""
     for job, code in (("a", "old"), ("b", "used"), ("c", "used too"), ("d", "newest")):
         WorkerSpec(folder, folder, folder / "code" / code).write(folder / "jobs" / job / "spec.json")
         (folder / "code" / code).mkdir(parents=True)
@@ -67,7 +67,7 @@ def test_orphans_are_runs_in_no_plan_that_nobody_holds(make_run: Callable[..., R
     assert found[0].what == "run of a former recipe, digits/resnet8/bnn++/s1, queued"
     assert {each.path for each in orphans(grid_dir, [planned.path.name])} == {old.path, held.path}
     attempt = old.claim()
-    assert delete(found) == 0, "who began to run in between keeps his run"
+    assert delete(found) == 0, "a run that started in between is kept"
     attempt.finish(state="preempted")
     assert old.path.exists()
     assert delete(found) > 0

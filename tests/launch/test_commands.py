@@ -91,7 +91,7 @@ def test_a_dry_run_counts_what_is_binary_and_what_stays_exact_by_which_name(
 def test_a_dry_run_shows_the_cells_and_starts_nothing(write_grid: WriteGrid, tmp_path: Path) -> None:
     answer = launch("grid", write_grid(), "--dry-run", "--root", tmp_path / "runs")
     assert answer.returncode == 0
-    assert "2 could start at once, " in answer.stdout
+    assert "2 cells ready to start, " in answer.stdout
     assert " at a time on this machine; nothing was started" in answer.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -197,7 +197,7 @@ def test_logs_print_the_cells_own_log(launched: tuple[Path, Path, str]) -> None:
     assert "done test/top1_soft" in answer.stdout
     ambiguous = launch("logs", "s0", "--root", launched[1])
     assert (ambiguous.returncode, ambiguous.stderr.count("\n")) == (2, 1)
-    assert "s0 fits 3 cells" in ambiguous.stderr
+    assert "s0 matches 3 cells" in ambiguous.stderr
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_g
     assert "failed: nan: DivergedError: the loss is" in launch("status", "--root", root).stdout
     assert launch("grid", path, "--local", "--root", root, *diverging, "--only", "fp").returncode == 1
     assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 1, "a failed cell waits for a retry"
-    assert launch("retry", "fp", "--root", root).returncode == 1, "here, as the last launch"
+    assert launch("retry", "fp", "--root", root).returncode == 1, "local, like the last launch"
     assert statuses(root)["digits/resnet8/fp/s0"]["attempt"] == 2
     first, *_, last = launches.launches(root / "tiny")
     assert (last.command, last.place, last.data_dir) == ("retry", "local", first.data_dir)
@@ -266,7 +266,7 @@ class Patch(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Patch())
 """
-"""A sitecustomize: memory holds 64 images of a training step."""
+"""A sitecustomize: memory holds at most 64 images of a training step."""
 
 
 @pytest.mark.slow
@@ -311,7 +311,7 @@ def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_g
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
-    # Tests that a shell started in the background ignore Ctrl-C, and a launcher would inherit that.
+    # A shell makes background processes ignore Ctrl-C; a launcher would inherit that from these tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = tmp_path / "runs"
     path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})
@@ -321,10 +321,10 @@ def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGri
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as launcher:
         run = _wait_for_epoch(root, 2)
-        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all processes in front
+        os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all foreground processes
         _, errors = launcher.communicate()
     assert launcher.returncode == 130
-    assert errors == "stopped by Ctrl-C; the cells keep what they learnt: launch again to go on\n"
+    assert errors == "stopped by Ctrl-C; the cells keep their progress: launch again to resume\n"
     assert not run.is_live()
     assert (run.state().state, run.state().epoch >= 2) == ("preempted", True)
     assert launch("grid", path, "--local", "--root", root).returncode == 0
@@ -362,7 +362,7 @@ def test_a_killed_launchers_cell_saves_and_another_launch_goes_on(write_grid: Wr
 
 
 def _wait_for_epoch(root: Path, epoch: int) -> RunDir:
-    """The grid's one run, once it has trained so many epochs."""
+    """The grid's only run, once it has trained that many epochs."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         runs = _runs(root)

@@ -1,4 +1,4 @@
-"""Each thing that can be amiss on a node is told, with its fix."""
+"""The doctor reports each possible fault of a node, with its fix."""
 
 from typing import Any
 
@@ -76,4 +76,4 @@ def test_a_partition_all_of_whose_nodes_are_down_is_a_problem(num_down: int, ver
     cancelling = of_partition(
         Partition("gpu", True, None, 4, 4 - num_down, 0, num_down, ((16, 2),), preempt_mode="CANCEL")
     )
-    assert cancelling.said == f"{said}; preempted jobs are cancelled, and workers hand in successors"
+    assert cancelling.said == f"{said}; preempted jobs are cancelled, and workers submit successors"

@@ -1,4 +1,4 @@
-"""What the end of an attempt means, how training is started, and what a worker knows of its place: pure functions."""
+"""How an attempt's end changes its run, how training is started, and where a worker runs: pure functions."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from launch.worker.spec import Place, WorkerSpec
 from launch.worker.training_process import command, environment
 from suite.run.directory import State
 
-# What an attempt's end means, as a function of what was seen
+# How an attempt's end changes its run's state
 
 RUNNING = State(state="running", attempt=3)
 UNBEGUN = partial(End, is_begun=False)
@@ -47,7 +47,7 @@ def test_what_is_done_or_cancelled_stays_as_it_is(now: State, end: End) -> None:
         (replace(RUNNING, state="preempted", reason="stopped by SIGUSR2"), End(1), "stopped by SIGUSR2"),
         (replace(RUNNING, state="preempted", reason="stopped by SIGUSR2"), End(1, "SIGTERM"), "stopped by SIGUSR2"),
         (RUNNING, End(-9, "SIGTERM"), "stopped by SIGTERM"),
-        (RUNNING, UNBEGUN(-signal.SIGUSR2), "stopped by SIGUSR2"),  # before it could listen
+        (RUNNING, UNBEGUN(-signal.SIGUSR2), "stopped by SIGUSR2"),  # before it set its handlers
         (RUNNING, UNBEGUN(128 + signal.SIGTERM), "stopped by SIGTERM"),
         (RUNNING, UNBEGUN(1, "SIGUSR2"), "stopped by SIGUSR2"),  # torchrun's status
         (replace(RUNNING, state="preempted", cause="node"), End(1, "SIGUSR2"), "stopped by SIGUSR2"),
@@ -63,8 +63,8 @@ def test_an_attempt_that_was_asked_to_stop_goes_on_and_counts_as_no_failure(now:
         (replace(RUNNING, state="failed", cause="oom", reason="no room"), End(1), "oom", "no room"),
         (replace(RUNNING, state="failed", cause="timeout", reason="hung"), End(1, "SIGTERM"), "timeout", "hung"),
         (replace(RUNNING, state="preempted", cause="node", reason="died"), End(1), "node", "died"),
-        (RUNNING, End(-9, is_out_of_memory=True), "oom", "killed by the kernel: the job's memory ran out"),
-        (RUNNING, End(1, is_group=True), "node", "a training process died without a word"),
+        (RUNNING, End(-9, is_out_of_memory=True), "oom", "killed by the kernel: the job ran out of memory"),
+        (RUNNING, End(1, is_group=True), "node", "a training process died without an error message"),
         (RUNNING, UNBEGUN(1, is_group=True), "error", "the training process ended with status 1"),
         (RUNNING, End(-9), "error", "killed by SIGKILL (by hand"),
         (RUNNING, End(-11), "error", "killed by SIGSEGV"),

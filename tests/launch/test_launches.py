@@ -1,4 +1,4 @@
-"""What a launch records, and that it changes nothing before all has been checked."""
+"""A launch's record, and that a launch changes nothing before all checks have passed."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_snapshot_has_the_cpp_that_the_optimizer_compiles(tmp_path: Path) -> N
         assert (code / source.relative_to(Path(snapshot.__file__).parents[1])).read_bytes() == source.read_bytes()
 
 
-# Launches here, of grids whose cells are done, so that nothing is trained
+# Local launches of grids whose cells are done, so that nothing is trained
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def _cli(*arguments: object) -> Result:
 
 
 def _launched(path: Path, root: Path, **states: str) -> dict[int, RunDir]:
-    """The runs of the file's cells by seed, launched before; `s0="done"` and the like say where they stand."""
+    """The runs of the file's cells by seed, as if launched before; `s0="done"` sets the state of seed 0."""
     grid_dir = root / "tiny"
     cells = load_grid(str(path)).cells()
     write_plan(grid_dir, map(Planned, cells))
@@ -116,7 +116,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _words(answer: Result) -> str:
-    """What a refused command says; the main program prints a UserError and exits with 2."""
+    """The error message of a refused command; the main program prints a UserError and exits with 2."""
     if isinstance(answer.exception, UserError):
         return str(answer.exception)
     assert answer.exit_code == 2
@@ -146,8 +146,8 @@ def test_a_launch_is_recorded_with_all_that_later_commands_need(write_grid: Writ
         ({}, ["--gpus-per-cell", "64"], "--gpus-per-cell 64: "),
         ({}, ["--first", "resnet20"], "--first resnet20 matches no cell"),
         ({}, ["--only", "resnet20"], "--only resnet20 matches no cell"),
-        ({}, ["--keep-former", "--cancel-former"], "--keep-former and --cancel-former: one of them"),
-        ({"seeds": [1]}, [], "the former recipe has 1 unfinished cell: say --keep-former or --cancel-former"),
+        ({}, ["--keep-former", "--cancel-former"], "--keep-former and --cancel-former exclude each other"),
+        ({"seeds": [1]}, [], "the former recipe has 1 unfinished cell: give --keep-former or --cancel-former"),
     ],
 )
 def test_nothing_changes_before_everything_has_been_checked(
@@ -167,7 +167,7 @@ def test_nothing_changes_before_everything_has_been_checked(
 
 
 def _edited(write_grid: WriteGrid, root: Path, *arguments: object) -> tuple[dict[int, RunDir], Result]:
-    """A grid of four seeds, from which 0 to 2 are taken out: done, preempted and failed ones."""
+    """A grid of four seeds, from which 0 to 2 (done, preempted, failed) are removed."""
     runs = _launched(
         write_grid(quantizers=["bc"], seeds=[0, 1, 2, 3]), root, s0="done", s1="preempted", s2="failed", s3="done"
     )
@@ -195,7 +195,7 @@ def test_former_cells_can_be_kept_and_are_finished(write_grid: WriteGrid, tmp_pa
     assert [run.state().state for run in runs.values()] == ["done", "done", "failed", "done"]
 
 
-# When it is over
+# After the last cell
 
 
 def test_the_command_on_finish_runs_once_for_each_launch_and_knows_the_grid(
@@ -226,14 +226,14 @@ def test_the_command_on_finish_waits_for_the_last_cell(write_grid: WriteGrid, tm
     assert said.exists()
 
 
-# Looking after a grid
+# Maintenance of a grid
 
 
 def test_cancelling_everything_needs_yes_where_nobody_can_be_asked(write_grid: WriteGrid, tmp_path: Path) -> None:
     runs = _launched(write_grid(quantizers=["bc"], seeds=[0, 1, 2]), tmp_path, s0="done", s1="preempted")
     before = _files(tmp_path)
     answer = _cli("cancel", "--root", tmp_path)
-    assert "that cancels all 2 unfinished cells of tiny: say --yes, or name some" in _words(answer)
+    assert "this cancels all 2 unfinished cells of tiny: give --yes, or name cells" in _words(answer)
     assert _files(tmp_path) == before
     assert _cli("cancel", "*/s1", "--root", tmp_path).stdout == "1 cancelled\n"
     assert [run.state().state for run in runs.values()] == ["done", "cancelled", "queued"]
@@ -266,9 +266,9 @@ def test_the_last_lines_of_a_log(write_grid: WriteGrid, tmp_path: Path) -> None:
 
 def test_scale_sets_the_limit_that_live_workers_obey(write_grid: WriteGrid, tmp_path: Path) -> None:
     _launched(write_grid(quantizers=["bc"]), tmp_path)
-    assert _cli("scale", 2, "--root", tmp_path).stdout == "at most 2 workers (before: no limit); 0 handed in\n"
+    assert _cli("scale", 2, "--root", tmp_path).stdout == "at most 2 workers (before: no limit); 0 submitted\n"
     assert registry.limit(tmp_path / "tiny") == 2
-    assert _cli("scale", 0, "--root", tmp_path).stdout == "at most 0 workers (before: 2); 0 handed in\n"
+    assert _cli("scale", 0, "--root", tmp_path).stdout == "at most 0 workers (before: 2); 0 submitted\n"
 
 
 @pytest.mark.slow
@@ -277,6 +277,6 @@ def test_sync_goes_to_the_store_of_the_last_launch(write_grid: WriteGrid, tmp_pa
     store = tmp_path / "elsewhere.db"
     launches.remember(tmp_path / "tiny", replace(LAUNCH, tracking_uri=f"sqlite:///{store}"))
     answer = _cli("sync", "--root", tmp_path)
-    assert answer.stdout.startswith("1 runs changed; look at them: "), answer.output
+    assert answer.stdout.startswith("1 runs changed; view: "), answer.output
     assert store.exists()
     assert not (tmp_path / "mlflow.db").exists()

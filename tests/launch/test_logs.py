@@ -1,4 +1,4 @@
-"""A cell's log is the newest attempt's, and can be followed from one to the next."""
+"""A cell's log is its newest attempt's, and can be followed from attempt to attempt."""
 
 import io
 import os

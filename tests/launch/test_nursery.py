@@ -36,7 +36,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nurseries(scratch: Path) -> Iterator[Mapping[int, Nursery]]:
-    """Nurseries by their number of threads; they start when they are used."""
+    """Nurseries by number of threads; each starts when first used."""
     made = {num_threads: Nursery(_environment(num_threads) | {"TMPDIR": str(scratch)}, None) for num_threads in (1, 2)}
     yield made
     for nursery in made.values():
@@ -50,7 +50,7 @@ def nursery(nurseries: Mapping[int, Nursery]) -> Nursery:
 
 @pytest.fixture
 def own_nursery() -> Iterator[Nursery]:
-    """One that a test may break."""
+    """A nursery that a test may break."""
     made = Nursery(_environment(), None)
     yield made
     made.close()
@@ -72,7 +72,7 @@ def _log(run: RunDir) -> str:
 
 
 def _numbers(run: RunDir) -> tuple[Any, ...]:
-    """All that training has computed and recorded, but for times."""
+    """Everything that training computed and recorded, except times."""
     metrics = journal.read_metrics(run.journal)
     untimed = [{name: value for name, value in each.items() if "time/" not in name} for each in metrics.values()]
     provenance = {key: value for key, value in run.provenance().items() if key != "command"}
@@ -178,7 +178,7 @@ def test_children_train_at_once_with_a_log_each_and_a_second_one_of_a_run_is_ref
     assert _end(runs[1]) == ("preempted", "stopped by SIGTERM")
     for run, child in zip(runs, children, strict=True):
         assert "epoch 1/4000" in _log(run)
-        child.send_signal(signal.SIGTERM)  # nobody is there: nothing happens
+        child.send_signal(signal.SIGTERM)  # the process is gone: nothing happens
     assert "another process has this run" in (runs[0].path / "second.txt").read_text(encoding="utf-8")
 
 

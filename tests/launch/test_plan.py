@@ -1,4 +1,4 @@
-"""What is trained next is a pure function of the cells and their states."""
+"""Which cell is trained next is a pure function of the cells and their states."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def _ready(rows: list[Standing], failed_here: tuple[str, ...] = ()) -> list[Cell
 @pytest.mark.parametrize(
     ("state", "starts"),
     [
-        ("planned", False),  # nobody asked for it
+        ("planned", False),  # not requested
         ("queued", True),
         ("preempted", True),
         ("running", False),

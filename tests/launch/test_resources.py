@@ -1,4 +1,4 @@
-"""Flags win over the profile, the profile over defaults; all faults are reported at once, with their lines."""
+"""Flags override the profile, the profile overrides defaults; all faults are reported at once, with their lines."""
 
 import re
 from collections.abc import Callable
@@ -158,7 +158,7 @@ def test_all_faults_of_flags_are_told_by_their_names() -> None:
 
 def test_a_job_without_a_limit_is_refused() -> None:
     assert _refusal(None, time="infinite") == [
-        "--time: 'infinite' is not a limit: a job needs one, to save a checkpoint before it"
+        "--time: 'infinite' is no limit; a job needs one, to save a checkpoint before it: write 12h"
     ]
 
 
@@ -306,17 +306,17 @@ def test_memory_is_written_as_sbatch_takes_it(given: str, expected: str) -> None
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"mem": "32"}, "--mem: 32 is 32 MB to SLURM: write 32G"),
+        ({"mem": "32"}, "--mem: SLURM reads 32 as 32 MB: write 32G"),
         ({"mem": "32B"}, "--mem: '32B' is not an amount of memory; write 32G, or 500M"),
         ({"time": "0m"}, "--time: a job needs at least a minute, not 0m"),
         ({"nodes": 0}, "--nodes: must be greater than 0, not 0"),
         ({"gpus_per_node": "a100"}, "--gpus-per-node: 'a100' is not a number of GPUs; write 4, or a100:4"),
-        ({"sbatch": ["array=0-3"]}, "--sbatch: array: is set by a flag of its own: --workers"),
-        ({"sbatch": ["--partition=gpu"]}, "--sbatch: --partition: is set by a flag of its own: --partition"),
-        ({"sbatch": ["hold"]}, "--sbatch: hold: is set by this program"),
+        ({"sbatch": ["array=0-3"]}, "--sbatch: array: use --workers instead"),
+        ({"sbatch": ["--partition=gpu"]}, "--sbatch: --partition: use --partition instead"),
+        ({"sbatch": ["hold"]}, "--sbatch: hold: remove it: this program sets it"),
         ({"sbatch": ["p=gpu"]}, "--sbatch: p: write an sbatch option by its long name, such as exclude"),
         ({"sbatch": ["=gpu"]}, "--sbatch: '': write an sbatch option by its long name, such as exclude"),
-        ({"gres": "gpu:1", "gpus_per_node": 1}, "--gres: requests GPUs instead of gpus_per_node: give one of them"),
+        ({"gres": "gpu:1", "gpus_per_node": 1}, "--gres: conflicts with gpus_per_node: give one of them"),
         ({"gpus_per_node": 1, "gpus_per_cell": 2}, "--gpus-per-cell: a node of the job has 1, not 2"),
         ({"cpus_per_task": 1, "cpus_per_cell": 2}, "--cpus-per-cell: the job has 1, not 2"),
         (
@@ -325,7 +325,7 @@ def test_memory_is_written_as_sbatch_takes_it(given: str, expected: str) -> None
         ),
         (
             {"mem": "2G", "sbatch": ["mem-per-gpu=2G"]},
-            "--mem: requests memory instead of sbatch's mem-per-gpu: give one of them",
+            "--mem: conflicts with sbatch's mem-per-gpu: give one of them",
         ),
     ],
 )
@@ -347,7 +347,7 @@ def test_resources_of_a_launch_are_read_again_from_json() -> None:
 def test_an_option_of_sbatch_that_a_profile_may_not_set_is_refused_with_its_line(clusters: Path) -> None:
     path = clusters / "lab.yaml"
     path.write_text("partition: gpu\nsbatch:\n  exclude: node7\n  array: 0-3\n", encoding="utf-8")
-    assert _refusal("lab") == [f"{path}:4: sbatch.array: is set by a flag of its own: --workers"]
+    assert _refusal("lab") == [f"{path}:4: sbatch.array: use --workers instead"]
 
 
 def test_gpus_in_one_form_replace_those_in_the_other(clusters: Path) -> None:

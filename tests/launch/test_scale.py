@@ -1,4 +1,4 @@
-"""Grids of thousands of cells, planned and looked at in seconds."""
+"""Grids of thousands of cells are planned and read in seconds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from suite.recipe.grid_file import load_grid
 from suite.run.directory import Planned, RunDir, read_plan, write_plan
 
 TRIES = 3
-"""Where other processes fill the caches, CPU time doubles."""
+"""CPU time doubles if other processes fill the caches."""
 ENDS: tuple[dict[str, Any], ...] = (
     {"state": "running", "job_id": "1"},
     {"state": "preempted", "reason": "stopped by SIGUSR2"},
@@ -25,7 +25,7 @@ ENDS: tuple[dict[str, Any], ...] = (
 
 
 def _with_runs(grid_dir: Path, cells: Sequence[Cell]) -> None:
-    """A launched grid of which a fifth each is done, running, preempted, failed and not begun."""
+    """A launched grid: a fifth of its cells each are done, running, preempted, failed and not started."""
     write_plan(grid_dir, map(Planned, cells))
     _ask_for(grid_dir, cells)
     for number, cell in enumerate(cells):
@@ -39,7 +39,7 @@ def _with_runs(grid_dir: Path, cells: Sequence[Cell]) -> None:
 def _ask_for(grid_dir: Path, cells: Sequence[Cell]) -> None:
     for cell in cells:
         (grid_dir / cell.id).mkdir(parents=True, exist_ok=True)
-        (grid_dir / cell.id / "cell.yaml").touch()  # what is in it, the plan says, too
+        (grid_dir / cell.id / "cell.yaml").touch()  # the plan has its content, too
 
 
 def _seconds_of_status(root: Path, num_cells: int) -> float:

@@ -16,7 +16,7 @@ from launch.worker.slots import Slot, SlotError, slots_of, visible_gpus
         ("MIG-GPU-1/2/0", ["MIG-GPU-1/2/0"]),
         ("", []),
         ("-1", []),
-        ("1,-1,0", ["1"]),  # as in CUDA: what follows an invalid one is not seen
+        ("1,-1,0", ["1"]),  # as in CUDA: an invalid entry hides those after it
     ],
 )
 def test_cuda_visible_devices_means_what_it_means_to_cuda(visible: str, gpus: list[str], tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_without_gpus_a_core_is_a_slot_unless_cells_get_more() -> None:
 
 
 def test_too_little_for_a_cell_is_refused_by_the_flag_that_asks_for_it() -> None:
-    with pytest.raises(SlotError, match=r"^--gpus-per-cell 8: 2 GPUs can be used here \(0, 1\)$"):
+    with pytest.raises(SlotError, match=r"^--gpus-per-cell 8: only 2 usable GPUs here \(0, 1\)$"):
         slots_of(["0", "1"], 8, gpus_per_cell=8)
-    with pytest.raises(SlotError, match="no GPU that can be used"):
+    with pytest.raises(SlotError, match="no usable GPU"):
         slots_of([], 8, gpus_per_cell=2)
     with pytest.raises(SlotError, match=r"^--cpus-per-cell 9: this process may use 8 cores$"):
         slots_of([], 8, cpus_per_cell=9)

@@ -1,4 +1,4 @@
-"""What SLURM 22.05's client commands print is read right. The texts are a real cluster's."""
+"""The output of SLURM 22.05's client commands is parsed correctly. The texts are from a real cluster."""
 
 import time
 
@@ -95,7 +95,7 @@ def test_a_job_that_has_ended_is_not_live(state: str) -> None:
 
 def test_a_queue_of_ten_thousand_is_read_in_half_a_second() -> None:
     text = "".join(f"413854_{index}|PENDING|Resources||grid-20261123T000000-0000-abcdef\n" for index in range(10_000))
-    started = time.process_time()  # of this process: another on the machine must not fail it
+    started = time.process_time()  # of this process only: a busy machine must not fail the test
     assert len(parse_jobs(text)) == 10_000
     assert time.process_time() - started < 0.5
 
@@ -153,7 +153,7 @@ def test_lines_of_a_sites_banner_are_skipped() -> None:
     ("account", "qos", "partition", "expected"),
     [
         (None, None, None, 0),  # three of the default account's three
-        ("lab", "high", None, 4),  # a QOS's limit replaces the account's: five, less one
+        ("lab", "high", None, 4),  # a QOS's limit replaces the account's: five minus one
         ("lab", None, "urgent", 4),
         ("other", None, None, None),
         ("unknown", None, None, None),

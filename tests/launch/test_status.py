@@ -1,4 +1,4 @@
-"""Standings are what run directories and the processes behind them say; cost follows from the workers' records."""
+"""Standings follow from run directories and their processes; cost follows from the workers' records."""
 
 import time
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_known_cells_are_not_looked_at_again(make_run: MakeRun) -> None:
     assert [row.state.state for row in standings(known.path.parent, read, before)] == ["done", "queued"]
 
 
-# What it costs
+# Cost
 
 
 def _worker(*, hours: float, num_gpus: int = 0, is_live: bool = False) -> Worker:
@@ -90,7 +90,7 @@ def test_what_is_to_go_costs_what_the_epochs_so_far_did(make_cell: Callable[...,
     states = [State("done"), State("preempted", epoch=5), State("queued"), State("planned"), State("failed", epoch=9)]
     rows = [_row(cell, state) for cell, state in zip(cells, states, strict=True)]
     found = cost(rows, [_worker(hours=2.0), _worker(hours=1.0)])
-    assert (found.unit, found.eta) == ("worker-hours", None), "nobody is at work"
+    assert (found.unit, found.eta) == ("worker-hours", None), "no worker is live"
     assert (found.spent, found.to_go) == pytest.approx((3.0, 3.0))  # 15 of 30 epochs
     live = cost(rows, [_worker(hours=1.0, num_gpus=2), _worker(hours=0.5, num_gpus=2, is_live=True)])
     assert live.unit == "GPU-hours"
@@ -141,7 +141,7 @@ def test_an_overview_tells_who_works_who_retired_and_what_it_costs(make_run: Mak
     plan(run)
     grid_dir = run.path.parent
     rows = standings(grid_dir, read_plan(grid_dir))
-    assert overview(grid_dir, rows) == ["no worker: python -m launch grid grid (as before) goes on"]
+    assert overview(grid_dir, rows) == ["no worker; to resume: python -m launch grid grid (as before)"]
     sick = registry.register(grid_dir, "7", node="node1", num_slots=1, num_gpus=0)
     sick.write_end(state="retired", reason=f"{registry.RETIRED}: 3 cells failed here")
     live = registry.register(grid_dir, "8", node="node2", num_slots=2, num_gpus=0)

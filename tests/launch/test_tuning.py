@@ -1,4 +1,4 @@
-"""Trials, then a choice, then the cells that follow from it: each step once, whoever does it and how often."""
+"""Trials, then a choice, then the cells that follow from it: each step happens once, even with repeated calls."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def test_the_cells_follow_once_the_last_trial_has_ended(tmp_path: Path) -> None:
 
 
 def test_two_at_once_and_a_killed_one_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the choice and the plan, the next one plans; what is planned twice is the same."""
+    """After a kill between the choice and the plan, the next call plans; planning twice gives the same plan."""
     grid_dir = launched(tmp_path)
     finish(grid_dir, GOOD)
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_given_choice_needs_no_trials_and_is_recorded_as_given(tmp_path: Path)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "resnet20"}, "has no choice for what tiny tunes (digits/resnet8/bnn++, digits/resnet8/fp)"),
+        ({"model": "resnet20"}, "no choice for any setting that tiny tunes (digits/resnet8/bnn++, digits/resnet8/fp)"),
         (None, "no such file, and no bundled choices of that name"),
     ],
 )
@@ -207,7 +207,7 @@ def test_choices_copied_from_elsewhere_are_given_and_those_of_other_trials_refus
     grid = load_grid(str(grid_file(tmp_path)))
     assert not any(choice.is_given for choice in start_choices(grid_dir, grid, None).choices)
     other = load_grid(str(grid_file(tmp_path, tune={**TUNE, LR: [0.001, 0.003, 0.02]})))
-    with pytest.raises(ChoicesError, match=r"is from other trials than the grid now has: delete .* to tune anew"):
+    with pytest.raises(ChoicesError, match=r"comes from other trials than the grid now has: delete .* to tune again"):
         start_choices(grid_dir, other, None)
     kept = start_choices(grid_dir, grid, grid_dir / "choices.yaml")
     assert {choice.given for choice in kept.choices} == {str(grid_dir / "choices.yaml")}
@@ -254,7 +254,7 @@ def test_options_for_tuning_are_refused_where_nothing_is_tuned(tmp_path: Path) -
     for option in (["--only-tune"], ["--choices", "x.yaml"]):
         answer = launch(tmp_path, "grid", path, "--local", *option)
         assert answer.returncode == 2
-        assert answer.stderr == f"{option[0]}: {path} tunes nothing; it has no tune block\n"
+        assert answer.stderr == f"{option[0]}: {path} has no tune block; omit {option[0]}, or add one\n"
 
 
 def test_a_launch_on_gpus_says_what_trials_cost_before_it_asks(
@@ -263,17 +263,17 @@ def test_a_launch_on_gpus_says_what_trials_cost_before_it_asks(
     monkeypatch.setattr("launch.start.slots_here", lambda _: [Slot(("0",), 1, 1)])
     monkeypatch.setattr("launch.start.preflight", lambda *_: None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    with pytest.raises(LaunchError, match="more than --confirm-gpu-hours 100: say --yes"):
+    with pytest.raises(LaunchError, match="that exceeds --confirm-gpu-hours 100: confirm with --yes"):
         app(["grid", "imagenet", "--local", "--root", str(tmp_path)], standalone_mode=False)
     told = capsys.readouterr().out
-    assert "imagenet: about 13,407 GPU-hours of an A100, by an estimate" in told
-    assert "3,167 of them for trials: --set tune=null goes without, --choices FILE takes others' choices" in told
+    assert "imagenet: an estimated 13,407 GPU-hours of an A100" in told
+    assert "3,167 of them for trials: --set tune=null skips them, --choices FILE uses existing choices" in told
     assert not (tmp_path / "imagenet" / "plan.json").exists()
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_changes_neither_choices_nor_results() -> None:
-    """Twenty kills are `python benchmarks/tuned_kills.py`."""
+    """For twenty kills, run `python benchmarks/tuned_kills.py`."""
     program = Path(__file__).parents[2] / "benchmarks" / "tuned_kills.py"
     done = subprocess.run(
         [sys.executable, str(program), "--kills", "2"], capture_output=True, text=True, check=False, timeout=600

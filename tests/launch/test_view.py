@@ -1,4 +1,4 @@
-"""Status shows every cell, and says why one failed."""
+"""Status shows every cell, and why a cell failed."""
 
 import io
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _row(cell: Cell, state: State, *, is_former: bool = False) -> Standing:
 
 
 def _lines(rows: list[Standing], width: int = 100) -> list[list[str]]:
-    """What stands in each line of the matrix, by column."""
+    """The contents of the matrix, line by line and column by column."""
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(matrix(rows, "grid"))
     text = console.export_text()
@@ -143,7 +143,7 @@ def test_watching_ends_when_all_is_settled(make_cell: Callable[..., Cell], *, is
     text = console.export_text()
     assert text.count("1 running") >= 1
     assert ("2 workers pending: Priority" in text) == is_terminal
-    assert is_terminal or len(text.splitlines()) == 3, "a line whenever something changed"
+    assert is_terminal or len(text.splitlines()) == 3, "a line for each change"
 
 
 def test_ctrl_c_ends_watching_quietly(make_cell: Callable[..., Cell]) -> None:

@@ -1,4 +1,4 @@
-"""A worker leaves the states of its cells true, whatever happens to their processes. The cells are real."""
+"""A worker records its cells' true states, whatever happens to their processes. The cells are really trained."""
 
 import os
 import signal
@@ -39,13 +39,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _worker(*runs: RunDir, slots: Sequence[Slot] = (CORE,), place: Place = JOB, **spec: object) -> Worker:
-    """A worker for the grid of these runs, which it has just been launched with."""
+    """A worker for a grid just launched with these runs."""
     plan(*runs)
     return _another(runs[0], slots=slots, place=place, **spec)
 
 
 def _another(run: RunDir, slots: Sequence[Slot] = (CORE,), place: Place = JOB, **spec: object) -> Worker:
-    """A worker for the run's grid as it is."""
+    """A worker for the run's grid, whose plan stays unchanged."""
     grid_dir = run.path.parent
     return Worker(WorkerSpec(grid_dir, grid_dir.parent / "no-data-needed", **spec), place, slots)  # type: ignore[arg-type]
 
@@ -68,7 +68,7 @@ def _wait_until(is_so: Callable[[], object]) -> None:
         if is_so():
             return
         time.sleep(0.02)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition never became true")
 
 
 def _once_trained(run: RunDir, attempt: int = 1) -> None:
@@ -92,7 +92,7 @@ def _trainer(run: RunDir) -> int:
     return failures.beats(_here(run).path)[0].process.pid
 
 
-# What a worker leaves alone
+# Cells that a worker does not touch
 
 
 def test_cells_that_nobody_asked_for_are_settled_or_of_another_shape_are_left_alone(
@@ -123,7 +123,7 @@ def test_a_worker_that_loses_its_cell_while_it_judges_an_attempt_writes_nothing(
 ) -> None:
     run = make_run()
     if judge == "after_lost_worker":
-        put(run, state="running")  # of a process that is gone
+        put(run, state="running")  # by a process that is gone
 
     def judged(*_: object, **__: object) -> dict[str, str]:
         Attempt(run.attempts, 2).path.mkdir()  # another worker's claim
@@ -201,7 +201,7 @@ def test_the_first_live_worker_hands_in_more_while_cells_are_ready(
         if len(looks) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    worker = _worker(run, slots=[])  # all are taken, as it were
+    worker = _worker(run, slots=[])  # as if all slots were taken
     worker._stays, worker._shown, worker._supply = True, shown, lambda: handed_in.append(1)
     assert worker.work() == "again"
     assert bool(handed_in) == is_first
@@ -218,7 +218,7 @@ def test_a_plan_is_read_again_once_it_has_changed(make_run: MakeRun) -> None:
     assert list(read_plan_once(grid_dir)) == [run.path.name, other.path.name]
 
 
-# What it trains
+# Cells that a worker trains
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
 
         def ask(attempt: int = attempt, number: signal.Signals = number) -> None:
             _once_trained(run, attempt)
-            os.kill(_trainer(run), number)  # as SLURM does: all processes of the step
+            os.kill(_trainer(run), number)  # as SLURM does: to all processes of the step
             os.kill(os.getpid(), number)
 
         before = signal.getsignal(number)
@@ -320,7 +320,7 @@ def test_a_job_that_ends_without_a_checkpoint_was_too_short(make_run: MakeRun) -
         assert _worker(run, place=place).work() == "again"
     assert (run.state().state, run.state().cause) == ("preempted", "timeout")
     assert run.state().failures == {"timeout": 1}
-    assert run.state().reason == "no checkpoint within the time limit: ask for more --time"
+    assert run.state().reason == "no checkpoint within the time limit: give more --time"
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ def test_a_surplus_worker_saves_and_leaves_and_its_cell_goes_on_elsewhere(make_r
     assert worker.reason == "fewer workers were asked for"
     assert (run.state().state, run.state().failures) == ("preempted", {})
     epoch = run.state().epoch
-    assert _another(run).work() == "scaled", "the earlier one lives"
+    assert _another(run).work() == "scaled", "the earlier worker is live"
     assert run.state().attempt == 1
     earlier.write_end(state="over")
     assert _another(run).work() == "over"

@@ -1,4 +1,4 @@
-"""Sums of few bits: wrapped as integers are, bearable at the seam, penalised beyond, and exact in the network."""
+"""Low-bit sums wrap as integers do, are continuous at the seam, penalised beyond it, and exact in a network."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from quantizers.scales import Scale
 
 SMALL = {"resnet20": (32, 3), "vit_mini_patch4_32": (32, 3), "vit_mini_patch2_8": (8, 1), "efficientnet_b0": (32, 3)}
 small_model = pytest.mark.parametrize("name", SMALL)
-# One per way to be a network: plain, residual, dense, inverted bottleneck, squeeze, hybrid, transformers, MLP.
+# One per kind of network: plain, residual, dense, inverted bottleneck, squeeze, hybrid, transformers, MLP.
 FAMILIES = ["vgg11_bn", "resnet50", "densenet121", "tf_efficientnet_b0", "mobilenetv3_small_100", "levit_128"]
 FAMILIES += ["convnext_atto", "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224", "mixer_b16_224"]
 
@@ -32,7 +32,7 @@ def on_meta(name: str) -> nn.Module:
 
 @cache
 def binarized(name: str) -> tuple[nn.Module, models.Split]:
-    """A model without memory for its weights, to look at and not to change."""
+    """A binarized model without memory for its weights, and its split; cached, so do not change it."""
     model = on_meta(name)
     return model, models.binarize(model)
 
@@ -253,7 +253,7 @@ def test_a_pattern_that_matches_no_layer_is_corrected() -> None:
         ValueError, match=r"unknown layers .* 'end'; did you mean 'ends'\? \(ends, shortcuts, attention\)"
     ):
         models.binarize(on_meta("resnet20"), ("end",))
-    with pytest.raises(ValueError, match=r"no layer of CifarResNet has a name like it; it has conv1, .*, fc$"):
+    with pytest.raises(ValueError, match=r"no layer of CifarResNet matches it; its layers are conv1, .*, fc$"):
         models.binarize(on_meta("resnet20"), ("ends", "blocks.*"))
 
 

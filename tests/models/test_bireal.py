@@ -1,4 +1,4 @@
-"""Bi-Real Net and ReActNet: real numbers flow past every sign, and no ReLU stands before one."""
+"""Bi-Real Net and ReActNet: real values bypass every sign, and no ReLU precedes one."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_images_become_logits_and_every_parameter_learns(
 def test_the_cifar_family_has_resnets_parameters_and_reactnet_adds_vectors(depth: str) -> None:
     resnet, bireal, reactnet = (create(f"{kind}resnet{depth}") for kind in ("", "bireal_", "reactnet_"))
     assert num_parameters(bireal) == num_parameters(resnet)
-    # A shift before each sign, of the channels read; two shifts and a slope behind, of the channels written.
+    # One shift per input channel before each sign; two shifts and a slope per output channel after it.
     convolutions = [layer for layer in reactnet.modules() if isinstance(layer, nn.Conv2d)][1:]
     vectors = sum(layer.in_channels + 3 * layer.out_channels for layer in convolutions)
     assert num_parameters(reactnet) - num_parameters(bireal) == vectors
@@ -120,7 +120,7 @@ def test_a_pooled_shortcut_averages_before_its_1x1_convolution_and_is_the_identi
     assert isinstance(norm, nn.BatchNorm2d)
     assert convolution(pool(x)).shape == (2, 4, 3, 3)
     torch.testing.assert_close(pool(x)[:, :, 0, 0], x[:, :, :2, :2].mean(dim=(2, 3)))
-    torch.testing.assert_close(pool(x)[:, :, 2, 2], x[:, :, 4, 4])  # an odd side's last row stands alone
+    torch.testing.assert_close(pool(x)[:, :, 2, 2], x[:, :, 4, 4])  # the last row of an odd side is pooled by itself
 
 
 def test_shortcuts_of_the_cifar_family_have_no_parameters() -> None:

@@ -7,7 +7,7 @@ from models.cifar_resnet import CifarResNet, ShortcutA, resnet20
 
 
 def test_timm_creates_it_by_name() -> None:
-    assert models.is_known("resnet20")  # the catalogue registers
+    assert models.is_known("resnet20")  # the catalogue registers it
     model = timm.create_model("resnet20", num_classes=7, in_chans=1)
     assert isinstance(model, CifarResNet)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)

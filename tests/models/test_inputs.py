@@ -16,7 +16,7 @@ MUS = (0.5, 1.0, 7.0)
 
 
 def some_inputs(dtype: torch.dtype = torch.float32) -> Tensor:
-    """Noise, and the places where maps change their mind."""
+    """Noise, and the points where maps have kinks or jumps."""
     noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
     return torch.cat([noise, torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0, -30.0, 0.1, -1.5])]).to(dtype)
 

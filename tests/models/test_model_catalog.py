@@ -95,7 +95,7 @@ def test_metadata_that_names_a_missing_layer_is_refused() -> None:
 
 
 def test_ours_are_the_models_that_this_package_registers() -> None:
-    models.names()  # has them registered
+    models.names()  # registers them
     modules = ("bireal", "cifar_resnet", "small_vit")
     assert {name for module in modules for name in timm.list_models(module=module)} == models.catalog.OURS
 

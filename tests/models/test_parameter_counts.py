@@ -23,7 +23,7 @@ class Count:
 
 
 def cifar_resnet(n: int) -> Count:
-    """He et al. 2016, section 4.2: stages of 2n convolutions 3x3 with 16, 32, 64 channels; a norm behind each."""
+    """He et al. 2016, section 4.2: stages of 2n convolutions 3x3 with 16, 32, 64 channels; a norm after each."""
     return Count(
         binary=9 * (2 * n * 16 * 16 + 16 * 32 + (2 * n - 1) * 32 * 32 + 32 * 64 + (2 * n - 1) * 64 * 64),
         decay=9 * 3 * 16 + 64 * 10,

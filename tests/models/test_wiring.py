@@ -1,4 +1,4 @@
-"""Each test is one small network with the wiring its name says."""
+"""Each test is one small network with the wiring that its name describes."""
 
 from collections.abc import Callable
 

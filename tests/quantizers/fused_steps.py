@@ -1,4 +1,4 @@
-"""Optimizers that step some tensors of awkward sizes and values, fused or eagerly, and what rounding may do to them."""
+"""Optimizers that step tensors of awkward sizes and values, fused or eagerly, and bounds on their rounding errors."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,30 +20,30 @@ BASES: dict[str, tuple[Callable[..., Optimizer], Callable[..., reference.Move], 
 SHAPES = [(13, 7, 3, 3), (5,), (31, 8)]
 MUS = [0.4, 0.7, 1.0, 3.0, 10.0, 100.0, 1e4, 0.0, 0.2]
 ROUNDS_AS_TORCH = {"fp", "bc", "pc", "hardtanh", "bnn", "clip++", "bireal", "bireal++"}
-"""Rows whose maps are sums, products and comparisons, which have but one way to be rounded."""
+"""Rows whose maps consist of sums, products and comparisons, which can be rounded in only one way."""
 TORCH_FUSES_MULTIPLY_ADD = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-"""Whether torch's kernels, as ours do on every processor, round a x + b once."""
+"""Whether torch's kernels round a x + b once, as ours do on every processor."""
 
 IN_CPP = [name for name, row in QUANTIZERS.items() if {row.forward.__name__, row.backward.__name__} <= passes.MAP_NAMES]
 EPS = torch.finfo(torch.float32).eps
 ROUNDINGS = 16
-"""Bounds the roundings between a step's inputs and a result, maps included, each of EPS / 2 of a term at most. The
-longest way is AdamW's: eight in B, and eight from g to v. Two ways to compute the same differ by twice that."""
+"""Bounds the number of roundings between a step's inputs and a result, maps included, each at most EPS / 2 of a term.
+The longest path is AdamW's: eight in B, and eight from g to v. Two ways to compute a value differ by twice that."""
 
 
 def numbers(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Normal numbers of all SHAPES, the same for a seed each time."""
+    """Tensors of all SHAPES with normally distributed values, determined by the seed."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator) for shape in SHAPES]
     for tensor in tensors:
-        # From far inside to far outside the region where the maps bend, both zeros and the kinks of some.
+        # Values from far inside to far outside the region where the maps bend, both zeros, and the kinks of some maps.
         tensor.flatten()[:64] *= torch.logspace(-6, 3, tensor.flatten()[:64].numel())
         tensor.flatten()[-4:] = torch.tensor([0.0, -0.0, 1.0, -1.0])
     return [tensor.to(dtype) for tensor in tensors]
 
 
 class Steps:
-    """Parameters and their optimizer, with gradients that are given numbers."""
+    """Parameters and their optimizer, with prescribed gradients."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class Steps:
             p.grad = gradient.to(p)
 
     def take(self, other: "Steps") -> None:
-        """Go on from where the other is."""
+        """Load the state of the other's optimizer."""
         self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
 
     def terms(self, t: int) -> list[Tensor]:
-        """The sum of the moduli of all terms that step t will add into w*, float64: what its roundings are relative to.
+        """The sum of the moduli of all terms that step t will add into w*, float64; rounding errors are relative to it.
 
-        Of SGD lr (|B g| + decay |w*| + momentum |buffer|, and Nesterov's momentum once more) + |w*|; of AdamW the step
-        size times (|m| + |B g|) / (sqrt(u) / correction + eps), + |w*|.
+        For SGD, lr (|B g| + decay |w*| + momentum |buffer|, and Nesterov's momentum once more) + |w*|; for AdamW, the
+        step size times (|m| + |B g|) / (sqrt(u) / correction + eps), + |w*|.
         """
         group, found = self.optimizer.param_groups[0], []
         for p, w_star, gradient in zip(self.parameters, self.w_star, gradients(t), strict=True):
@@ -108,7 +108,7 @@ class Steps:
         return found
 
     def _size_of_backward(self, w_star: Tensor) -> Tensor:
-        """|B|, of sign-Swish's, which changes sign, the sum of the moduli of its two terms."""
+        """|B|; for sign-Swish's B, which changes sign, the sum of the moduli of its two terms."""
         mu: float = self.optimizer.state_dict()["state"][0]["mu"]
         backward = QUANTIZERS[self.quantizer].backward
         if backward is not maps.sign_swish_derivative:
@@ -118,7 +118,7 @@ class Steps:
 
 
 def gradients(t: int) -> list[Tensor]:
-    # As steep as B may be at the mu that w was written with.
+    # Divided by the steepest that B may be at the mu that w was written with.
     return [g / max(1.0, MUS[t % len(MUS) - 1]) for g in numbers(1 + t)]
 
 
@@ -134,7 +134,7 @@ def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def hand_over_to_the_bit(straight: Steps, resumed: Steps) -> None:
-    """Two steps of the one, which is then hardened and softened, and the other goes on from there: w keeps its bits."""
+    """Step `straight` twice, harden and soften it, and load its state into `resumed`: w keeps its bits each time."""
     straight.run(0)
     straight.run(1)
     expected = [w.clone() for w in straight.w]

@@ -1,4 +1,4 @@
-"""Random principled pairs, and ways to break one for certain: what hypothesis draws from."""
+"""Random principled pairs for hypothesis to draw, and changes that are certain to break one."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SIGNIFICANT = 0.02  # of the range of F, or of max |B|
 
 @dataclass(frozen=True)
 class Drawn:
-    """A map with the words to print it by when a test fails."""
+    """A map with the words that describe it when a test fails."""
 
     words: str
     function: Map
@@ -38,7 +38,7 @@ def between(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 def _staircase(parts: list[tuple[float, float, float]], start: float) -> Drawn:
-    """Monotone: parts of (width, slope, jump at its end) from `start` on, 0 at `start`."""
+    """A monotone map: parts of (width, slope, jump at the part's end) from `start` on, with value 0 at `start`."""
 
     def function(w: Tensor) -> Tensor:
         value, left = torch.zeros_like(w), start
@@ -96,11 +96,11 @@ def pair(prox: Drawn, transform: Drawn) -> Quantizer:
 
 
 def without_claims(row: Quantizer) -> Quantizer:
-    """The same F and B with nothing said of P and T."""
+    """The same F and B without P and T."""
     return replace(row, prox=None, transform=None)
 
 
-# Breaking a pair. In each, the window's inner part is where something happens that no P and T allow.
+# Breaking a pair. Each change makes F or B do something in the window's inner part that no P and T allow.
 
 
 def _part(w: Tensor, low: float) -> Tensor:
@@ -109,7 +109,7 @@ def _part(w: Tensor, low: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to F or to B in the window [low, low + WINDOW]."""
+    """A change of F or B in the window [low, low + WINDOW]."""
 
     words: str
     low: float
@@ -139,12 +139,11 @@ class Corruption:
 
 
 def corruptions(row: Quantizer) -> list[Corruption]:
-    """All that break the pair for certain, with windows of 80 points of the grid, at every 40th.
+    """All corruptions that are certain to break the pair, in windows of 80 grid points, one at every 40th point.
 
-
-    B, of one sign where F moves, turned: P would fall. The same B made 0, or F made to move where B = 0: dF = B dP
-    fails. F made flat where B, of one sign, varies, or B made to vary where F is flat: P stays and B is not a
-    function of it. F moves and B varies in the inner 60 points.
+    Negating a B of one sign where F moves: P would fall. Setting that B to 0, or moving F where B = 0: dF = B dP fails.
+    Flattening F where B has one sign and varies, or varying B where F is flat: P stays, and B is not a function of it.
+    F moves and B varies in the window's inner 60 points.
     """
     f, b, f_range, b_size = _values(row)
     found = []
@@ -176,7 +175,7 @@ def _spread(values: Tensor) -> float:
 
 
 def shows(row: Quantizer, mu: float, low: float, high: float, interval: tuple[float, float]) -> str:
-    """Which rule of the theory F and B break on [low, high], by their values there alone; "" if none."""
+    """Which rule of the theory F and B break on [low, high], judged only by their values there; "" if none."""
     everywhere = torch.linspace(*interval, 4001, dtype=torch.float64)
     f_range = _spread(row.forward(everywhere, mu)) or 1.0
     b_size = row.backward(everywhere, mu).abs().max().item() or 1.0

@@ -17,7 +17,7 @@ every_update = pytest.mark.parametrize("update", UPDATES)
 
 
 class TanhNetwork(nn.Module):
-    """l = mean (v . tanh(U x + c) - y)^2: U and v are there to be quantized, c is not. The same numbers each time."""
+    """l = mean (v . tanh(U x + c) - y)^2: U and v are quantized, c is not. The same values each time."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TanhNetwork(nn.Module):
         return self.loss_at(self.u, self.v, self.c)
 
     def groups(self, quantizer: str, **options: float) -> list[dict[str, Any]]:
-        """The parameter groups of a training with `quantizer`; c in one of its own, left to the base optimizer."""
+        """The parameter groups for training with `quantizer`; c has its own group, left to the base optimizer."""
         return [{"params": [self.u, self.v], "quantizer": quantizer, **options}, {"params": [self.c]}]
 
     def bits(self) -> list[Tensor]:
@@ -51,7 +51,7 @@ def dtype_of(*, fused: bool) -> torch.dtype:
 
 
 def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether two lists of tensors are the same, in dtype and to the last bit (but for the sign of zero)."""
+    """Whether two lists of tensors are equal in dtype and to the last bit (except for the sign of zero)."""
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ones, others, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What `certify` says of every row, of random pairs, and of pairs broken on purpose."""
+"""The verdicts of `certify` on every row, on random pairs, and on pairs broken on purpose."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ some_pairs = settings(
 
 
 def assert_proven(certificate: Certificate, row: Quantizer) -> None:
-    """The certificate decomposes, and its P and T are what it says: P monotone, T(P(w)) = F(w)."""
+    """The certificate decomposes, and its P and T are as claimed: P monotone, T(P(w)) = F(w)."""
     assert certificate.decomposes, certificate.verdict()
     assert certificate.witness is None
     assert certificate.prox is not None

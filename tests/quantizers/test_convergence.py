@@ -32,7 +32,7 @@ def problems() -> tuple[Quadratic, Tensor]:
 
 
 def slope_of(values: Tensor) -> float:
-    """The log-log slope over the last nine tenths of T, where what came of the start has faded."""
+    """The log-log slope over the last nine tenths of T, where the effect of the start has faded."""
     first, last = len(values) // 10, len(values)
     return float((values[last - 1] / values[first - 1]).log() / torch.tensor(last / first).log())
 
@@ -100,7 +100,7 @@ def test_a_learning_rate_past_the_proof_is_refused() -> None:
 
 
 def test_the_bound_is_of_use_only_for_the_projection() -> None:
-    """BinaryConnect, whose P is no projection, breaks it: the test above can fail."""
+    """BinaryConnect, whose P is not a projection, breaks the bound, so the test above can fail."""
     loss, start = problems()
     path = run(loss, "bc", 0.1 * start, [0.1] * 400)
     gap = ergodic_gap(loss, path.weights[1:], path.rates)

@@ -1,4 +1,4 @@
-"""Latents in one tensor for several parameters: the same training as parameter by parameter, in few operations."""
+"""Latents of several parameters in one tensor train as they would separately, in few operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +23,12 @@ def _numbers(seed: int) -> list[Tensor]:
 
 
 def _require_close(one: Tensor | list[Tensor], other: Tensor | list[Tensor]) -> None:
-    """To some thousand roundings of float64: a few steps of numbers of about 1 make a hundred."""
+    """Equal up to a few thousand roundings of float64; a few steps on values of about 1 cause a hundred."""
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 class _Pair:
-    """The same parameters in one group, whose latents lie together, and in a group each, whose latents do not."""
+    """The same parameters in one group, with latents in one tensor, and in one group each, with separate latents."""
 
     def __init__(self, base: Callable[..., Optimizer], quantizer: str = "bnn++", **options: Any) -> None:  # noqa: ANN401
         self.together, self.apart = ([nn.Parameter(tensor) for tensor in _numbers(0)] for _ in range(2))
@@ -47,7 +47,7 @@ class _Pair:
             optimizer.step()
 
     def require_equal(self) -> None:
-        """Up to rounding: torch's kernels treat an array's last elements differently, so last bits depend on places."""
+        """Up to rounding: torch's kernels treat an array's last elements differently, so position affects last bits."""
         one, other = self.optimizers
         _require_close([p.detach() for p in self.together], [p.detach() for p in self.apart])
         _require_close([one.latent(p) for p in self.together], [other.latent(p) for p in self.apart])
@@ -74,7 +74,7 @@ def test_parameters_that_share_a_tensor_train_as_each_by_itself(base: Callable[.
 def test_parameters_without_a_gradient_now_and_then_change_nothing_for_the_others(
     base: Callable[..., Optimizer],
 ) -> None:
-    """AdamW's counts of steps then differ, and the parameters are stepped one by one from there on."""
+    """AdamW's step counts then differ, and the parameters are stepped one by one from then on."""
     pair = _Pair(base)
     for t, without in enumerate([(), (1,), (), (0, 3), ()]):
         pair.run(t, without)
@@ -152,7 +152,7 @@ def test_large_tensors_are_not_joined_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("quantizer", OPERATIONS_BARS)
 def test_an_eager_step_takes_few_operations_whatever_the_number_of_parameters(quantizer: str) -> None:
-    """On a GPU each is a kernel or more, and their launches are what a small network's step waits for."""
+    """On a GPU each is at least one kernel, and a small network's step mostly waits for kernel launches."""
     numbers = {model: num_operations(model, quantizer) for model in ("resnet20", "resnet56")}
     assert numbers["resnet20"] == numbers["resnet56"] <= OPERATIONS_BARS[quantizer]
 

@@ -99,7 +99,10 @@ def test_a_tensor_that_requires_grad_packs_without_a_graph() -> None:
         (torch.zeros(3, dtype=torch.uint8), r"not uint8 \(3,\)"),
         (torch.zeros(2, 1, dtype=torch.uint8), r"not uint8 \(2, 1\)"),
         (torch.zeros(2), r"not float32 \(2,\)"),
-        (torch.tensor([255, 3], dtype=torch.uint8), r"the 7 bits behind the last of shape \(3, 3\) are not all zero"),
+        (
+            torch.tensor([255, 3], dtype=torch.uint8),
+            r"the 7 bits after the last element of shape \(3, 3\) are not all zero",
+        ),
     ],
 )
 def test_bytes_that_no_tensor_of_the_shape_packs_to_are_refused(packed: torch.Tensor, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Steps in one pass over memory are those of torch's operations, to float32 rounding, and share their state."""
+"""Fused steps equal the steps of torch's operations, up to float32 rounding, and share their state."""
 
 import dataclasses
 import os
@@ -74,13 +74,13 @@ def test_each_step_is_that_of_the_literal_iteration(quantizer: str, base: str) -
             literal(lr=lr, **ours.base_options),
             states,
         )
-        # The literal state has gone its own way for t steps, each of which rounds ours once more.
+        # The literal state has evolved separately for t steps; each of them rounds ours once more.
         require_within_rounding(ours.w_star, expected, [(1 + t) * term for term in terms])
 
 
 @every_base
 def test_rows_of_sums_and_products_have_the_bits_of_torchs_operations_in_all_that_is_kept(base: str) -> None:
-    """But for w* after AdamW: the square root of torch with MKL is a last bit off now and then, this one never."""
+    """Except for w* after AdamW: torch's square root with MKL is sometimes off by the last bit, ours never is."""
     if not TORCH_FUSES_MULTIPLY_ADD:
         pytest.skip("torch's kernels for this processor level round a x + b twice")
     ours, theirs = (Steps("bnn", base, fused=fused) for fused in (True, False))
@@ -249,9 +249,9 @@ def test_a_clipped_step_uses_the_products_that_the_norm_was_of(quantizer: str, b
             assert all(entry.block.has_product() for entry in each.optimizer._entries.values())
             each.optimizer.step()
             assert not any(entry.block.has_product() for entry in each.optimizer._entries.values())
-        # A sum of n squares, of which each and each partial sum is rounded.
+        # A sum of n squares, where each square and each partial sum is rounded.
         torch.testing.assert_close(*norms, rtol=EPS * sum(w.numel() for w in ours.w), atol=0)
-        gradient_rounding = torch.finfo(dtype).eps  # of p.grad once it is scaled, where the eager step is told it anew
+        gradient_rounding = torch.finfo(dtype).eps  # of the scaled p.grad, if the eager step computes its product again
         for one, other, term in zip(ours.w_star, theirs.w_star, terms, strict=True):
             assert ((one - other).abs() <= (ROUNDINGS * EPS + gradient_rounding) * term).all()
 
@@ -373,7 +373,9 @@ def test_an_option_of_a_later_torch_is_not_ignored() -> None:
     base = SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
     base.param_groups[0]["quantizer"] = "bc"
     base.defaults["cautious"] = True
-    with pytest.raises(ValueError, match="this version of torch has options that are not known here: cautious"):
+    with pytest.raises(
+        ValueError, match="this version of torch has options that the fused step does not know: cautious"
+    ):
         ProxConnect(base, fused=True)
 
 
@@ -532,7 +534,7 @@ def test_of_two_that_compile_at_once_both_use_the_first_file(monkeypatch: pytest
     def beaten(made: Path, library: Path) -> None:
         link(made, library)
         compiled.append(library.stat().st_ino)
-        link(made, library)  # as if another had been quicker
+        link(made, library)  # as if another process had been faster
 
     monkeypatch.setattr(os, "link", beaten)
     assert native.pair("clip", "ones") is not None
@@ -568,7 +570,7 @@ def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_flags_are_what_torch_tests_for_and_gcc_8_knows() -> None:
-    """GCC 8 to 10 do not know the levels x86-64-v3 and v4; torch asks for these sets before it names a level."""
+    """GCC 8 to 10 do not know the levels x86-64-v3 and v4; torch checks for these sets before it reports a level."""
     assert set(native.PROCESSORS["AVX2"]) == {"-mavx2", "-mfma"}
     assert not any(flag.startswith("-march") for flags in native.PROCESSORS.values() for flag in flags)
 

@@ -147,7 +147,7 @@ def test_lbfgs_lowers_the_loss_of_quantized_weights(update: str) -> None:
 
 
 def test_further_evaluations_in_a_step_do_not_move_the_latents() -> None:
-    """With lr = 0 LBFGS evaluates twice where it starts, which for pq is w: and there it is to end."""
+    """With lr = 0, LBFGS evaluates twice at its starting point, which for pq is w, and must end there."""
     model = TanhNetwork()
     groups = [{"params": list(model.parameters()), "quantizer": "bnn++", "mu": 1.0}]
     optimizer = ProxConnect(LBFGS(groups, lr=0.0), update="pq")

@@ -30,7 +30,7 @@ BASES: dict[str, tuple[Callable[..., Optimizer], Callable[..., reference.Move], 
     [(row.name, scale) for row in QUANTIZERS.values() for scale in SCALES if row.binary or scale == "none"],
 )
 def test_each_step_equals_the_literal_iterations(quantizer: str, scale: Scale, base: str, update: str) -> None:
-    """Step by step from the same w*: over many steps a sign with a steep B is chaotic, and makes 1e-5 of a last bit."""
+    """Step by step from the same w*: over many steps a sign with a steep B is chaotic; a last bit grows to 1e-5."""
     torch_base, literal_base, options = BASES[base]
     model = TanhNetwork()
     start = model.bits()
@@ -56,7 +56,7 @@ def test_each_step_equals_the_literal_iterations(quantizer: str, scale: Scale, b
         expected = literal_step(before, gradient, (row, row, "fp"), mus, move, states)
         actual = [*_latents(optimizer, model), model.c.detach()]
         # Weights, gradients and moments here are below 4, and a step rounds some twenty times: 20 * 4 * 2^-53 < 1e-14.
-        # A scale's mean of 24 magnitudes adds fewer than five roundings, for torch adds them in pairs or vectors.
+        # A scale's mean of 24 magnitudes adds fewer than five roundings, since torch adds them in pairs or vectors.
         assert _distance(actual, expected) <= 1e-14, f"at step {t}"
     assert _distance(actual, start) > 0.01
 

@@ -1,4 +1,4 @@
-"""Flat shards under ZeRO: ProxConnect treats them as parameters, whichever of them the groups list at a time."""
+"""Flat shards under ZeRO: ProxConnect treats them as parameters, whichever ones the groups list at the time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def _mu(step: int) -> float:
 
 
 def _whole(quantizer: str, base: str, *, fused: bool) -> tuple[Tensor, Tensor]:
-    """(w, w*) after training in one piece, the gradients being given numbers."""
+    """(w, w*) after training in one piece, with prescribed gradients."""
     weight = torch.nn.Parameter(_numbers(0))
     optimizer = _around(quantizer, base, [weight], fused=fused)
     for step in range(NUM_STEPS):
@@ -89,7 +89,7 @@ def test_groups_that_are_listed_one_at_a_time_train_as_the_whole(quantizer: str,
 
 
 def _require_equal(optimizer: ProxConnect, shards: list[Tensor], w: Tensor, w_star: Tensor) -> None:
-    """Up to rounding: torch's last bits depend on where in a tensor an element lies. Gradients do not depend on w."""
+    """Up to rounding: torch's last bits depend on an element's position in a tensor. Gradients do not depend on w."""
     rounding = NUM_STEPS * 16 * torch.finfo(torch.float32).eps * 10  # numbers and slopes here are below 10
     torch.testing.assert_close(torch.cat([optimizer.latent(s) for s in shards]), w_star, rtol=0, atol=rounding)
     torch.testing.assert_close(torch.cat(shards), w, rtol=0, atol=rounding)

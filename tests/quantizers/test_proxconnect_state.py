@@ -1,4 +1,4 @@
-"""Saving, loading, copying and hardening change no bit of a training."""
+"""Saving, loading, copying and hardening change no bit of a training run."""
 
 import copy
 import io
@@ -48,7 +48,7 @@ class Training:
             self.sharpness.step()
 
     def bits(self) -> list[Tensor]:
-        """All that training goes on from, but for the base optimizer's state."""
+        """Copies of the parameters and latents: the training state except for the base optimizer's."""
         latents = [self.optimizer.latent(p).clone() for p in (self.model.u, self.model.v)]
         return [*self.model.bits(), *latents]
 
@@ -177,7 +177,7 @@ def test_a_copy_trains_as_the_original_and_apart_from_it(
 
 
 def test_a_pickled_optimizer_is_not_larger_than_its_tensors() -> None:
-    """Latents are views of one tensor, which pickle would write once for each of them."""
+    """Latents are views of one tensor, which pickle would write once per view."""
     parameters = [nn.Parameter(torch.randn(1000)) for _ in range(50)]
     optimizer = ProxConnect(SGD([{"params": parameters, "quantizer": "bc"}], lr=0.1))
     assert len(pickle.dumps(optimizer)) < 3 * 4 * 50_000  # w and w*, in float32, and as much again for the rest

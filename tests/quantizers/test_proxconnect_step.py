@@ -1,4 +1,4 @@
-"""What a step leaves in the model, and what surrounds it: groups, schedulers, hooks, errors."""
+"""The model after a step, and the interplay with groups, schedulers, hooks and errors."""
 
 from typing import Any
 

@@ -1,13 +1,14 @@
-"""`python -m quantizers`: what it says, draws and answers to mistakes."""
+"""`python -m quantizers`: its output, its pictures, and its error messages."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from quantizers import QUANTIZERS, Quantizer, maps
+from quantizers import QUANTIZERS, Constant, Cosine, Exponential, Linear, Quantizer, maps
 from quantizers.__main__ import PICTURES, app, main, middle_mu, page, schedule
 from quantizers.theory.convergence import curves
 
@@ -27,7 +28,7 @@ def call(*arguments: str) -> Result:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a module of the user's own pairs."""
+    """A working directory with a module of the user's own pairs."""
     (tmp_path / "my_pairs.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_pairs", raising=False)
@@ -97,11 +98,33 @@ def test_a_picture_that_cannot_be_written_is_told_without_a_traceback(
 # List
 
 
-def test_list_shows_every_row() -> None:
+def test_list_shows_every_row_on_a_line_of_its_own() -> None:
     answer = call("list")
     assert answer.exit_code == 0
-    shown = [line.split()[0] for line in answer.stdout.splitlines() if line.startswith("  ") and line[2:3].strip()]
-    assert [name for name in shown if name in QUANTIZERS] == list(QUANTIZERS)
+    lines = [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]
+    assert [word for word in lines if word in QUANTIZERS] == list(QUANTIZERS)
+    assert len(lines) == len(QUANTIZERS) + 3  # the title, its rule, and the next step
+
+
+@pytest.mark.parametrize("row", QUANTIZERS.values(), ids=list(QUANTIZERS))
+def test_show_gives_formulas_source_and_a_sharpness_that_a_grid_takes(row: Quantizer) -> None:
+    answer = call("show", row.name)
+    assert answer.exit_code == 0
+    assert all(part in answer.stdout for part in [*row.formula.split("; "), row.citation])
+    (line,) = [line for line in answer.stdout.splitlines() if line.startswith("in a grid: ")]
+    _, _, sharpness = line.partition(" with quantization: ")
+    if row.usual_mu is None:
+        assert sharpness == ""
+        return
+    (given,) = yaml.safe_load(sharpness)["sharpness"].values()
+    shape = {"constant": Constant, "linear": Linear, "exponential": Exponential, "cosine": Cosine}[given.pop("shape")]
+    assert shape(*given.values()) == row.usual_mu
+
+
+def test_show_answers_a_typo_with_the_nearest_name() -> None:
+    answer = call("show", "bnnpp")
+    assert answer.exit_code == 2
+    assert "did you mean" in answer.stderr
 
 
 @pytest.mark.parametrize("row", QUANTIZERS.values(), ids=list(QUANTIZERS))

@@ -1,4 +1,4 @@
-"""Rows with a scale, w = s F(w* / s): what is in the model, what is deployed, what is refused."""
+"""Rows with a scale, w = s F(w* / s): the trained weights, the deployed weights, and bad input."""
 
 import copy
 from pathlib import Path
@@ -122,16 +122,16 @@ def test_what_cannot_be_scaled_is_refused(group: dict[str, Any], options: dict[s
 
 
 def test_a_vector_has_no_channels() -> None:
-    with pytest.raises(ValueError, match=r"needs output channels, and a parameter has the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"needs output channels, but a parameter has the shape \(3,\)"):
         ProxConnect(SGD([{"params": [nn.Parameter(torch.ones(3))], "quantizer": "bc", "scale": "channel"}], lr=0.1))
 
 
 @every_scale
 def test_bc_with_a_scale_steps_as_torchaos_parq_does(scale: Scale) -> None:
-    """Against 100 steps recorded from torchao by benchmarks/peer_parq.py, which also has the problem they solve.
+    """Compared with 100 steps recorded from torchao by benchmarks/peer_parq.py, which also defines their problem.
 
-    Recorded in float64, so that the rounding of another processor, 1e-16 of latents near 1, stays below the bar of 1e-6
-    though the problem multiplies it with each step.
+    Recorded in float64, so that another processor's rounding, 1e-16 for latents near 1, stays below the tolerance of
+    1e-6 although the problem amplifies it with each step.
     """
     from peer_parq import ours
 
@@ -140,7 +140,7 @@ def test_bc_with_a_scale_steps_as_torchaos_parq_does(scale: Scale) -> None:
     assert mine.shape == theirs.shape
     assert len(theirs) == 100
     assert np.abs(mine - theirs).max() <= 1e-6
-    assert (np.sign(theirs[0]) != np.sign(theirs[-1])).mean() > 0.05  # signs that never change would agree anyhow
+    assert (np.sign(theirs[0]) != np.sign(theirs[-1])).mean() > 0.05  # signs that never change would agree anyway
 
 
 def test_a_scaled_row_may_be_given_itself_in_place_of_its_name() -> None:
@@ -160,7 +160,7 @@ def test_a_scaled_row_may_be_given_itself_in_place_of_its_name() -> None:
 def test_shards_have_no_scale_of_their_own() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     parameter.to_local = lambda: parameter.data  # type: ignore[attr-defined]  # what tells a DTensor from a tensor
-    with pytest.raises(ValueError, match=r"scale 'tensor': not of DTensors \(FSDP\)"):
+    with pytest.raises(ValueError, match=r"scale 'tensor': not supported for DTensors \(FSDP\)"):
         ProxConnect(SGD([{"params": [parameter], "quantizer": "bc", "scale": "tensor"}], lr=0.1))
 
 

@@ -1,4 +1,4 @@
-"""mu is a pure function of progress; the schedule puts it where the optimizer reads it, and nothing else."""
+"""mu is a pure function of progress; the schedule only writes it where the optimizer reads it."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Pairs made to order: F = T o P with B = T' o P, and F as the integral of B."""
+"""Constructed pairs: F = T o P with B = T' o P, and F as the integral of B."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ SURROGATES = [row.name for row in QUANTIZERS.values() if row.completes is not No
 
 
 def random_points(num_points: int = 20_000) -> Tensor:
-    """Points within +-1024 of every size, float64."""
+    """Points of every magnitude within +-1024, float64."""
     generator = torch.Generator().manual_seed(0)
     unit = 2 * torch.rand(5, num_points // 5, generator=generator, dtype=torch.float64) - 1
     return (unit * torch.tensor([1024, 4, 0.1, 1e-4, 1e-9], dtype=torch.float64)[:, None]).flatten()

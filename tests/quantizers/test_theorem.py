@@ -30,7 +30,7 @@ def rounding(w: Tensor, _mu: float) -> Tensor:
 
 
 def wave(u: Tensor, mu: float) -> Tensor:
-    """Not monotone from mu = 1 on."""
+    """Not monotone for mu > 1."""
     return u + torch.sin(2 * mu * u) / 2
 
 
@@ -53,7 +53,7 @@ PAIRS: dict[str, tuple[Map, Map]] = {
 
 
 class Reparametrised(TanhNetwork):
-    """The loss l(T(u), T(v), c) of the same network: what ProxConnect is given."""
+    """The loss l(T(u), T(v), c) of the same network, which ProxConnect minimises."""
 
     def __init__(self, transform: Map) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What the programs train, and the literal loop whose loss and weights they have to end with.
+"""The network that the test programs train, and the literal loop whose losses and weights they must reproduce.
 
 A program is a training loop `train(model, optimizer, batches) -> losses`, written as for any torch optimizer.
 `ends_as_the_literal_loop` runs it twice: with ProxConnect, and in float64 with a plain torch optimizer that moves the
-latents by the two lines of the method. The first run is float64, too; with fused=True it is float32, where the one-pass
-step works.
+latents by the two lines of the method. The first run is also in float64, or in float32 with fused=True, since the
+one-pass step needs it.
 """
 
 import copy
@@ -26,7 +26,7 @@ eager_and_fused = pytest.mark.parametrize("fused", [False, True], ids=["eager", 
 
 
 class Network(nn.Module):
-    """8 features, 16 hidden units, 4 classes. The two weights are to be quantized, the biases are not."""
+    """8 features, 16 hidden units, 4 classes. The two weights are quantized, the biases are not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def batches(dtype: torch.dtype = torch.float64, num: int = 8) -> Batches:
 
 
 def groups(model: nn.Module, quantizer: str | Quantizer = "bnn++") -> list[dict[str, Any]]:
-    """Weights with more than one dimension quantized, the others not."""
+    """Groups that quantize the parameters with more than one dimension."""
     binary = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     rest = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
     return [{"params": binary, "quantizer": quantizer, "mu": 2.0}, {"params": rest}]
@@ -66,7 +66,7 @@ def adamw(model: nn.Module) -> Optimizer:
 
 
 def literal(base: Optimizer) -> Optimizer:
-    """The optimizer `base` itself, made to move latents: w = F(w*; mu),  w* <- base(w*, B(w*; mu) . grad l(w))."""
+    """`base` itself, changed to move latents: w = F(w*; mu),  w* <- base(w*, B(w*; mu) . grad l(w))."""
     latents: list[tuple[dict[str, Any], nn.Parameter, nn.Parameter]] = []
     for group in base.param_groups:
         for i, w in enumerate(group["params"] if "quantizer" in group else []):
@@ -103,7 +103,7 @@ def literal(base: Optimizer) -> Optimizer:
 
 
 def clipped_at_the_step(optimizer: Optimizer, max_norm: float) -> None:
-    """Let a literal optimizer clip what its base sees: B . grad, once its own hook has left that in the latents."""
+    """Make a literal optimizer clip B . grad, which its own hook has by then stored as the latents' gradient."""
 
     def clip(*_: object) -> None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
@@ -114,10 +114,10 @@ def clipped_at_the_step(optimizer: Optimizer, max_norm: float) -> None:
 def tolerance(dtype: torch.dtype) -> float:
     """How far rounding may take a dozen steps of `Network` from the literal loop: 4096 eps, absolute.
 
-    Latents, gradients and losses are of size 1. A step adds about lr . 64 eps of the gradient's sums and one eps of its
-    own, less than 8 eps, and stretches what is there by 1 + lr mu^2 |x|^2 |l''| < 1.5, so 8 eps . (1.5^12 - 1) / 0.5 in
-    a dozen. Bases that divide by a root have an eps no smaller than their lr, which bounds their stretch by the same.
-    A step that is lost, doubled or taken at another w shows at lr = 0.01.
+    Latents, gradients and losses are of size 1. A step adds about lr . 64 eps from the gradient's sums and one eps of
+    its own, less than 8 eps in all. It amplifies earlier errors by 1 + lr mu^2 |x|^2 |l''| < 1.5, so a dozen steps give
+    8 eps . (1.5^12 - 1) / 0.5. Bases that divide by a root have an eps no smaller than their lr, which bounds their
+    amplification likewise. A step that is lost, doubled or taken at another w is detectable at lr = 0.01.
     """
     return 4096 * torch.finfo(dtype).eps
 
@@ -138,7 +138,7 @@ def ends_as_the_literal_loop(
     data: Callable[[torch.dtype], Batches] = batches,
     atol: float | None = None,
 ) -> None:
-    """Run `train` with ProxConnect, and it or `literal_train` literally; compare all losses, weights and buffers."""
+    """Run `train` with ProxConnect and `literal_train` (or `train`) literally; compare losses, weights and buffers."""
     dtype = DTYPES[fused]
     model = make().to(dtype)
     twin = copy.deepcopy(model).double()

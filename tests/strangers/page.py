@@ -1,4 +1,4 @@
-"""The snippets of docs/your-training-loop.md, and what they take as given."""
+"""The snippets of docs/your-training-loop.md, and the variables that they assume."""
 
 import os
 import re
@@ -17,7 +17,7 @@ for section in re.split(r"^#+ ", PAGE.read_text(encoding="utf-8"), flags=re.MULT
 
 
 def given() -> dict[str, Any]:
-    """A small model and its data, different on every rank; `evaluations` are the quantized weights at each one."""
+    """A small model and its data, different on every rank; `evaluate` adds the quantized weights to `evaluations`."""
     torch.manual_seed(int(os.environ.get("RANK", "0")))
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     evaluations: list[list[Tensor]] = []

@@ -40,7 +40,7 @@ def test_layer_frozen_and_thawed(fused: bool) -> None:
 
 @eager_and_fused
 def test_branch_that_takes_part_in_every_other_step(fused: bool) -> None:
-    """Its Adam counts fewer steps than the others', which share a block of latents with it."""
+    """Its Adam step count is lower than the other parameters', which share a block of latents with it."""
 
     class Branches(nn.Module):
         def __init__(self) -> None:

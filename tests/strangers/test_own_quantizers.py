@@ -42,7 +42,7 @@ QUANTIZER = arctan()
 
 @pytest.fixture(autouse=True)
 def _literal_arctan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The literal loop looks F and B up by what the group says."""
+    """F and B for the literal loop, which looks them up by the group's "quantizer"."""
 
     def forward(w: Tensor, mu: float) -> Tensor:
         return torch.atan(mu * w)

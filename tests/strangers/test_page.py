@@ -1,7 +1,7 @@
-"""Every snippet of docs/your-training-loop.md runs, and trains what it is given.
+"""Every snippet of docs/your-training-loop.md runs and trains its model.
 
-Those of DDP and FSDP2 run among the programs of `two_ranks`. Lightning and Accelerate are tried where they can be
-imported: python -m pip install lightning accelerate
+The DDP and FSDP2 snippets run among the programs of `two_ranks`. The Lightning and Accelerate snippets run if these
+packages are installed: python -m pip install lightning accelerate
 """
 
 import argparse
@@ -60,7 +60,7 @@ def test_timm(names: dict[str, Any]) -> None:
 
 def needs(framework: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(framework) is None
-    return pytest.mark.skipif(missing, reason="lightning and accelerate are no requirements: pip install them to try")
+    return pytest.mark.skipif(missing, reason="lightning and accelerate are optional: pip install them to run this")
 
 
 @needs("lightning")

@@ -1,4 +1,4 @@
-"""Two processes: equal weights on all of them, those of the literal loop over whole batches, or one clear error."""
+"""Two processes have equal weights, the same as the literal loop over whole batches, or raise one clear error."""
 
 import json
 import os
@@ -14,7 +14,7 @@ WORKER = Path(__file__).parent / "two_ranks.py"
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What each rank found of each program; all of them run in one pair of processes."""
+    """Each rank's verdict on each program; one pair of processes runs them all."""
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

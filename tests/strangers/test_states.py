@@ -1,4 +1,4 @@
-"""Saving, loading, copying and looking into the state, as training scripts do it."""
+"""Saving, loading, copying and inspecting the state, as training scripts do."""
 
 import copy
 import io
@@ -46,7 +46,7 @@ def test_resumed_from_a_file(order: list[str], fused: bool) -> None:
         state = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
         biases = [model.hidden.bias, model.head.bias]
         resumed = network(DTYPES[fused], seed=3)
-        resumed.hidden.bias, resumed.head.bias = biases  # for the resume that loads the optimizer alone
+        resumed.hidden.bias, resumed.head.bias = biases  # for the order that loads only the optimizer
         again = ProxConnect(adamw(resumed), fused=fused)
         for what in order:
             (resumed if what == "model" else again).load_state_dict(state[what])
@@ -59,7 +59,7 @@ def test_resumed_from_a_file(order: list[str], fused: bool) -> None:
 
 @eager_and_fused
 def test_checkpoint_by_parameter_names(fused: bool) -> None:
-    """torch.distributed.checkpoint rebuilds the optimizer's state by name, and initialises an empty one by a step."""
+    """torch.distributed.checkpoint rebuilds the optimizer's state by name, and initialises an empty one with a step."""
 
     def interrupted(model: Network, optimizer: ProxConnect, batches: Batches) -> list[float]:
         losses = train(model, optimizer, batches[:4])
@@ -120,7 +120,7 @@ def test_momentum_is_read_by_parameter(fused: bool) -> None:
     found = [optimizer.state[p]["momentum_buffer"] for group in optimizer.param_groups for p in group["params"]]
     expected = [base.state[p]["momentum_buffer"] for group in base.param_groups for p in group["params"]]
     torch.testing.assert_close([m.double() for m in found], expected, rtol=0, atol=tolerance(dtype))
-    optimizer.state_dict()  # reading has put nothing there
+    optimizer.state_dict()  # reading has added nothing to the state
 
 
 def _cleared(optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""timm's and torchvision's models, parameter groups, schedules and optimizers, as their training scripts join them."""
+"""timm's and torchvision's models, parameter groups, schedules and optimizers, joined as in their training scripts."""
 
 import pytest
 import timm
@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from quantizers import ProxConnect
 
 DEEP = 1e-8
-"""Tolerance of deep networks with batch norm in float64: their condition may take eight of sixteen digits."""
+"""Tolerance for deep networks with batch norm in float64: ill-conditioning may cost eight of sixteen digits."""
 
 
 def images(dtype: torch.dtype, num: int = 2, size: int = 32) -> Batches:
@@ -47,7 +47,7 @@ def test_torchvision_resnet_from_scratch() -> None:
 
 @eager_and_fused
 def test_transfer_learning_of_the_last_layers(fused: bool) -> None:
-    """Frozen layers get no gradient and no latents. In eval mode the features are those of any linear network."""
+    """Frozen layers get no gradient and no latents. In eval mode their features are fixed functions of the input."""
 
     def make() -> nn.Module:
         model: nn.Module = torchvision.models.resnet18(weights=None)
@@ -84,7 +84,7 @@ def test_mixup_and_label_smoothing(fused: bool) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_timm_models_with_timm_groups(name: str) -> None:
-    """The groups of timm say what decays, which is what has more than one dimension: quantize that."""
+    """Quantize the groups of timm whose parameters decay: those with more than one dimension."""
 
     def make() -> nn.Module:
         torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_timm_native_scaler_with_its_clipping(fused: bool) -> None:
 
 @pytest.mark.parametrize("optimizer", ["lamb", "lookahead_sgd", "nadamw"])
 def test_timm_optimizers_as_a_base(optimizer: str) -> None:
-    """Lamb looks at norms of whole tensors, Lookahead steps another optimizer: both see each parameter's latents."""
+    """Lamb uses norms of whole tensors, and Lookahead steps another optimizer: both see each parameter's latents."""
 
     def base(model: nn.Module) -> Optimizer:
         made: Optimizer = timm.optim.create_optimizer_v2(groups(model), opt=optimizer, lr=0.01, weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""What happens when something besides the optimizer writes the parameters: nothing is lost in silence."""
+"""If something besides the optimizer writes the parameters, nothing is lost silently."""
 
 import copy
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_weights_loaded_after_the_optimizer_are_refused_then_discarded(fused: bo
         with pytest.raises(RuntimeError, match=NAMED_FIRST):
             optimizer.quantize()
         optimizer.soften()
-        with torch.no_grad():  # these are not the optimizer's to restore
+        with torch.no_grad():  # the optimizer does not restore the biases
             for bias, before in zip((model.hidden.bias, model.head.bias), biases, strict=True):
                 bias.copy_(before)
         return train(model, optimizer, batches)
@@ -103,7 +103,7 @@ def test_best_checkpoint_loaded_at_the_end_is_what_is_deployed(fused: bool) -> N
 
 @eager_and_fused
 def test_average_copied_back_is_refused_then_adopted(fused: bool) -> None:
-    """Averages of w are no latents: the literal loop, too, then restarts from the averaged w."""
+    """Averages of w are not latents, so the literal loop also restarts from the averaged w."""
 
     def with_swa(model: Network, optimizer: Optimizer, batches: Batches) -> list[float]:
         average = AveragedModel(model)
@@ -247,7 +247,7 @@ def test_parameter_given_another_shape_is_refused() -> None:
 
 
 def test_wrapper_that_delegates_hardens_the_optimizer_itself() -> None:
-    """As Lightning's: an instance of a subclass that has no attributes of its own and looks all of them up."""
+    """Like Lightning's: an instance of a subclass that has no attributes of its own and looks up all of them."""
 
     class Wrapper(ProxConnect):
         def __init__(self, inner: ProxConnect) -> None:

@@ -1,4 +1,4 @@
-"""Programs of two processes, each a claim; the verdicts of rank r are written to FOLDER/r.json.
+"""Two-process programs that each test a claim; rank r writes its verdicts to FOLDER/r.json.
 
 torchrun --nproc-per-node 2 tests/strangers/two_ranks.py FOLDER
 """
@@ -80,7 +80,7 @@ def ddp_after_the_optimizer_with_equal_seeds(fused: bool) -> None:
 
 
 def ddp_after_the_optimizer_with_unequal_seeds(fused: bool) -> None:
-    """The ranks that were written over refuse to step. adopt() on all ranks makes them equal."""
+    """Ranks whose weights were overwritten refuse to step. adopt() on all ranks makes them equal."""
     dtype = DTYPES[fused]
     model = network(dtype, seed=dist.get_rank())
     optimizer = ProxConnect(sgd(model), fused=fused)
@@ -94,7 +94,7 @@ def ddp_after_the_optimizer_with_unequal_seeds(fused: bool) -> None:
 
     twin = network(seed=0)
     literal(sgd(twin))  # writes w = F(w*)
-    train(twin, literal(sgd(twin)), batches())  # which are the latents from here on
+    train(twin, literal(sgd(twin)), batches())  # the latents from here on
     assert_equal_weights(model, twin, tolerance(dtype))
 
 
@@ -120,7 +120,7 @@ def ddp_that_accumulates_without_synchronising(fused: bool) -> None:
     assert_equal_weights(model, twin, tolerance(dtype))
 
 
-# Sharded parameters. 256 x 256 and more: from there on the fused step is used by itself where it can be.
+# Sharded parameters, 256 x 256 or larger: from that size the fused step is used automatically if possible.
 
 
 class Wide(nn.Module):
@@ -170,7 +170,7 @@ def fsdp2(dtype: torch.dtype) -> None:
 
 
 def fsdp2_clipped() -> None:
-    """The norm is that of all shards."""
+    """The norm covers all shards."""
     dtype = torch.float64
     model, twin = wide(dtype), wide(dtype)
     fully_shard(model, mesh=mesh())
@@ -210,7 +210,7 @@ def fsdp2_cannot_be_fused() -> None:
 
 
 def fsdp2_resumed_from_a_checkpoint_by_names(*, full: bool) -> None:
-    """Saved in shards, and gathered: latents are sharded tensors beside the base's."""
+    """Saved in shards and gathered: latents are sharded tensors like the base's state."""
     dtype, options = torch.float64, dcp.StateDictOptions(full_state_dict=full)
     model, resumed, twin = wide(dtype), wide(dtype), wide(dtype)
     for each in (model, resumed):
@@ -241,7 +241,7 @@ def distributed_tensors() -> None:
     assert_equal_when_gathered(model, twin, tolerance(dtype))
 
 
-# The page's own snippets. The process group is there already, and stays.
+# The page's own snippets. The process group exists already and is kept.
 
 
 def snippet(heading: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def page_of_ddp() -> None:
 
 
 def page_of_fsdp2() -> None:
-    """The file that the snippet saves has whole latents, and they belong to its weights."""
+    """The file that the snippet saves has unsharded latents, and they match its weights."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         snippet("FSDP2", monkeypatch)
     state = torch.load("last.pt", weights_only=True)

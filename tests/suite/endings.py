@@ -1,6 +1,6 @@
-"""One process of two that trains four times, each time to another end; prints gloo's threads that each has left.
+"""One of two processes: trains four times with different endings, and prints the gloo threads that each leaves behind.
 
-Then it joins a group that it keeps, as DeepSpeed does, and exits as suite.train exits.
+Then it joins a group and keeps it, as DeepSpeed does, and exits like suite.train.
 
 RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost python tests/suite/endings.py CELL.yaml FIVE_PORTS...
 """
@@ -54,7 +54,7 @@ def _train_to(ending: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    gc.disable()  # as suite.train does while it starts
+    gc.disable()  # as suite.train does at start-up
     CELL = RunDir(Path(sys.argv[1]).parent).cell()
     left = {}
     *ports, last_port = sys.argv[2:]

@@ -1,8 +1,8 @@
-"""suite.train with a fault in one process of two, in the step that STEPS says.
+"""suite.train with a fault in one process of two, at the step given by STEPS.
 
 torchrun --nproc-per-node 2 tests/suite/faulty.py CELL.yaml FAULT
 
-The processes meet the fault by themselves, where a test that watched them would have to be in time.
+The processes trigger the fault themselves, because a test that watched them could be too late.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _train_step = Trainer._train_step
 
 
 def _stop(trainer: Trainer, rank: int) -> None:
-    """Asks torchrun to stop, as a scheduler does; the step goes on once that has been passed on."""
+    """Asks torchrun to stop, as a scheduler does; the step continues once torchrun has passed the signal on."""
     if rank == 0:
         os.kill(os.getppid(), signal.SIGTERM)
     while not trainer.wishes.stop:
@@ -34,7 +34,7 @@ def _stop(trainer: Trainer, rank: int) -> None:
 
 
 def _once_it_is_written(trainer: Trainer, rank: int) -> None:
-    """Until the heartbeat says which step this process has finished last."""
+    """Waits until the heartbeat reports the last step that this process has finished."""
     (*_, attempt) = sorted((Path(sys.argv[1]).parent / "attempts").iterdir())
     while failures.beats(attempt)[rank].step != trainer._num_steps_done - 1:
         time.sleep(0.005)
@@ -47,7 +47,7 @@ def _die(trainer: Trainer, rank: int) -> None:
 
 
 def _hang(trainer: Trainer, rank: int) -> None:
-    # From here on only: with so short a limit, a process that starts late would count as hung, too.
+    # Set the limit only here: at start-up, such a short one would make a late process count as hung.
     distributed_c10d._set_pg_timeout(timedelta(seconds=3))
     if rank == 1:
         _once_it_is_written(trainer, rank)
@@ -62,9 +62,9 @@ def _raise(_trainer: Trainer, rank: int) -> None:
 def _block(trainer: Trainer, rank: int) -> None:
     if rank == 1:
         _raise(trainer, rank)
-    mutex = ctypes.create_string_buffer(64)  # of zeros, which is an open one
+    mutex = ctypes.create_string_buffer(64)  # zeros are an unlocked mutex
     for _ in range(2):
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # the second time for ever, and no signal interrupts it
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)  # the second blocks forever, even on signals
 
 
 FAULTS = {"block": _block, "stop": _stop, "die": _die, "hang": _hang, "raise": _raise}

@@ -1,4 +1,4 @@
-"""A training interrupted after any step, against the same one undisturbed; on one process, or as a rank of torchrun's.
+"""Compares training interrupted after any step with uninterrupted training, on one process or as a torchrun rank.
 
 torchrun --nproc-per-node 2 tests/suite/interrupted.py FOLDER
 """
@@ -24,7 +24,7 @@ NOWHERE = Path("no-data-needed")
 
 
 def vit_mini_patch2_8_dropout(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """The small transformer with dropout, whose draws are the only random numbers of a step."""
+    """The small transformer with dropout, which draws the only random numbers in a step."""
     wanted = {name: value for name, value in kwargs.items() if not name.startswith("pretrained_cfg")}
     model: nn.Module = create_model("vit_mini_patch2_8", pretrained=pretrained, proj_drop_rate=0.3, **wanted)
     return model
@@ -72,7 +72,7 @@ def cell_of(name: str) -> Cell:
 
 
 def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
-    """Trains to the end; all that a journal and a result would hold. With a folder, a checkpoint after every step."""
+    """Trains to the end; returns the content of a journal and result. With a folder, saves after every step."""
 
     def on_step(number: int, _loss: Tensor) -> None:
         if folder is not None:
@@ -90,7 +90,7 @@ def finish(trainer: Trainer, folder: Path | None = None) -> dict[str, Any]:
 
 
 def differences(cell: Cell, layout: Layout, folder: Path) -> Iterator[str]:
-    """What an interruption after some step changes: nothing. Yields one line for each place where it does."""
+    """Yields a line for each difference that an interruption after some step makes; there should be none."""
     undisturbed = finish(Trainer(cell, layout, NOWHERE, None), folder)
     places = sorted(folder.iterdir())
     if len(places) != 6:  # four steps, two ends of epochs
@@ -112,7 +112,7 @@ def _save(trainer: Trainer, folder: Path) -> None:
 
 
 def divergence(layout: Layout) -> str:
-    """What a NaN in the last process's images, in its second step, makes this process say."""
+    """This process's error message if the last process's images are NaN in its second step."""
     trainer = Trainer(cell_of("bnn++"), layout, NOWHERE, None)
 
     def poison(_number: int, _loss: Tensor) -> None:
@@ -131,25 +131,25 @@ def _to_nan(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def place_of(path: Path) -> tuple[int, int]:
-    """(epoch, step) of a checkpoint, by its name."""
+    """(epoch, step) of a checkpoint, from its name."""
     _, epoch, _, step = path.stem.split("-")
     return int(epoch), int(step)
 
 
 def numbers(run: RunDir) -> dict[int, dict[str, float]]:
-    """What the journal says, but for the speed."""
+    """The journal's metrics by epoch, except for speeds."""
     found = journal.read_metrics(run.journal)
     return {epoch: {k: v for k, v in metrics.items() if k[:5] != "time/"} for epoch, metrics in found.items()}
 
 
 def _say(line: str) -> None:
-    """Not print, which writes the end of the line by itself: two processes have one output."""
+    """Writes a line at once. print writes the line end separately, and two processes share the output."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def main(folder: Path) -> None:
-    """Prints a line for each thing that is not as it should be."""
+    """Prints a line for each error."""
     with joined(timeout_seconds=60) as layout:
         for name in CELLS:
             for difference in differences(cell_of(name), layout, folder / name):

@@ -1,4 +1,4 @@
-"""The engines side by side on two processes: what each rank finds goes into FOLDER/<rank>.json, for test_layouts.
+"""Compares the engines on two processes; each rank writes its results to FOLDER/<rank>.json, for test_layouts.
 
 torchrun --nproc-per-node 2 tests/suite/layout_worker.py FOLDER
 """
@@ -46,11 +46,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         for stage, update in ((1, "pq"), (3, "rpc"))
     },
 }
-"""Name -> what differs in the recipe, and the execution that is compared with DDP's under it."""
+"""Name -> (changes of the recipe, execution to compare with DDP under that recipe)."""
 
 
 def cell(quantizer: str, **recipe: Any) -> Cell:  # noqa: ANN401  (of several sections)
-    """The parity cell with AdamW, whose state has tensors and counts, and changes of the recipe."""
+    """The parity cell with changes of its recipe. It uses AdamW, whose state has tensors and counts."""
     raw = cell_of(quantizer, optimizer="adamw", learning_rate=1e-3).model_dump()
     for key, value in recipe.items():
         raw["quantization" if key == "update" else "training"][key] = value
@@ -70,7 +70,7 @@ class Training:
         self.engine: Engine = build_engine(cell, model, self.split, layout, execution)
 
     def run(self, first: int) -> list[float]:
-        """The losses of NUM_STEPS steps over the global batch, from step `first` on; mu moves before each."""
+        """The losses of NUM_STEPS steps over the global batch, from step `first` on; mu changes before each."""
         self.engine.model.train()
         losses = []
         for step in range(first, first + NUM_STEPS):
@@ -83,7 +83,7 @@ class Training:
 
 
 def difference(ours: list[float], theirs: list[float]) -> float:
-    """The largest relative difference of a step's loss."""
+    """The largest relative difference between the losses of a step."""
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -96,7 +96,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(state: Any) -> str:  # noqa: ANN401  (a state's parts)
-    """Equal digests, equal bits."""
+    """Equal digests mean equal bits."""
     if isinstance(state, Tensor):
         flat = state.detach().cpu().contiguous().flatten()
         return hashlib.sha256(str(flat.dtype).encode() + flat.view(torch.uint8).numpy().tobytes()).hexdigest()
@@ -118,7 +118,7 @@ def used_weights(model: nn.Module, split: Split) -> dict[str, Tensor]:
 
 
 def exchange(layout: Layout) -> dict[str, Any]:
-    """Each engine's state goes on in each other: the largest difference, and whether bits agree on its own layout."""
+    """Resumes each engine's state in every engine: the largest difference, and whether its own layout is bit-exact."""
     trainings = {
         name: Training(cell("bnn++"), Layout(device=layout.device) if name == "1 process" else layout, execution)
         for name, execution in LAYOUTS.items()
@@ -143,7 +143,7 @@ def exchange(layout: Layout) -> dict[str, Any]:
 
 
 def binary(layout: Layout) -> dict[str, dict[str, Any]]:
-    """What the weights are on this process, at each stage."""
+    """Properties of this process's weights, for each ZeRO stage."""
     found = {}
     for name in ZERO:
         bc, soft = (Training(cell(quantizer), layout, LAYOUTS[name]) for quantizer in ("bc", "bnn++"))
@@ -178,7 +178,7 @@ def binary(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def variants(layout: Layout) -> dict[str, float]:
-    """Differences from DDP under the same recipe."""
+    """Differences from DDP with the same recipe."""
     plain: dict[str, list[float]] = {}
     found = {}
     for name, (recipe, execution) in VARIANTS.items():
@@ -192,7 +192,7 @@ def variants(layout: Layout) -> dict[str, float]:
 
 
 def disagreement(layout: Layout) -> str:
-    """What each process is told if the second has no compiler for the fused step."""
+    """The error message on this process if the second process has no compiler for the fused step."""
     with patch.object(native, "pair", native.pair if layout.is_main else lambda *_names: None):
         try:
             Training(cell("bnn++"), layout, {})

@@ -1,6 +1,6 @@
-"""Makers of image files that are odd or broken.
+"""Makes odd or broken image files.
 
-Each is a row: a name, what becomes of it (`stored`, `converted`, `broken` or `ignored`), and how it is made.
+Each is a row: a name, its expected result (`stored`, `converted`, `broken` or `ignored`), and its content.
 """
 
 import io
@@ -28,21 +28,21 @@ class Case(NamedTuple):
 
 
 def pixels(height: int = 40, width: int = 52, channels: int = 3) -> Array:
-    """A smooth picture with some noise: neither trivial nor hopeless for JPEG."""
+    """A smooth picture with some noise, neither too easy nor too hard for JPEG."""
     rows, columns = np.mgrid[:height, :width]
     waves = [127 + 80 * np.sin(rows / (5 + c) + columns / (9 - c)) for c in range(channels)]
     return np.clip(np.stack(waves, 2) + RNG.normal(0, 8, (height, width, channels)), 0, 255).astype(np.uint8)
 
 
 def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 52), **options: object) -> bytes:
-    """An image file of Pillow's format `kind`, of a picture converted to `mode`."""
+    """A picture converted to `mode`, as an image file in Pillow's format `kind`."""
     buffer = io.BytesIO()
     Image.fromarray(pixels(*size)).convert(mode).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
 def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
-    """A PNG file by hand: `depth` bits, `colour` type, rows of `data` with filter 0 before each."""
+    """A hand-made PNG file: `depth` bits, `colour` type, rows of `data`, each preceded by filter 0."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
     parts = [
@@ -91,7 +91,7 @@ def _tiff(mode: str) -> bytes:
 
 
 def _huge_jpeg() -> bytes:
-    """A frame header that says 65,500 x 65,500."""
+    """A JPEG whose frame header claims 65,500 x 65,500 pixels."""
     jpeg = bytearray(encoded("JPEG"))
     start = jpeg.index(b"\xff\xc0")
     jpeg[start + 5 : start + 9] = struct.pack(">HH", 65500, 65500)
@@ -110,7 +110,7 @@ def _with_hole(file: bytes) -> bytes:
 
 
 def _with_thumbnail() -> bytes:
-    """A JPEG with another one inside its header."""
+    """A JPEG with another JPEG inside its header."""
     inside, whole = encoded("JPEG", size=(8, 8)), encoded("JPEG")
     return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(inside) + 2) + inside + whole[2:]
 
@@ -124,7 +124,7 @@ def _cut(kind: str, suffix: str, percents: list[int], **options: object) -> list
 
 
 def files() -> list[Case]:
-    """One class's worth of them."""
+    """The files of one class."""
     return [*_whole(), *_converted(), *_misnamed(), *_torn(), *_no_images(), *_odd_names(), *_ignored()]
 
 
@@ -173,7 +173,7 @@ def _converted() -> list[Case]:
 
 
 def _misnamed() -> list[Case]:
-    """What a file is, its content says."""
+    """Files whose suffix differs from their content, which counts."""
     return [
         *(
             Case(f"really-{kind.lower()}.{suffix}", "converted", content(encoded(kind)))

@@ -1,4 +1,4 @@
-"""Makers of sources for `prepare`: a good one, one full of odd files, and some that are laid out wrongly."""
+"""Makes sources for `prepare`: a good one, one full of odd files, and some with a wrong layout."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def good_source(
 
 
 class Layout(NamedTuple):
-    """A source that is refused as `dataset`: how a good one is spoiled, and a pattern of the message."""
+    """A source that is rejected as `dataset`: how to break a good one, and a pattern of the message."""
 
     name: str
     dataset: str
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 
 def _add(relative: bytes | str) -> Callable[[Path], object]:
-    """A class folder with an image."""
+    """Adds a class folder with an image."""
 
     def spoil(source: Path) -> None:
         folder = source / os.fsdecode(relative)
@@ -70,7 +70,7 @@ def _only(source: Path, *classes: str) -> None:
 
 
 def layouts() -> list[Layout]:
-    """Sources made of `good_source`, one thing wrong in each."""
+    """Sources made from `good_source`, each with one error."""
     return [
         Layout(
             "source missing", "imagefolder", lambda s: s.rename(s.with_name("elsewhere")), "not there, or no folder"
@@ -79,8 +79,8 @@ def layouts() -> list[Layout]:
         Layout(
             "test missing", "imagefolder", lambda s: _remove(s, "test"), "test: not there; imagefolder is expected as"
         ),
-        Layout("no splits", "imagefolder", _move_up, "has class folders, but no split above them"),
-        Layout("no splits, cifar", "cifar10", _move_up, "has class folders, but no split above them"),
+        Layout("no splits", "imagefolder", _move_up, "class folders without a split above them"),
+        Layout("no splits, cifar", "cifar10", _move_up, "class folders without a split above them"),
         Layout("split without classes", "imagefolder", lambda s: (s / "val").mkdir(), "val: no class folders"),
         Layout("class without images", "imagefolder", lambda s: (s / "train/ant").mkdir(), "different classes, 1: ant"),
         Layout("class of other files", "imagefolder", _empty_both, "ant: no images in this class folder"),
@@ -89,24 +89,25 @@ def layouts() -> list[Layout]:
         Layout(
             "val has more", "imagefolder", _add("val/ant"), "train and val have different classes, 3: ant, cat, dog"
         ),
-        Layout("equal but for case", "imagefolder", _both("Cat"), "'Cat' and 'cat' are one class"),
-        Layout("equal but for a space", "imagefolder", _both("cat "), "'cat' and 'cat ' are one class"),
-        Layout(
-            "equal but for accents' form", "imagefolder", _accents, r"are one class but for case, spaces or accents"
-        ),
+        Layout("differing only in case", "imagefolder", _both("Cat"), "'Cat' and 'cat' differ only in case"),
+        Layout("differing only in a space", "imagefolder", _both("cat "), "'cat' and 'cat ' differ only in case"),
+        Layout("differing only in accents' form", "imagefolder", _accents, r"differ only in case, spaces or accents"),
         Layout(
             "class not UTF-8", "imagefolder", _add(b"train/\xe4"), r"train/\\xe4: the name of a class has to be UTF-8"
         ),
         Layout("class unprintable", "imagefolder", _add("train/a\nb"), r"'a\\nb': the name of a class has characters"),
-        Layout("image beside classes", "imagefolder", _stray, "x.jpg: lies in no class folder; expected train/CLASS"),
-        Layout("class a dead link", "imagefolder", lambda s: (s / "test/bee").symlink_to("no"), "a link to nothing"),
+        Layout("image beside classes", "imagefolder", _stray, "x.jpg: not in a class folder; expected train/CLASS"),
+        Layout("class a dead link", "imagefolder", lambda s: (s / "test/bee").symlink_to("no"), "a broken link"),
         Layout(
             "val flat", "imagenet", _flat_validation, r"50,000 .*ILSVRC2012_validation_ground_truth.txt of the devkit"
         ),
-        Layout("not ImageNet", "imagenet", lambda s: _only(s, "cat"), "cat is none of ImageNet-1k's classes"),
+        Layout("not ImageNet", "imagenet", lambda s: _only(s, "cat"), "cat is not an ImageNet-1k class"),
         Layout("not all of ImageNet", "imagenet", lambda s: _only(s, "n01440764"), "999 of .* --partial goes without"),
         Layout(
-            "not torchvision's CIFAR", "cifar10", lambda s: (s / "cifar-10-batches-py").mkdir(), "fetch cifar10 anew"
+            "not torchvision's CIFAR",
+            "cifar10",
+            lambda s: (s / "cifar-10-batches-py").mkdir(),
+            "download cifar10 again",
         ),
     ]
 
@@ -127,7 +128,7 @@ def _stray(source: Path) -> None:
 
 
 def odd_source(source: Path) -> Path:
-    """A good one with every odd file in one class."""
+    """A good source with every odd file in one class."""
     good_source(source)
     for case in malformed.files():
         case.make(source / "train" / "cat" / case.name)

@@ -1,4 +1,4 @@
-"""Reads the images of a folder through two workers that are sent signals to stop from their first moment on."""
+"""Reads the images of a folder with two workers that receive stop signals from the start."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """`python signalled.py FOLDER`: prints how many images came."""
+    """`python signalled.py FOLDER`: prints the number of images received."""
     paths = sorted(Path(sys.argv[1]).iterdir())
     reader = FolderReader(
         Files(tuple(map(str, paths)), torch.zeros(len(paths), dtype=torch.int64)), Workers(2, CPU), CPU

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: the same images and labels as in class folders, by index, without a network."""
+"""Hugging Face data sets give the same images and labels as class folders, by index, without network access."""
 
 import re
 from pathlib import Path

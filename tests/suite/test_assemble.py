@@ -1,4 +1,4 @@
-"""What a recipe says is what trains."""
+"""Training follows the recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_a_batch_that_does_not_divide_or_is_too_large_is_refused(make_cell: Make
 
 def test_a_validation_share_of_no_image_is_refused(make_cell: MakeCell) -> None:
     cell = make_cell(data__validation_fraction=0.0003)  # of 1,438
-    with pytest.raises(DataError, match=r"0\.0003 holds out none of digits's 1438 images in 10 classes: take a larger"):
+    with pytest.raises(DataError, match=r"0\.0003 holds out none of digits's 1438 images in 10 classes: use a larger"):
         build_loaders(cell, load("digits", NOWHERE), Layout())
 
 
@@ -161,7 +161,7 @@ def test_a_recipe_may_hold_nothing_out(make_cell: MakeCell) -> None:
 
 
 class Two(Layout):
-    """The second of two processes: what the first one tells is known, and who looks when is written down."""
+    """The second of two processes: receives a fixed value from the first, and records the order of events."""
 
     told: Source | None = None
     events: ClassVar[list[str]] = []

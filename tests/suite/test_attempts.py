@@ -1,4 +1,4 @@
-"""Of all that want a run, one attempt has it; the others find out, and write nothing."""
+"""Only one attempt at a run succeeds; the others notice and write nothing."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ LONG = {"training__epochs": 400, "training__batch_size": 64}
 
 def test_a_process_lives_as_long_as_that_very_process_does() -> None:
     assert Process.this().is_alive()
-    assert replace(Process.this(), start="0").is_alive() is False, "its number is another's by now"
+    assert replace(Process.this(), start="0").is_alive() is False, "another process has its id by now"
     assert replace(Process.this(), machine="another boot").is_alive() is None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         theirs = replace(Process.this(), pid=child.pid, start=_start(child.pid))
@@ -119,7 +119,7 @@ def test_on_another_machine_the_heartbeat_tells_by_the_file_servers_clock(tmp_pa
     os.utime(beat_path, (time.time() - LEASE_SECONDS / 2,) * 2)
     assert attempt.is_live()
     attempt.note(job_id="7")
-    assert not attempt.is_live(job_id="7"), "SLURM started the job again, so its former processes are gone"
+    assert not attempt.is_live(job_id="7"), "SLURM restarted the job, so its earlier processes are gone"
 
 
 def test_an_attempt_that_finds_a_newer_one_writes_nothing(make_run: MakeRun) -> None:
@@ -157,7 +157,7 @@ def test_where_there_are_no_locks_everybody_gets_one(tmp_path: Path, monkeypatch
 
 @contextmanager
 def _patched(folder: Path, program: str) -> Iterator[dict[str, str]]:
-    """The environment of a Python whose sitecustomize runs the program first."""
+    """The environment for a Python whose sitecustomize first runs the program."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
     yield os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
@@ -219,7 +219,7 @@ def test_a_process_paused_past_its_lease_and_woken_stops_and_writes_nothing(
     with _training(run) as sleeper:
         first = _once_it_trains(run, 1)
         sleeper.send_signal(signal.SIGSTOP)
-        # Seen from another machine, where nobody knows that its process is there.
+        # As seen from another machine, which cannot know that the process exists.
         monkeypatch.setattr("suite.run.attempt.LEASE_SECONDS", 0.5)
         monkeypatch.setattr("suite.run.processes._machine", lambda: "another machine")
         time.sleep(0.6)
@@ -236,7 +236,7 @@ def test_a_process_paused_past_its_lease_and_woken_stops_and_writes_nothing(
     assert "attempt 2 has taken this run over" in said
     beats = {str(first.path / "heartbeat-0000.json")}
     after = _contents(run)
-    assert {path for path in after if after[path] != before.get(path)} <= beats, "its own heartbeat at most"
+    assert {path for path in after if after[path] != before.get(path)} <= beats, "at most its own heartbeat"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Windows lie in their images, come with the published frequencies, and depend on the sample and on nothing else."""
+"""Windows are inside their images, have the published distribution, and depend only on seed, epoch and sample."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_random_windows_lie_in_the_image(shape: tuple[int, int]) -> None:
 
 
 def test_random_windows_have_torchvisions_distribution() -> None:
-    """Area, aspect and place against as many draws of torchvision's, by the Kolmogorov-Smirnov statistic."""
+    """Compares area, aspect and position with as many torchvision draws, by the Kolmogorov-Smirnov statistic."""
     from scipy.stats import ks_2samp
     from torchvision.transforms import RandomResizedCrop
 

@@ -1,4 +1,4 @@
-"""FFCV's files, without FFCV: it reads ours, we read its, and a file that is not whole is found out."""
+"""FFCV's file format without FFCV: FFCV reads our files, we read FFCV's, and incomplete files are detected."""
 
 import struct
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_ffcvs_own_files_are_read(tmp_path: Path) -> None:
     ours, theirs = read_index(write(tmp_path / "ours.beton", what)), read_index(path)
     for name in ("labels", "heights", "widths", "is_jpeg", "offsets", "num_bytes"):
         assert (getattr(ours, name) == getattr(theirs, name)).all(), name
-    # But for the last page's padding and the pointer to the table behind it, the files are equal.
+    # The files are equal except for the last page's padding and the pointer to the table after it.
     end = int(ours.offsets[-1] + ours.num_bytes[-1])
     assert (tmp_path / "ours.beton").read_bytes()[16 + 8 : end] == path.read_bytes()[16 + 8 : end]
 
@@ -146,7 +146,7 @@ def test_rows_that_the_file_does_not_have_are_refused(tmp_path: Path) -> None:
     rows = writer.rows.copy()
     writer.abandon()
     partial(tmp_path / "x.beton").write_bytes(b"")
-    with pytest.raises(ValueError, match="is shorter than the 1 samples"):
+    with pytest.raises(ValueError, match="is too short for the 1 samples"):
         BetonWriter(tmp_path / "x.beton", 2, PAGE_BYTES, rows)
 
 

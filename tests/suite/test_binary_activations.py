@@ -1,4 +1,4 @@
-"""Cells of task bwa: inputs and weights of binary layers are signs where accuracy counts, and resume is exact."""
+"""Cells of task bwa: accuracy is measured with signs as inputs and weights of binary layers; resume is bit-exact."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def _input_mus(trainer: Trainer) -> set[float]:
 
 
 def _operands(model: nn.Module) -> list[bool]:
-    """Fills up, call by call of a binary layer, with whether all numbers it multiplies are signs."""
+    """A list that gets, for each call of a binary layer, whether all numbers it multiplies are signs."""
     were_signs: list[bool] = []
 
     def look(layer: nn.Module, _inputs: object, x: Tensor) -> None:
@@ -67,7 +67,7 @@ def test_a_bireal_network_learns_with_binary_weights_and_activations(make_bwa: M
     trainer = _trainer(make_bwa(training__epochs=4, training__batch_size=64))
     for _ in range(4):
         _epoch(trainer)
-    assert trainer.test()[1].top1 > 0.3  # chance is 0.1; 0.46 on the machine that this was written on
+    assert trainer.test()[1].top1 > 0.3  # chance is 0.1; 0.46 on the author's machine
 
 
 @pytest.mark.parametrize("model", ["bireal_resnet8", "reactnet_resnet8", "vit_mini_patch2_8"])
@@ -181,6 +181,6 @@ def test_inputs_that_start_sharp_do_so_before_the_first_step(make_bwa: MakeCell)
     inputs = {"quantizer": "bnn++", "sharpness": Sharpness(start=7.0).model_dump()}
     trainer = _trainer(make_bwa(quantization__inputs=inputs))
     assert _input_mus(trainer) == {7.0}
-    models.set_input_mu(trainer.engine.model, 1.0)  # what a constant schedule puts right before each forward pass
+    models.set_input_mu(trainer.engine.model, 1.0)  # as a constant schedule does before each forward pass
     _epoch(trainer)
     assert _input_mus(trainer) == {7.0}

@@ -1,4 +1,4 @@
-"""A checkpoint is whole, of this cell and of this format, or it is not gone on from; reading it runs no code."""
+"""Training resumes only from an intact checkpoint of this cell and format; loading it runs no code."""
 
 import hashlib
 import logging
@@ -44,7 +44,7 @@ def _newest(folder: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, payload: bytes) -> Path:
-    """A file with the right checksum, whatever is in it."""
+    """Writes a file with the right checksum and arbitrary content."""
     path.write_bytes(hashlib.sha256(payload).hexdigest().encode() + payload)
     return path
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_vanishes_or_cannot_be_opened_is_passed_over(tmp_path:
 def test_training_never_starts_over_silently(tmp_path: Path) -> None:
     for path in _save(tmp_path, 1, 2):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint is whole; delete the folder to train from the start"):
+    with pytest.raises(CheckpointError, match="no checkpoint is intact; delete the folder to train from the start"):
         checkpoint.load_newest(tmp_path, CELL, CPU)
     assert checkpoint.load_newest(tmp_path / "none", CELL, CPU) is None
 
@@ -152,7 +152,7 @@ def test_every_damage_to_a_real_run_is_survived_with_the_same_bits_or_refused(
         main(run.cell_path)
     assert stop.value.code == 1
     error = capsys.readouterr().err
-    assert "no checkpoint is whole" in error
+    assert "no checkpoint is intact" in error
     assert error.count("\n") == 1
     assert (run.state().state, run.state().cause) == ("failed", "error")
 
@@ -177,7 +177,7 @@ def test_data_that_changed_since_the_checkpoint_are_refused(make_cell: Callable[
     trainer = Trainer(make_cell(), Layout(), NOWHERE, None)
     state = trainer.state_dict()
     trainer.load_state_dict(state)
-    with pytest.raises(CheckpointError, match=r"^digits is not what this run was trained on so far \(checksum"):
+    with pytest.raises(CheckpointError, match=r"^digits differs from the data of this run so far \(checksum"):
         trainer.load_state_dict(state | {"data": "d1" * 32})
 
 
@@ -195,7 +195,7 @@ def test_another_format_is_refused_by_its_number(tmp_path: Path) -> None:
 def test_another_version_of_torch_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint.save(tmp_path, _state(1, versions={"proxbench": "0.1.0", "torch": "1.0"}))
     assert _newest(tmp_path)["epoch"] == 1
-    assert "what follows may round differently" in caplog.text
+    assert "results may round differently" in caplog.text
 
 
 class _Malice:
@@ -231,7 +231,7 @@ def test_a_whole_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of three megabytes: two checkpoints of ResNet-8 fit, a third does not."""
+    """A disk of three megabytes: two ResNet-8 checkpoints fit, a third does not."""
     if why := not_root():
         pytest.skip(why)
     path = tmp_path / "disk"
@@ -260,7 +260,7 @@ def test_a_full_disk_fails_in_one_line_with_the_old_checkpoint_intact_and_a_retr
         main(run.cell_path)
     assert stop.value.code == 1
     error = capsys.readouterr().err
-    assert "cannot be written: No space left on device; those before are as they were" in error
+    assert "cannot be written: No space left on device; earlier checkpoints are unchanged" in error
     assert error.count("\n") == 1
     assert (run.state().state, run.state().cause) == ("failed", "error")
     assert "No space left" in run.state().reason

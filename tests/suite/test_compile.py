@@ -1,4 +1,4 @@
-"""execution.compile: the network is compiled once, whatever moves between steps, and trains as an eager one does."""
+"""execution.compile: the network is compiled once, whatever changes between steps, and trains like an eager one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def _compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Traces and guards networks as usual, and runs the traces with torch's own kernels: losses are then equal."""
+    """Traces and guards networks as usual, but runs the traces with torch's own kernels, so that losses are equal."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend="eager"))
     torch._dynamo.reset()
@@ -52,7 +52,7 @@ def test_a_network_is_compiled_once_and_trains_to_the_bit_as_an_eager_one(
 def test_binary_inputs_whose_mu_moves_are_refused_and_a_constant_one_is_not(make_cell: Callable[..., Cell]) -> None:
     moving = {"quantizer": "bnn++", "sharpness": {"shape": "linear", "start": 1.0, "end": 50.0}}
     cell = make_cell(task="bwa", **BINARY_INPUTS | {"quantization__inputs": moving})
-    with pytest.raises(EngineError, match=r"the mu of quantization\.inputs moves"):
+    with pytest.raises(EngineError, match=r"the mu of quantization\.inputs changes"):
         Trainer(cell, Layout(), NOWHERE, None, Execution(compile=True))
     constant = moving | {"sharpness": {"start": 50.0}}
     Trainer(

@@ -1,4 +1,4 @@
-"""Cells are identified by what changes their result, and by nothing else."""
+"""A cell's id depends on everything that changes its result, and on nothing else."""
 
 import pickle
 import re
@@ -148,9 +148,9 @@ def test_cells_of_either_task_and_of_each_quantizer_of_inputs_are_different(make
 
 
 def test_a_cell_has_inputs_exactly_where_its_task_has(make_cell: Callable[..., Cell]) -> None:
-    with pytest.raises(ValidationError, match="a cell has them if its task is bwa, ba or bwaa, and only then"):
+    with pytest.raises(ValidationError, match="a cell has them if and only if its task is bwa, ba or bwaa"):
         make_cell(task="bwa")
-    with pytest.raises(ValidationError, match="a cell has them if its task is bwa, ba or bwaa, and only then"):
+    with pytest.raises(ValidationError, match="a cell has them if and only if its task is bwa, ba or bwaa"):
         make_cell(quantization__inputs={"quantizer": "bnn"})
     with pytest.raises(ValidationError, match="a full-precision cell has no binary weights"):
         Cell.model_validate(_bwa(make_cell).model_dump() | {"quantizer": "fp"})
@@ -211,7 +211,7 @@ def test_a_finetune_cell_starts_from_the_full_precision_cell_of_its_seed(make_ce
 def test_a_finetune_cell_of_published_weights_says_how_images_are_normalised(make_cell: Callable[..., Cell]) -> None:
     block = _block(make_cell(), init="pretrained", quantizers=["fp"])
     child = _block(make_cell(), init="finetune", quantizers=["bc"])
-    with pytest.raises(ValueError, match=r"needs digits/resnet8/fp/s0/pretrained, .* give both blocks data\.mean"):
+    with pytest.raises(ValueError, match=r"needs digits/resnet8/fp/s0/pretrained, .* set data\.mean in both blocks"):
         Grid(name="g", blocks=(block, child)).cells()
     stated = child.model_copy(update={"data": child.data.model_copy(update={"mean": (0.5,), "std": (0.5,)})})
     assert Grid(name="g", blocks=(block, stated)).cells()[-1].parent == block.cells()[-1].id
@@ -271,7 +271,7 @@ def test_a_missing_mu_is_answered_with_one_that_works(make_cell: Callable[..., C
 
 
 def test_inputs_that_stay_real_are_refused() -> None:
-    with pytest.raises(ValidationError, match="fp leaves inputs real, which is task: bw"):
+    with pytest.raises(ValidationError, match="fp leaves inputs real, as in task: bw"):
         Inputs(quantizer="fp")
 
 
@@ -283,7 +283,7 @@ def test_layers_that_no_name_matches_are_refused(make_cell: Callable[..., Cell])
 
 
 def test_latents_with_a_scale_are_not_clipped_to_one(make_cell: Callable[..., Cell]) -> None:
-    with pytest.raises(ValidationError, match="which is for scale: none, here it is tensor"):
+    with pytest.raises(ValidationError, match="so it needs scale: none, here it is tensor"):
         make_cell(quantization__scale="tensor", quantization__clip_latents=True)
 
 
@@ -303,8 +303,11 @@ RISING = {"image_size": 224, "crop": "random_resized", "progressive_resizing": {
         ({"data__evaluation_ratio": 0.875}, "evaluation_ratio: is for image files"),
         ({"data__crop": "random_resized"}, "crop: random_resized is for image files"),
         ({"data__crop_scale": [0.2, 1.0]}, r"crop_scale: only with crop: random_resized, here it is padded"),
-        ({"data": {"crop": "random_resized", "crop_scale": [1.0, 0.2]}}, r"crop_scale: \[1\.0, 0\.2\] is no range"),
-        ({"data__mean": [0.5]}, "mean: comes with std: give both, or neither"),
+        (
+            {"data": {"crop": "random_resized", "crop_scale": [1.0, 0.2]}},
+            r"crop_scale: \[1\.0, 0\.2\] is not an increasing range",
+        ),
+        ({"data__mean": [0.5]}, "mean: needs std, and std needs mean: give both or neither"),
         ({"data": {"mean": [0.5], "std": [0.5, 0.5]}}, "mean: has 1 channels, std 2"),
         ({"data": {"mean": [0.5], "std": [0.0]}}, "greater than 0"),
         ({**VIT, "data": {"image_size": 224, "test_size": 256}}, "test_size: deit_tiny_patch16_224 takes"),

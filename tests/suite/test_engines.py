@@ -1,4 +1,4 @@
-"""The plain engine: one step whatever the micro-batches and the precision, a state that is by name and exact."""
+"""The plain engine: the step does not depend on micro-batches; its state is by name and bit-exact."""
 
 import sys
 from collections.abc import Callable
@@ -25,7 +25,7 @@ BATCH_SIZE = 24
 
 
 def _cell(make_cell: MakeCell, **changes: object) -> Cell:
-    """The transformer, which has no batch norm, under plain gradient descent."""
+    """The transformer, which has no batch norm, with plain gradient descent."""
     recipe = {"batch_size": BATCH_SIZE, "optimizer": "sgd", "learning_rate": 0.1}
     training = {f"training__{key}": value for key, value in recipe.items()}
     return make_cell(**{"model": "vit_mini_patch2_8", "data__crop": "none", **training, **changes})
@@ -52,7 +52,7 @@ def _latents(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _bits(state: Any) -> Any:  # noqa: ANN401  (a state's parts)
-    """The state with lists of numbers for tensors, which compare by value."""
+    """The state with tensors replaced by lists of numbers, which compare by value."""
     if isinstance(state, Tensor):
         return (str(state.dtype), tuple(state.shape), state.flatten().tolist())
     if isinstance(state, dict):
@@ -148,7 +148,7 @@ def test_a_step_that_overflowed_in_fp16_is_not_taken(make_cell: MakeCell) -> Non
     _run(engine, batches[:1])
     for group in engine.optimizer.param_groups:
         if "quantizer" in group:
-            group["mu"] = 3.0  # a schedule has moved on
+            group["mu"] = 3.0  # as if a schedule had advanced
     before = engine.state_dict()
     before = {"model": _bits(before["model"]), "latents": _bits(_latents(before))}
     engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 1e30})
@@ -190,7 +190,7 @@ def test_compiled_training_and_evaluation_are_the_same_up_to_rounding(make_cell:
         groups: list[dict[str, Any]] = [{"params": [matrix], "quantizer": "bnn++", "mu": 2.0}, {"params": others}]
         optimizer = ProxConnect(torch.optim.SGD(groups, lr=0.1))
         engine = PlainEngine(model, optimizer, nn.CrossEntropyLoss(), Layout(), cell.training, execution)
-        losses = _run(engine, batches)  # each sees the w that the step before has written
+        losses = _run(engine, batches)  # each step uses the w written by the previous one
         model.eval()
         engines.append((losses, engine.logits(batches[0][0]), list(engine.state_dict()["model"])))
     (eager_losses, eager_logits, eager_names), (losses, logits, names) = engines
@@ -200,7 +200,7 @@ def test_compiled_training_and_evaluation_are_the_same_up_to_rounding(make_cell:
     assert names == eager_names
 
 
-# DeepSpeed, as far as it goes without it; tests/suite/test_layouts.py has the rest
+# DeepSpeed, as far as testable without it; tests/suite/test_layouts.py has the rest
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_deepspeed_cannot_do_is_refused_in_one_line(
 
 
 def test_without_deepspeed_the_error_says_what_to_install(make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python has it where a module is not to be found
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # makes the import fail
     monkeypatch.delitem(sys.modules, "suite.engines.deepspeed.engine", raising=False)
     with pytest.raises(EngineError, match=r"not installed: pip install proxbench\[deepspeed\]$"):
         _engine(make_cell(), Execution(engine="deepspeed"))

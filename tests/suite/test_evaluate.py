@@ -1,4 +1,4 @@
-"""Accuracy counts every sample once; the health of latents is what it says."""
+"""Accuracy counts every sample once; the health metrics of latents are correct."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +20,7 @@ from suite.training.evaluation import Evaluation, Health, evaluate
 
 
 class _Echo(PlainEngine):
-    """Answers with the images themselves: they are the logits."""
+    """Returns the images as the logits."""
 
     def __init__(self) -> None:
         self.model = nn.Identity()
@@ -39,7 +39,7 @@ class _Logits:
 
 
 class _Parrot(Loader):
-    """A loader of logits, as they are, in batches of three."""
+    """A loader of unchanged logits, in batches of three."""
 
     def __init__(self, logits: Tensor, labels: Tensor, layout: Layout) -> None:
         super().__init__(_Logits(logits, labels), Data(), 1, IMAGENET, 3 * layout.world_size, 0, layout)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def test_health_is_measured_on_the_latents() -> None:
     assert first == {
         "health/flip_rate": 0.0,
         "health/latent_gap": pytest.approx((0.5 + 0.5 + 1.0 + 0.75) / 4),
-        "health/masked_share": 0.25,  # BinaryNet's B is 0 past 1
+        "health/masked_share": 0.25,  # BinaryNet's B is 0 beyond 1
     }
     w_star.copy_(torch.tensor([-0.5, -0.5, 2.0, 0.25]))
     assert health.measure()["health/flip_rate"] == 0.5
@@ -124,7 +124,7 @@ def test_health_goes_on_from_the_signs_that_were_saved() -> None:
     w_star.neg_()
     health = Health(_latents(w_star, "bnn"))
     health.load_state_dict(saved)
-    assert health.measure()["health/flip_rate"] == pytest.approx(5 / 6)  # -0.0 counts as positive, as 0 does
+    assert health.measure()["health/flip_rate"] == pytest.approx(5 / 6)  # -0.0 counts as positive, like 0
 
 
 def test_full_precision_has_no_health_to_measure() -> None:

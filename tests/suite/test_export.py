@@ -1,4 +1,4 @@
-"""An export is the tested network, bit for bit, in a file that says what it is; nothing else is written or read."""
+"""An export is the tested network, bit for bit, in a self-describing file; nothing else is written or read."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=RECIPES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A done run of each kind of network; binary inputs were soft in training."""
+    """A done run of each kind of network; binary inputs were soft during training."""
     return _trained(tmp_path_factory.mktemp("runs"), **RECIPES[request.param])
 
 
@@ -75,7 +75,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture
 def copied(resnet: RunDir, tmp_path: Path) -> RunDir:
-    """The same, to be damaged."""
+    """A copy of the run, to be damaged."""
     return RunDir(Path(shutil.copytree(resnet.path, tmp_path / resnet.path.name)))
 
 
@@ -101,7 +101,7 @@ def _command(*arguments: object) -> Result:
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
-    """Writes the file again with its tensors and its header changed."""
+    """Rewrites the file with changed tensors and header."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[FORMAT])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
@@ -156,13 +156,13 @@ def test_a_full_precision_network_is_written_for_timm_only(tmp_path: Path) -> No
     expected = export_for_timm(run, path, NOWHERE).engine.model.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
-    with pytest.raises(ExportError, match=r"nothing binary: .*/fp/s0 is full-precision; --format timm takes it"):
+    with pytest.raises(ExportError, match=r"nothing binary: .*/fp/s0 is full-precision; --format timm exports it"):
         export(run, tmp_path / "packed", NOWHERE)
     assert not (tmp_path / "packed").exists()
 
 
 def _loaded_as_printed(run: RunDir, path: Path) -> nn.Module:
-    """The network that the lines printed by the command make in Python."""
+    """The network made by running the Python lines that the command prints."""
     result = CliRunner().invoke(command.app, [str(run.path), "--format", "timm", "--out", str(path)])
     assert result.exit_code == 0, result.output
     *preparation, creation = result.output.splitlines()[1:]
@@ -192,7 +192,7 @@ def test_a_file_says_what_it_holds(resnet: RunDir) -> None:
     with safe_open(resnet.path / "packed.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()[FORMAT])
         conv = file.get_tensor("layer1.0.conv1.weight")
-        assert len(file.metadata()) == 1, "several entries would be in another order each time"
+        assert len(file.metadata()) == 1, "the order of several entries would vary"
     cell, result = resnet.cell(), resnet.result() or {}
     assert header["version"] == 1
     assert header["bit_order"] == "least significant first"
@@ -247,7 +247,7 @@ def test_resnet18_shrinks_by_28_and_gives_the_same_logits(tmp_path: Path) -> Non
     assert sizes.file_ratio > 12
 
 
-# What is not exported
+# Runs that cannot be exported
 
 
 def test_a_run_that_is_not_done_is_refused(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_run_that_is_not_done_is_refused(tmp_path: Path) -> None:
 def test_a_run_whose_last_checkpoint_is_damaged_is_refused(copied: RunDir, tmp_path: Path) -> None:
     last = copied.checkpoints / "epoch-000002-step-000000.pt"
     last.write_bytes(last.read_bytes()[:-1])
-    with pytest.raises(ExportError, match="newest whole checkpoint is of epoch 1, the tested network of epoch 2"):
+    with pytest.raises(ExportError, match="newest intact checkpoint is from epoch 1, the tested network from epoch 2"):
         export(copied, tmp_path / "out", NOWHERE)
 
 
@@ -289,7 +289,7 @@ def test_weights_that_are_not_plus_or_minus_one_are_refused(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-# What is not read
+# Files that cannot be loaded
 
 
 def _flip_a_bit(tensors: dict[str, Tensor], _header: dict[str, Any]) -> None:
@@ -333,8 +333,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
         lambda tensors, _: tensors.update({"fc.bias": torch.zeros(10, dtype=torch.float64)}),
         r"fc\.bias is float64 \(10,\), its model has float32 \(10,\)",
     ),
-    "flipped bit": (_flip_a_bit, "damaged: the network in it has another weights_sha256"),
-    "shifted mean": (_shift_a_mean, "damaged: the network in it has another weights_sha256"),
+    "flipped bit": (_flip_a_bit, "damaged: the weights_sha256 of its network differs"),
+    "shifted mean": (_shift_a_mean, "damaged: the weights_sha256 of its network differs"),
 }
 
 
@@ -378,7 +378,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
 def test_the_command_checks_what_it_wrote(copied: RunDir) -> None:
     answer = _command(copied.path, "--check")
     assert answer.exit_code == 0, answer.output
-    assert "the same bits on 359 of 359 test images" in answer.stdout
+    assert "bit-identical on 359 of 359 test images" in answer.stdout
     assert "binary tensors" in answer.stdout
     assert "32.00" in answer.stdout
 
@@ -393,7 +393,7 @@ def test_the_command_exits_1_where_the_file_gives_other_logits(copied: RunDir, m
     monkeypatch.setattr(command, "load_packed", changed)
     answer = _command(copied.path, "--check")
     assert answer.exit_code == 1
-    assert "the same bits on 0 of 359 test images" in answer.stdout
+    assert "bit-identical on 0 of 359 test images" in answer.stdout
     assert "the file is not the tested network" in answer.stdout
 
 

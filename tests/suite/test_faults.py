@@ -1,4 +1,4 @@
-"""Whatever ends a run, its attempt's end names the process and the cause, and a retry loses nothing that was saved."""
+"""However a run ends, end.json names the process and the cause, and a retry loses nothing that was saved."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ NOWHERE = Path("no-data-needed")
 RETRY = "python -m launch retry --oom --set execution.micro_batch_size"
 
 
-# The verdict, a pure function of last words and heartbeats
+# The verdict, a pure function of faults and heartbeats
 
 
 def _fault(rank: int, kind: failures.Kind, reason: str = "RuntimeError: gloo", at: float = 100.0) -> Fault:
@@ -59,7 +59,7 @@ def test_a_process_that_said_nothing_while_others_lost_it_died_and_the_run_may_g
     assert verdict(spoken, alive, world_size=3, now=100.0) == {
         "state": "preempted",
         "cause": "node",
-        "reason": "died without a word (killed, or out of memory?): "
+        "reason": "died without an error (killed, or out of memory?): "
         "process 1 (pid 4001 on node7), last seen after step 41, 10 s ago",
     }
 
@@ -76,7 +76,7 @@ def test_a_process_that_others_waited_for_in_vain_hangs() -> None:
 
 def test_processes_that_all_waited_are_not_told_apart() -> None:
     found = verdict([_fault(0, "timeout"), _fault(1, "timeout")], {}, world_size=2, now=100.0)
-    assert found == {"state": "failed", "cause": "timeout", "reason": "the processes wait for each other"}
+    assert found == {"state": "failed", "cause": "timeout", "reason": "the processes are waiting for each other"}
 
 
 def test_a_process_that_never_began_is_named_too() -> None:
@@ -175,7 +175,7 @@ def test_the_micro_batch_to_try_divides_each_processs_share(make_cell: Callable[
 
 
 def _train_on(lamps: Path, run: RunDir) -> int:
-    """Exit status. Raises TimeoutExpired where the process does not end."""
+    """Trains; returns the exit status. Raises TimeoutExpired if the process does not end."""
     command = [sys.executable, "-m", "suite.train", str(run.cell_path), "--data-dir", str(lamps.parent)]
     command += ["--execution", "{loader: torch, num_workers: 1}"]
     return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
@@ -229,7 +229,7 @@ def _beats(run: RunDir) -> dict[int, Beat]:
 
 @contextmanager
 def _launched(run: RunDir, fault: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """Two processes that train the run, with one of faulty.py's faults where one is named."""
+    """Two processes that train the run, with one of faulty.py's faults if named."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     faulty = Path(__file__).with_name("faulty.py")
     program = [str(faulty), str(run.cell_path), fault] if fault else ["-m", "suite.train", str(run.cell_path)]
@@ -256,14 +256,14 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
     assert [beat.step for beat in _beats(run).values()] == [STEPS["stop"] + 1] * 2
     epoch, step = place_of(checkpoint.newest_first(run.checkpoints)[0])
     assert 20 * epoch + step == STEPS["stop"] + 2, (
-        "that step and the next, in which it was agreed, were finished and saved"
+        "that step and the next, during which the stop was agreed, were finished and saved"
     )
 
     with _launched(run, "die") as process:
         assert process.wait() != 0
     pid = _beats(run)[1].process.pid
     assert run.state().state == "preempted"
-    assert run.state().reason.startswith(f"died without a word (killed, or out of memory?): process 1 (pid {pid} on ")
+    assert run.state().reason.startswith(f"died without an error (killed, or out of memory?): process 1 (pid {pid} on ")
     assert "last seen after step 32" in run.state().reason
 
     with _launched(run, "hang") as process:
@@ -271,7 +271,7 @@ def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(ma
             assert process.poll() is None, (run.path / "log").read_text(encoding="utf-8")
             time.sleep(0.05)
         pid = _beats(run)[1].process.pid
-        os.kill(pid, signal.SIGKILL)  # torchrun would in half a minute
+        os.kill(pid, signal.SIGKILL)  # torchrun would do so after half a minute
     assert run.state().cause == "timeout"
     assert run.state().reason.startswith(f"hung: process 1 (pid {pid} on ")
     assert "last seen after step 42" in run.state().reason
@@ -291,7 +291,7 @@ def _free_ports(num: int) -> list[str]:
 
 @pytest.mark.slow
 def test_however_training_ends_no_thread_of_the_process_group_outlives_it(make_run: Callable[..., RunDir]) -> None:
-    # Such a thread may ask for the GIL while Python finalizes, and then aborts a process whose run is done.
+    # Such a thread may request the GIL while Python finalizes, which would abort a process whose run is done.
     run = make_run(training__epochs=1, training__batch_size=256)
     command = [sys.executable, str(Path(__file__).with_name("endings.py")), str(run.cell_path), *_free_ports(5)]
     ours = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -301,7 +301,9 @@ def test_however_training_ends_no_thread_of_the_process_group_outlives_it(make_r
         for rank in range(2)
     ]
     written = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [5, 5], "with a group that is kept: not by finalizing"
+    assert [process.returncode for process in processes] == [5, 5], (
+        "with a group that is kept, exits without finalizing"
+    )
     for text in written:
         assert json.loads(text.splitlines()[-1]) == {"done": [], "first steps": [], "preempted": [], "failed": []}
     states = {name: RunDir(run.path.parent / name / run.path.name).state() for name in ("done", "preempted", "failed")}

@@ -32,11 +32,11 @@ from suite.recipe.settings import Interpolation
 CPU = torch.device("cpu")
 SIDES = ((48, 64), (64, 48), (20, 20), (100, 30), (31, 90), (64, 64), (50, 80), (17, 23))
 JPEG_BOUND, JPEG_MEAN_BOUND = 16, 2.0
-"""Levels out of 255, TurboJPEG's fast transform against Pillow's exact one, at quality 90."""
+"""Levels out of 255 between TurboJPEG's fast transform and Pillow's exact one, at quality 90."""
 
 
 def picture(number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Waves and some noise, uint8 [height, width, 3]: JPEG has to work for it, as for a photograph."""
+    """Waves and some noise, uint8 [height, width, 3]: as hard for JPEG as a photograph."""
     random = np.random.default_rng(number)
     y, x, c = np.mgrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(y / 7 + number + c) * np.cos(x / (5 + number % 4))
@@ -98,14 +98,14 @@ def uncompressed(images: list[NDArray[np.uint8]], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def mixed(images: list[NDArray[np.uint8]], tmp_path_factory: pytest.TempPathFactory) -> Encoded:
-    """Every other image is a JPEG."""
+    """The images in a file, every other one as a JPEG."""
     samples = [(raw, compressed)[number % 2](image, number % 5) for number, image in enumerate(images)]
     return written(tmp_path_factory.mktemp("mixed") / "train.beton", samples)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoded, Tensor]:
-    """(20 raw images of one size in a file, the same as uint8 [20, 3, 32, 32])."""
+    """(20 raw images of one size in a file, the same images as uint8 [20, 3, 32, 32])."""
     pictures = [picture(number, 32, 32) for number in range(20)]
     part = written(
         tmp_path_factory.mktemp("small") / "train.beton", [raw(image, number) for number, image in enumerate(pictures)]
@@ -123,7 +123,7 @@ def test_whole_raw_images_come_exactly_and_in_the_order_asked_for(small: tuple[E
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     batches = list(reader(part, 8).read(torch.split(order, 8), Centre(1.0), 32))
     assert [len(labels) for _, labels in batches] == [8, 8, 4]
-    # All batches are looked at after the last one came: none lies in a buffer that was used again.
+    # Compare batches only after the last one has arrived: no buffer may have been reused.
     assert torch.equal(torch.cat([found for found, _ in batches]), pixels[order])
     assert torch.equal(torch.cat([labels for _, labels in batches]), part.labels[order])
     assert all(found.is_contiguous(memory_format=torch.channels_last) for found, _ in batches)
@@ -155,7 +155,7 @@ def test_windows_of_raw_images_are_resized_as_torch_does_it_and_by_area_within_o
 
 
 def resized(image: NDArray[np.uint8], size: int, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """Without numba: [h, w, 3] -> [size, size, 3]."""
+    """Resizes without numba: [h, w, 3] -> [size, size, 3]."""
     if interpolation == "area":
         return area_resize(image, size, size)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
@@ -176,14 +176,14 @@ def test_resizing_is_torchs_to_the_bit_whatever_the_shape(shape: tuple[int, int]
 
 
 def test_an_old_pixel_that_begins_with_a_new_one_is_not_taken_for_its_neighbour(tmp_path: Path) -> None:
-    image = picture(0, 150, 200)  # 140 / 224 of 200 is 125 but for the last bit: OpenCV takes column 124
+    image = picture(0, 150, 200)  # 140 / 224 of 200 is 125 up to rounding: OpenCV takes column 124
     one = FFCVReader(written(tmp_path / "a.beton", [raw(image, 0)]), 1, 1, CPU, "area")
     ((found, _),) = one.read([torch.zeros(1).long()], Whole(), 224)
     assert np.abs(found[0].permute(1, 2, 0).numpy().astype(int) - area_resize(image, 224, 224)).max() <= 1
 
 
 class Whole(Centre):
-    """Whole images, whatever their aspect."""
+    """Whole images with any aspect ratio."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -254,7 +254,7 @@ def test_one_who_leaves_off_leaves_no_thread_behind(mixed: Encoded, num_taken: i
     batches = reader(mixed).read(in_order(mixed), Centre(1.0), 24)
     for _ in range(num_taken):
         next(batches)
-    assert decoding_threads() == 1 or num_taken != 1  # then five are decoded, and the sixth is not
+    assert decoding_threads() == 1 or num_taken != 1  # with 1, five are decoded, and the sixth is not
     batches.close()  # type: ignore[attr-defined]
     assert decoding_threads() == 0
 
@@ -264,12 +264,12 @@ def test_no_batches_are_no_error(mixed: Encoded) -> None:
 
 
 def test_batches_of_different_sizes_are_refused(mixed: Encoded) -> None:
-    with pytest.raises(ValueError, match="has to have 4"):
+    with pytest.raises(ValueError, match="must have 4"):
         next(iter(reader(mixed).read(torch.split(torch.arange(10), [4, 3, 3]), Centre(1.0), 24)))
 
 
 def stray(content: bytes) -> bytes:
-    """With bytes before the end that mean nothing."""
+    """The content with meaningless bytes before its end."""
     return content[:-2] + bytes(range(1, 33)) + content[-2:]
 
 
@@ -304,7 +304,7 @@ def test_stray_bytes_in_a_jpeg_are_forgiven_as_pillow_forgives_them(tmp_path: Pa
 
 
 class Failing(Centre):
-    """Windows that there are none of after a batch."""
+    """Windows that fail after the first batch."""
 
     def boxes(
         self, samples: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
@@ -393,7 +393,7 @@ def test_finished_images_may_be_kept_and_need_not_be(mixed: Encoded) -> None:
     for number, (images, _) in enumerate(one.read_finished(batches, Centre(1.0), 24, mirrored, IMAGENET)):
         addresses.add(images.data_ptr())
         if number % 3 == 0:
-            parts.append(images[1, 2].numpy())  # what holds on to memory here is an array that shares it
+            parts.append(images[1, 2].numpy())  # an array that shares memory keeps it alive
     assert len(parts) == 4
     for number, part in enumerate(parts):
         assert np.array_equal(part, expected[3 * number][1, 2].numpy())

@@ -1,4 +1,4 @@
-"""Grid files are read whole or refused with the line, the value and the choices."""
+"""Grid files are read completely or rejected with the line, the value and the choices."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def test_three_typos_make_three_lines(tmp_path: Path) -> None:
     )
     assert lines[1] == expected
     assert lines[2].startswith(f"{path}:7: training.epoch: unknown key 'epoch'; did you mean 'epochs'? (epochs, ")
-    assert len(lines) == 3, "a misspelt required key is missing, too, which goes without saying"
+    assert len(lines) == 3, "a misspelt required key is not also reported as missing"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,9 @@ DEEP = "nested more than 50 levels deep"
             id="a loop of keys",
         ),
         pytest.param(GOOD + "data: *d\n", "10: not YAML: found undefined alias 'd'", id="an alias of nothing"),
-        pytest.param(GOOD + "data: {<<: 3}\n", "10: data.<<: merges a mapping, or a list of mappings", id="a merge"),
+        pytest.param(
+            GOOD + "data: {<<: 3}\n", "10: data.<<: can only merge a mapping or a list of mappings", id="a merge"
+        ),
         pytest.param(
             GOOD + "description: 2024-13-45\n",
             "10: description: 2024-13-45 is a date, which no key takes; quote it if it is text",
@@ -167,7 +169,7 @@ DEEP = "nested more than 50 levels deep"
         ),
         pytest.param(
             GOOD + 'description: "\\UFFFFFFFF"\n',
-            "10: not YAML: an escape \\U... is no character's",
+            "10: not YAML: an escape \\U... is not a character",
             id="an escape of no character",
         ),
         pytest.param(GOOD + "x-deep: " + "[" * 5000, f"10: {DEEP}", id="brackets in brackets"),
@@ -177,7 +179,7 @@ DEEP = "nested more than 50 levels deep"
             id="aliases of aliases",
         ),
         pytest.param(
-            GOOD.replace("[0]", "[!!int many]"), "5: seeds: many is no number", id="a tagged number that is none"
+            GOOD.replace("[0]", "[!!int many]"), "5: seeds: many is not a number", id="a tagged number that is none"
         ),
         pytest.param(GOOD + "on: 2", f"10: on: unknown key 'on' ({KEYS})", id="a key of YAML 1.1's booleans"),
         pytest.param(GOOD + "1: 2", f"10: 1: unknown key '1' ({KEYS})", id="a number as key"),
@@ -222,7 +224,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: py
 
     path = tmp_path / "grid.yaml"
     path.write_text(GOOD, encoding="utf-8")
-    monkeypatch.setattr(Path, method, refuse)  # root, which tests may be run as, may read all
+    monkeypatch.setattr(Path, method, refuse)  # tests may run as root, which may read everything
     with pytest.raises(GridError) as caught:
         load_grid(str(path))
     assert str(caught.value) == f"{path}: Permission denied"
@@ -437,7 +439,7 @@ def test_a_bad_override_is_refused(override: str, expected: str) -> None:
 
 
 def with_analysis(tmp_path: Path, text: str) -> Path:
-    """A grid of bc and bnn++ that declares this analysis, on line 9."""
+    """A grid of bc and bnn++ with this analysis, on line 9."""
     path = tmp_path / "grid.yaml"
     recipe = "name: mine\ndataset: digits\nmodels: [resnet8]\nquantizers: [bc, bnn++]\nseeds: [0]\n"
     recipe += (
@@ -463,7 +465,7 @@ def test_a_grid_declares_its_question_and_its_margin_and_no_cell_changes(tmp_pat
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{primary: pc}", "analysis.primary: 'pc' is no quantizer of this grid (bc, bnn++)"),
+        ("{primary: pc}", "analysis.primary: 'pc' is not a quantizer of this grid (bc, bnn++)"),
         ("{primary: bnnn}", "analysis.primary: unknown quantizer 'bnnn'; did you mean 'bnn'"),
         ("{margin_points: 0}", "analysis.margin_points: "),
         ("{margin_points: 100}", "analysis.margin_points: "),
@@ -516,7 +518,7 @@ def test_bundled_grids_have_their_cells_whose_ids_runs_are_found_by(name: str, n
     ],
 )
 def test_bundled_grids_have_their_trials_on_every_machine(name: str, num_trials: int, digest: str) -> None:
-    """Of full precision and from scratch: those of finetune cells follow from choices."""
+    """These are trials of full precision and from scratch; finetune cells' trials depend on choices."""
     ids = [cell.id for cell in load_grid(name).resolve().cells]
     assert len(set(ids)) == len(ids) == num_trials
     assert hashlib.sha256("".join(ids).encode()).hexdigest()[:16] == digest

@@ -1,4 +1,4 @@
-"""The bundled grids hold the cells that are promised, compare like with like, and say where each value comes from."""
+"""The bundled grids have the promised cells, compare like with like, and give the source of each value."""
 
 import re
 from collections import defaultdict
@@ -30,7 +30,7 @@ BINARY = {"bc", "pc", "bnn", "bnn+", "bnn++"}
 SEEDS = {0, 1, 2}
 REPRODUCING = Path(__file__).parents[2] / "docs" / "reproducing.md"
 PROTOCOLS = ("deit-imagenet", "ffcv-resnet-16", "ffcv-resnet-88", "parq-cifar10", "parq-imagenet", "reactnet-imagenet")
-"""Grids that follow somebody's recipe as a whole."""
+"""Grids that follow a complete published recipe."""
 SOURCES = ("He 2016", "DeiT", "ViT", "ClassyVision", "the PC++ paper, as told", "ours", "PARQ", "FFCV", "ReActNet")
 
 
@@ -92,7 +92,7 @@ def test_fine_tuning_keeps_the_recipe_but_for_its_length_and_a_tenth_of_the_lear
 
 
 def test_no_network_of_the_imagenet_grid_is_trained_twice_in_the_same_way() -> None:
-    """deit_base_patch16_224 and vit_base_patch16_224 are one network, drawn alike: same recipe, same result."""
+    """deit_base_patch16_224 and vit_base_patch16_224 are the same network with the same initial weights."""
     recipes = {cell.model: cell.training for cell in _cells("imagenet") if cell.init == "scratch"}
     seen: dict[str, list[Training]] = defaultdict(list)
     for name, training in recipes.items():
@@ -188,7 +188,7 @@ def test_the_estimates_in_the_docs_are_what_the_script_prints(grid: str, share: 
 
 
 def test_operations_are_counted_as_the_literature_counts_them() -> None:
-    """He et al. 2016, table 1: 1.8 billion multiply-adds for ResNet-18; a step is three passes, but for the images'."""
+    """He et al. 2016, table 1: ResNet-18 has 1.8 billion multiply-adds. A step is 3 passes, less images' gradients."""
     each = operations("resnet18", "imagenet", 224)
     assert each.forward / 2 == pytest.approx(1.8e9, rel=0.02)
     assert 2.9 < each.step / each.forward < 3

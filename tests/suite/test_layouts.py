@@ -1,6 +1,6 @@
-"""One result on any layout: DDP and ZeRO 0-3 on two processes against one, and states that go from any to any.
+"""All layouts give the same result: DDP and ZeRO 0-3 on two processes, and one process; any resumes from any other.
 
-One launch of tests/suite/layout_worker.py does it all; benchmarks/layout_parity.py is the same for every quantizer.
+One launch of tests/suite/layout_worker.py does it all; benchmarks/layout_parity.py does the same for every quantizer.
 """
 
 import json
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found, by rank."""
+    """The results of the two processes, by rank."""
     folder = tmp_path_factory.mktemp("layouts")
     worker = Path(__file__).with_name("layout_worker.py")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(folder)]
@@ -45,7 +45,7 @@ def test_fifty_steps_are_those_of_one_process(found: list[dict[str, Any]], layou
     assert row["loss_difference"] <= ROUNDING
     assert row["num_quantized"] == 98304  # two blocks: 64 x 192, 64 x 64, 64 x 256, 256 x 64
     assert row["num_other_signs"] <= 98
-    assert row["num_flipped"] > 98, "or equal signs would say nothing"
+    assert row["num_flipped"] > 98, "otherwise equal signs would prove nothing"
 
 
 @pytest.mark.parametrize("target", PLACES)
@@ -70,7 +70,7 @@ def test_quantized_weights_are_plus_or_minus_one_on_every_process(found: list[di
     for process in found:
         here = process["binary"][stage]
         assert here["num"] == 98304
-        assert here["bc"], "what a forward pass computes with"
+        assert here["bc"], "the weights that a forward pass uses"
         assert here["bc as in the state"]
         assert here["soft before"], "bnn++ at mu = 3 is not binary yet"
         assert here["hardened"]

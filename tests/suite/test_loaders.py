@@ -1,4 +1,4 @@
-"""Every sample once an epoch, in an order and with an augmentation that depend on the seed and on nothing else."""
+"""Each epoch has every sample once, in an order and with augmentation that depend only on the seed."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ from suite.errors import DataError
 from suite.recipe.settings import Data, Interpolation
 
 IDENTITY = Normalization(torch.zeros(1), torch.full((1,), 1 / 255))
-"""Leaves the bytes as they are."""
+"""Leaves the bytes unchanged."""
 
 
 def _loader(
@@ -49,7 +49,7 @@ def _loader(
 
 
 def _images(loader: Loader) -> Tensor:
-    """As they are: uint8 [N, 1, 6, 6]."""
+    """The loader's unaugmented images: uint8 [N, 1, 6, 6]."""
     return torch.cat([images for images, _ in loader.evaluation()]).round().to(torch.uint8)
 
 
@@ -223,7 +223,7 @@ def test_folder_images_are_torchvisions_windows(files: Files, interpolation: Int
         box = crops.boxes(np.array([number]), *extent)[0].tolist()
         mode = InterpolationMode(interpolation)
         expected = resized_crop(original, *box, size=[16, 16], interpolation=mode, antialias=True)
-        # Without vector instructions torch may round to the other level, by the order of the window's memory.
+        # Without vector instructions, torch may round to the other level, depending on the window's memory layout.
         most = 0 if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else 1
         assert (image.int() - expected.int()).abs().max() <= most
 
@@ -240,7 +240,7 @@ def test_folder_images_are_finished_to_the_bits_that_finish_gives(files: Files) 
     reader, batches = FolderReader(files, Workers(0, ALONE.device), ALONE.device), torch.split(torch.arange(10), 4)
     mirrored, crops = torch.arange(10) % 3 == 0, draw(SETTINGS, 10, seed=0, epoch=0).crops
     read, finished = reader.read(batches, crops, 16), reader.read_finished(batches, crops, 16, mirrored, IMAGENET)
-    kept = list(finished)  # none lies in a buffer that was used again
+    kept = list(finished)  # no buffer may be reused
     for batch, (images, labels), (found, found_labels) in zip(batches, read, kept, strict=True):
         assert torch.equal(found, finish(images, mirrored[batch], IMAGENET))
         assert torch.equal(found_labels, labels)

@@ -1,4 +1,4 @@
-"""Mixed images and their labels say the same thing, and nobody else's random numbers move."""
+"""Images and labels are mixed in the same proportion, and other random generators are unaffected."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def _training(**changes: float) -> Training:
 
 
 def _batch() -> tuple[Tensor, Tensor]:
-    """Six images, each of its own class and of one colour: the number of the class."""
+    """Six images of different classes, each filled with its class number."""
     labels = torch.arange(NUM_CLASSES)
     return labels.float().view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(), labels
 
@@ -71,7 +71,7 @@ def test_the_seed_alone_decides() -> None:
     torch.manual_seed(99)
     again = mix(images, labels, training, NUM_CLASSES, 7)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    # Seeds that differ in their upper half only are different seeds.
+    # Seeds that differ only in their upper half are different seeds.
     assert not torch.equal(mix(images, labels, training, NUM_CLASSES, 7 + 2**40)[1], first[1])
 
 

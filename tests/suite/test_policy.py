@@ -1,4 +1,4 @@
-"""Policies, jitter, erasing and repeats: drawn from (seed, epoch, sample), so the same whoever delivers the sample."""
+"""Policies, jitter, erasing and repeats depend only on (seed, epoch, sample), so they are the same for all loaders."""
 
 import random
 import re
@@ -91,7 +91,7 @@ def test_a_policy_leaves_the_random_generators_as_they_were(images: Tensor) -> N
 
 
 def test_no_bits_are_a_black_image(images: Tensor) -> None:
-    """RandAugment of DeiT's magnitude, 9 with deviation 0.5, asks for none wherever it draws 10 or more."""
+    """RandAugment with DeiT's magnitude, 9 with deviation 0.5, requests no bits whenever it draws 10 or more."""
     from timm.data import auto_augment as timms
 
     from suite.data.policy import _posterized, _transform
@@ -130,7 +130,7 @@ def test_a_policy_is_timms_on_the_same_draws(images: Tensor) -> None:
 def test_jitter_of_zero_changes_nothing_and_of_some_keeps_within_its_factor() -> None:
     grey = torch.full((64, 3, 8, 8), 100, dtype=torch.uint8)
     assert torch.equal(_policy(None, 0.0).apply(grey, range(64)), grey)
-    # Contrast and saturation leave one grey as it is; brightness multiplies it by 0.8 to 1.2, rounded.
+    # Contrast and saturation do not change a uniform grey; brightness multiplies it by 0.8 to 1.2, rounded.
     jittered = _policy(None, 0.2).apply(grey, range(64)).flatten(1)
     levels = jittered[:, 0].float()
     assert torch.equal(jittered, jittered[:, :1].expand_as(jittered))
@@ -207,7 +207,7 @@ def test_repeats_are_copies_in_a_row_that_are_changed_each_in_its_own_way(images
 
 
 def _jpegs(images: Tensor, folder: Path) -> Files:
-    """The pictures as PNG files: raw pixels, read by Pillow."""
+    """The pictures as PNG files, read by Pillow as raw pixels."""
     paths = []
     for number, image in enumerate(images):
         path = folder / f"{number:02d}.png"
@@ -223,7 +223,7 @@ def test_ffcv_torch_and_memory_loaders_give_the_same_pixels_with_everything_on(
     tmp_path: Path,
     crop: Any,  # noqa: ANN401
 ) -> None:
-    """Of raw images to the bit: the windows are, and the policy sees nothing else."""
+    """Bit-identical for raw images, because the windows are, and the policy depends on nothing else."""
     from test_ffcv import raw, written
 
     from suite.data.readers.ffcv import FFCVReader
@@ -253,10 +253,10 @@ def test_draws_of_windows_shifts_and_flips_are_what_they_were_without_a_policy()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__auto_augment": "rand-m9-x3", "dataset": "cifar10"}, "'rand-m9-x3' is no policy of timm"),
-        ({"data__auto_augment": "originl", "dataset": "cifar10"}, "'originl' is no policy of timm"),
-        ({"data__auto_augment": "v0"}, "is for images in colour; digits's are grey"),
-        ({"data__color_jitter": 0.4}, "is for images in colour; digits's are grey"),
+        ({"data__auto_augment": "rand-m9-x3", "dataset": "cifar10"}, "'rand-m9-x3' is not a timm policy"),
+        ({"data__auto_augment": "originl", "dataset": "cifar10"}, "'originl' is not a timm policy"),
+        ({"data__auto_augment": "v0"}, "is for colour images; digits's are grey"),
+        ({"data__color_jitter": 0.4}, "is for colour images; digits's are grey"),
     ],
 )
 def test_policies_that_cannot_be_applied_are_refused(changes: dict[str, object], message: str) -> None:

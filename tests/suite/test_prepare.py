@@ -1,4 +1,4 @@
-"""Data files are made from image files: the same bytes every time, and no file lost without a word."""
+"""Data files are made from image files: the same bytes every time, and every lost file is reported."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared in `out` from `source`, which has every odd file in one class."""
+    """A folder with `source`, which has every odd file in one class, and its prepared files in `out`."""
     place = tmp_path_factory.mktemp("odd")
     misplaced.odd_source(place / "source")
     prepare("imagefolder", place / "source", place / "out", STORAGE, 1, console(), leave_out_broken=True)
@@ -108,7 +108,7 @@ def test_broken_files_are_all_named_and_stop_the_split_alone(odd: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     num = sum(case.fate != "ignored" for case in ODD_FILES) + 4
-    assert f"train was begun and goes on after {num} of {num}" in result.stdout
+    assert f"train: resuming after {num} of {num} images" in result.stdout
     assert f"{len(broken)} broken files were left out; train.json names them" in result.stdout
     assert begun
     assert (out / "train.beton").read_bytes() == (odd / "out" / "train.beton").read_bytes()
@@ -143,7 +143,7 @@ def test_jpegs_that_fit_are_stored_byte_for_byte(tmp_path: Path) -> None:
     prepare("imagefolder", source, tmp_path, Storage.of(64, 90, 1.0), 1, console())
     files = sorted((source / "train").glob("*/*.jpg"))
     same = [a.read_bytes() == b for a, b in zip(files, contents(tmp_path / "train.beton"), strict=True)]
-    # The one of 65 pixels is made smaller; bytes after the end of a JPEG are not taken along.
+    # The image of 65 pixels is shrunk; bytes after the end of a JPEG are dropped.
     assert same == [True, True, True, False, False]
     index = read_index(tmp_path / "train.beton")
     assert index.is_jpeg.all()
@@ -228,7 +228,7 @@ def test_cifar_is_stored_as_raw_pixels_from_torchvisions_files(tmp_path: Path, m
     assert read_index(tmp_path / "out" / "train.beton").labels.tolist() == [3, 0] * 5
     assert read_manifest(tmp_path / "out" / "train.beton").classes == tuple("abcdefghij")
     assert run("verify", tmp_path / "out" / "train.beton", tmp_path / "out" / "test.beton").returncode == 0
-    prepare("cifar10", tmp_path, tmp_path / "out", EXACT, 1, console())  # is there already
+    prepare("cifar10", tmp_path, tmp_path / "out", EXACT, 1, console())  # already exists
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -253,9 +253,9 @@ def test_a_class_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
         (["imagefolder", "--quality", "0"], "Invalid value for '--quality'"),
         (["imagefolder", "--max-resolution", "-1"], "Invalid value for '--max-resolution'"),
         (["imagefolder", "--workers", "0"], "Invalid value for '--workers'"),
-        (["cifar10", "--quality", "90"], "--quality: cifar10 is stored as it is, raw and in full"),
-        (["cifar100", "--jpeg-share", "0"], "--jpeg-share: cifar100 is stored as it is"),
-        (["imagefolder", "--partial"], "--partial: imagefolder has no list of classes"),
+        (["cifar10", "--quality", "90"], "--quality: cifar10 is stored unchanged, raw and at full size"),
+        (["cifar100", "--jpeg-share", "0"], "--jpeg-share: cifar100 is stored unchanged"),
+        (["imagefolder", "--partial"], "--partial: imagefolder has no fixed list of classes"),
         (["mnist"], "'mnist' is not one of"),
     ],
 )
@@ -269,7 +269,7 @@ def test_wrong_options_are_refused(arguments: list[str], says: str, tmp_path: Pa
 def test_out_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
     misplaced.good_source(tmp_path / "source")
     (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(DataError, match=r"out: (File exists|Not a directory); once that is mended"):
+    with pytest.raises(DataError, match=r"out: (File exists|Not a directory); fix this and run the same command again"):
         prepare("imagefolder", tmp_path / "source", tmp_path / "out", STORAGE, 1, console())
 
 
@@ -294,4 +294,4 @@ def test_a_manifest_says_how_a_file_came_about(odd: Path, manifest: Manifest) ->
     assert {"pillow", "libjpeg-turbo", "proxbench"} <= set(written["written_with"])
     assert (manifest.dataset, manifest.split, manifest.classes) == ("imagefolder", "train", ("cat", "dog"))
     assert written["converted"]["cat/really-gif.JPEG"] == "GIF, P"
-    assert written["left_out"]["cat/dangling.jpg"] == "a link to nothing"
+    assert written["left_out"]["cat/dangling.jpg"] == "a broken link"

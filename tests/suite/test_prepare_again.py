@@ -1,4 +1,4 @@
-"""`prepare` goes on where it was stopped, however that was, and ends with the same bytes."""
+"""`prepare` resumes after any interruption and produces the same bytes."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared in `out` from `source`, which has every odd file in one class."""
+    """A folder with `source`, which has every odd file in one class, and its prepared files in `out`."""
     place = tmp_path_factory.mktemp("odd")
     misplaced.odd_source(place / "source")
     prepare("imagefolder", place / "source", place / "out", STORAGE, 1, console(), leave_out_broken=True)
@@ -52,7 +52,9 @@ def test_what_is_there_already_is_left_alone_and_never_overwritten(tmp_path: Pat
     ):
         prepare("imagefolder", source, out, Storage.of(64, 80, 0.5), 1, console())
     (source / "train" / "cat" / "0.jpg").unlink()
-    with pytest.raises(DataError, match=r"was made from other files than .*; delete it and train.json to make it anew"):
+    with pytest.raises(
+        DataError, match=r"was made from different files than .*; delete it and train.json to remake it"
+    ):
         prepare("imagefolder", source, out, STORAGE, 1, console())
     (out / "train.json").unlink()
     with pytest.raises(DataError, match=r"train.json: not there"):
@@ -70,7 +72,7 @@ def test_after_a_broken_file_is_mended_what_lies_before_it_is_kept(
         prepare("imagefolder", source, out, STORAGE, 1, Console())
     victim.write_bytes(good)
     prepare("imagefolder", source, out, STORAGE, 1, Console())
-    assert "train was begun and goes on after 2 of 4" in capsys.readouterr().out
+    assert "train: resuming after 2 of 4 images" in capsys.readouterr().out
     prepare("imagefolder", source, tmp_path / "undisturbed", STORAGE, 1, console())
     assert (out / "train.beton").read_bytes() == (tmp_path / "undisturbed" / "train.beton").read_bytes()
     assert not list(out.glob(".*.record")) + list(out.glob(".*.partial"))
@@ -84,7 +86,7 @@ def test_a_split_begun_with_other_settings_is_started_anew(tmp_path: Path, capsy
         prepare("imagefolder", source, out, STORAGE, 1, Console())
     storage = Storage.of(32, 90, 0.5)
     prepare("imagefolder", source, out, storage, 1, Console(), leave_out_broken=True)
-    assert "train was begun with other files or settings; starting anew" in capsys.readouterr().out
+    assert "train: files or settings have changed, starting over" in capsys.readouterr().out
     prepare("imagefolder", source, tmp_path / "undisturbed", storage, 1, console(), leave_out_broken=True)
     assert (out / "train.beton").read_bytes() == (tmp_path / "undisturbed" / "train.beton").read_bytes()
 
@@ -141,7 +143,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(odd:
 
 
 def recorded(out: Path) -> int:
-    """Bytes of the record of the split at hand."""
+    """Size in bytes of the current split's record."""
     with suppress(FileNotFoundError):
         return sum(path.stat().st_size for path in out.glob(".*.record"))
     return 0
@@ -201,7 +203,7 @@ def test_a_full_disk_costs_one_line_and_what_is_recorded_stays(tmp_path: Path) -
         [sys.executable, "-c", limited, *arguments, "--workers", "1"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert "File too large; once that is mended, the same command goes on from here" in result.stderr
+    assert "File too large; fix this and run the same command again to resume" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert run(*arguments).returncode == 0
 
@@ -223,7 +225,7 @@ def test_orphaned_workers_end(odd: Path, tmp_path: Path) -> None:
 
 
 def in_session(session: int) -> list[int]:
-    """Process ids of those that one command started, itself too while it lives."""
+    """Ids of the processes of a command, including itself while it is alive."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Prepared files are one more way to the same batches: FFCV's loader against the one in memory and the torch loader."""
+"""Prepared files give the same batches: compares FFCV's loader with the memory and torch loaders."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ ALONE = Layout()
 def _write_images(folder: Path, sizes: list[tuple[int, int]], num_classes: int, suffix: str) -> None:
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
-        # Smooth, as photographs are: JPEG decoders differ little on them.
+        # Smooth like photographs, on which JPEG decoders differ little.
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         place = folder / f"class{number % num_classes}"
@@ -48,7 +48,7 @@ def _write_images(folder: Path, sizes: list[tuple[int, int]], num_classes: int, 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """cifar10 of 40 + 8 images, and folder/pets of 30 + 7 of many sizes; image files and prepared ones side by side."""
+    """cifar10 with 40 + 8 images, and folder/pets with 30 + 7 of many sizes; both as image files and prepared."""
     root = tmp_path_factory.mktemp("data")
     for split, num in (("train", 40), ("test", 8)):
         _write_images(root / "cifar10" / split, [(32, 32)] * num, 4, ".png")
@@ -130,7 +130,7 @@ def test_cifar_through_the_torch_loader_is_what_it_is_from_memory_to_the_bit(loa
 def test_ffcv_and_the_torch_loader_show_the_same_windows(
     load: Callable[..., Loaders], dataset: str, interpolation: str, bound: float
 ) -> None:
-    """Raw pixels have the same bits, but for area, summed in another way; JPEGs differ by their decoders' rounding."""
+    """Raw pixels are bit-identical, except with area, whose sums differ; JPEGs differ by their decoders' rounding."""
     data = {**PHOTOGRAPHS, "interpolation": interpolation}
     torchs, ffcvs = load(dataset, "torch", data=data), load(dataset, "ffcv", data=data)
     for (ours, labels), (theirs, other_labels) in (

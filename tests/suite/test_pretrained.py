@@ -1,4 +1,4 @@
-"""Published weights arrive as they are, or the message says what to put where."""
+"""Published weights are loaded unchanged, or the error says which file to put where."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ TAGGED = "resnet18.a1_in1k"
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a state dict as a file of weights in the data directory; returns its path."""
+    """Writes a state dict to a weights file in the data directory; returns its path."""
 
     def write(name: str, state: object, suffix: str = ".safetensors") -> Path:
         path = tmp_path / "weights" / f"{name}{suffix}"
@@ -38,7 +38,7 @@ def publish(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def _no_internet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every connection is refused, and nothing is cached."""
+    """Refuses every connection, and empties the cache."""
 
     def refuse(*_: object) -> None:
         raise ConnectionRefusedError("no internet in this test")
@@ -212,7 +212,7 @@ def test_without_internet_the_message_names_the_file_and_the_address(tmp_path: P
 
 
 def test_a_hub_that_never_answers_is_given_up_in_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()  # this test does connect: to a socket of its own, which accepts and stays silent
+    monkeypatch.undo()  # this test connects to its own socket, which accepts and stays silent
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/weights"
         monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: address)
@@ -221,7 +221,7 @@ def test_a_hub_that_never_answers_is_given_up_in_seconds(monkeypatch: pytest.Mon
         start = time.perf_counter()
         message = _refusal(TAGGED, tmp_path, 64, 3)
         assert 0.5 < time.perf_counter() - start < 10
-    assert f"{address} cannot be had from here (ReadTimeout)" in message
+    assert f"{address} cannot be downloaded (ReadTimeout)" in message
 
 
 def test_the_hubs_file_is_taken_and_its_checksum_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

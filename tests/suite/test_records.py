@@ -1,4 +1,4 @@
-"""What a run writes survives being killed or torn. Checkpoints have a file of their own."""
+"""A run's files survive kills and torn writes. Checkpoints are tested in test_checkpoint."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_a_killed_process_lets_go_of_its_lock(tmp_path: Path) -> None:
 def test_a_run_directory_gives_back_its_cell_and_state(make_run: Callable[..., RunDir]) -> None:
     run = make_run()
     assert run.cell().id == run.path.name
-    assert run.state() == State(state="queued"), "a directory means that it was asked for"
+    assert run.state() == State(state="queued"), "a run with a directory is queued"
     assert RunDir(run.path.with_name("nothing")).state() == State()
     put(run, state="failed", cause="nan", reason="step 7")
     state = RunDir(run.path).state()

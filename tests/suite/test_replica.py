@@ -1,4 +1,4 @@
-"""On a real tracking server: nobody's runs are mixed, nothing blocks a sync, nothing is stored twice."""
+"""On a real tracking server: users' runs are not mixed, nothing blocks a sync, nothing is stored twice."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def _server(store: str, folder: Path) -> Iterator[str]:
     try:
         while True:
             assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-            with suppress(OSError), urlopen(f"{uri}/health"):  # noqa: S310  (http, as a line above says)
+            with suppress(OSError), urlopen(f"{uri}/health"):  # noqa: S310  (http, see above)
                 break
             time.sleep(0.1)
         yield uri
@@ -56,7 +56,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _grid(root: Path, name: str, *losses: float) -> RunDir:
-    """A grid of one cell, trained for as many epochs as there are losses."""
+    """A grid with one cell, trained for one epoch per loss."""
     cell = tiny_cell()
     run = RunDir.create(root / name / cell.id, cell)
     plan(run)
@@ -97,7 +97,7 @@ def test_a_folder_that_was_deleted_and_trained_anew_is_another_run(tmp_path: Pat
     _, experiment = sync(run.path.parent, uri)
     shutil.rmtree(run.path)
     _grid(tmp_path, tmp_path.name, 0.25)
-    assert sync(run.path.parent, uri)[0] == 2, "the new one is stored, the old one put aside"
+    assert sync(run.path.parent, uri)[0] == 2, "the new one is stored, the old one retired"
     assert sync(run.path.parent, uri)[0] == 0
     found = {each.data.tags["current"]: _losses(uri, each) for each in _runs(uri, experiment)}
     assert found == {"true": [0.25], "false": [0.5, 0.4, 0.3]}
@@ -178,7 +178,7 @@ def test_on_postgresql_as_on_sqlite(tmp_path: Path, postgresql: str) -> None:
     with _server(postgresql, tmp_path) as uri:
         run = _grid(tmp_path, "tiny", 0.5, 0.4)
         _syncs_at_once(run.path.parent, uri, 2, with_locks=False)
-        sync(run.path.parent, uri)  # where each of the two made way for the other
+        sync(run.path.parent, uri)  # in case each of the two deleted its run as a duplicate
         num_changed, experiment = sync(run.path.parent, uri)
         assert num_changed == 0
         (stored,) = _runs(uri, experiment)
@@ -187,7 +187,7 @@ def test_on_postgresql_as_on_sqlite(tmp_path: Path, postgresql: str) -> None:
 
 @pytest.fixture
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a database of a server of its own, which listens on a socket in its folder only."""
+    """The address of a database on its own server, which listens only on a socket in its folder."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("pg_ctl") or "").parent]
     if not (folders[-1] / "initdb").exists():
         pytest.skip("no PostgreSQL; on Debian: sudo apt-get install postgresql")
@@ -195,7 +195,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgresql")
     folder.chmod(0o700)
     as_user: list[str] = []
-    if os.geteuid() == 0:  # it refuses to be root
+    if os.geteuid() == 0:  # the server refuses to run as root
         for parent in (folder, *folder.parents[:-2]):
             parent.chmod(0o755)
         shutil.chown(folder, "nobody")

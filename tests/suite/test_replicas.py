@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases as replicas of the journals: the same numbers, each once, however often synced."""
+"""TensorBoard and Weights & Biases replicate the journals: the same numbers, each once, however often synced."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ EPOCHS = {1: {"train/loss": 2.5, "val/top1": 0.25}, 2: {"train/loss": 1.5, "val/
 
 
 def _write(run: RunDir, *epochs: int) -> None:
-    """One more attempt that records these epochs."""
+    """Makes another attempt that records these epochs."""
     attempt = run.claim()
     journal = Journal(run.journal, attempt)
     for epoch in epochs:
@@ -100,7 +100,7 @@ def _history(file: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """Of a log in LevelDB's format, each: checksum (4 bytes), length (2), kind (1: whole), and the record itself."""
+    """Records of a LevelDB log, each stored as checksum (4 bytes), length (2), kind (1: whole) and content."""
     at = 0
     while at + 7 <= len(content):
         length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]

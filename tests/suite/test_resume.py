@@ -1,4 +1,4 @@
-"""A run that is interrupted after any step ends with the bits of an undisturbed one, on one process and on two."""
+"""A run interrupted after any step ends bit-identical to an uninterrupted one, on one process and on two."""
 
 import os
 import signal
@@ -81,7 +81,9 @@ def test_checkpoints_come_every_so_many_steps(make_run: Callable[..., RunDir]) -
 
 def test_checkpoints_come_every_so_many_minutes(make_run: Callable[..., RunDir]) -> None:
     run = make_run(training__batch_size=400)
-    assert _written_after(run, run.cell(), every_minutes=0.0) == [(0, 2)]  # the third step's comes with the epoch's end
+    assert _written_after(run, run.cell(), every_minutes=0.0) == [
+        (0, 2)
+    ]  # the third step's is saved at the epoch's end
     assert _written_after(make_run("late", training__batch_size=400), run.cell(), every_minutes=1e6) == []
 
 
@@ -103,7 +105,7 @@ def test_of_short_epochs_those_are_saved_that_keep_saving_below_half_a_percent(
     for _ in range(10):
         seconds, trainer.epoch = seconds + 60, trainer.epoch + 1
         checkpoints.epoch()
-    assert saved == [1, 5, 9, 10]  # 1 s is half a percent of 200 s; of a run, the first and the last always
+    assert saved == [1, 5, 9, 10]  # 1 s is half a percent of 200 s; always the first and last
 
 
 def test_an_epoch_that_ends_where_a_checkpoint_is_due_is_saved_at_any_cost(

@@ -1,4 +1,4 @@
-"""Data sets are what they say, wherever their files lie."""
+"""Data sets have the right content, wherever their files are."""
 
 import gzip
 import pickle
@@ -136,21 +136,21 @@ def test_each_class_gives_its_share_to_validation_by_largest_remainder(fraction:
     assert len(held_out) == round(387 * fraction)
     shares = labels[held_out].bincount(minlength=6)
     assert ((shares - counts * fraction).abs() < 1).all()
-    assert shares[3] >= shares[4]  # of equal remainders the lower label's comes first
+    assert shares[3] >= shares[4]  # equal remainders: the lower label first
 
 
 def test_the_last_image_of_a_class_is_never_held_out() -> None:
     labels = torch.tensor([0, 1, 1, 2, *[3] * 20])
     kept, held_out = hold_out(labels, 0.9)
     assert set(labels[kept].tolist()) == {0, 1, 2, 3}
-    assert labels[held_out].bincount(minlength=4).tolist() == [0, 1, 0, 19]  # 20 of the wanted 22
+    assert labels[held_out].bincount(minlength=4).tolist() == [0, 1, 0, 19]  # 20 of 22 requested
     assert len(hold_out(torch.arange(10), 0.5)[1]) == 0
 
 
 def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
     for part in ("train", "test"):
         _folder(tmp_path / "flowers", part, ("rose",))
-    with pytest.raises(DataError, match=r"flowers/train: one class only, rose: there is nothing to tell apart$"):
+    with pytest.raises(DataError, match=r"flowers/train: only one class, rose: there is nothing to classify$"):
         load("folder/flowers", tmp_path)
 
 
@@ -210,11 +210,11 @@ def test_what_operating_systems_leave_behind_is_neither_class_nor_image(tmp_path
 
 
 def test_images_as_people_have_them_are_read(tmp_path: Path) -> None:
-    """Upper-case suffixes, links, WebP, BMP, a palette with transparency, an EXIF orientation, which is ignored."""
+    """Upper-case suffixes, links, WebP, BMP, a palette with transparency, and an EXIF orientation, which is ignored."""
     place = tmp_path / "photos"
     red = Image.new("RGB", (16, 8), (200, 30, 40))
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    turned[0x0112] = 6  # rotated by 90 degrees
     palette = red.convert("P")
     for part in ("train", "test"):
         for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Parents and teachers: which cells of a grid others start from and learn from, and what they take from them."""
+"""Parents and teachers: which cells of a grid others start or learn from, and what they use of them."""
 
 import math
 import re
@@ -96,11 +96,11 @@ def test_a_recipe_is_the_same_for_all_seeds_whoever_the_teacher_is(tmp_path: Pat
         ({"task": "ba"}, "task: ba leaves weights real, for quantizers: [fp]; bnn++ makes them binary"),
         (
             {"blocks": [{}, {"quantizers": ["bnn++"], "init": "finetune", "parent": {"model": "resnet20"}}]},
-            "parent.model: a parent has the same architecture",
+            "parent.model: a parent always has the same architecture",
         ),
         (
             {"distillation": {"teacher": {}, "weights": "resnet18"}},
-            "distillation.weights: one teacher is enough, and a cell is given",
+            "distillation.weights: only one teacher is allowed, and a cell is given",
         ),
         (
             {
@@ -109,7 +109,7 @@ def test_a_recipe_is_the_same_for_all_seeds_whoever_the_teacher_is(tmp_path: Pat
                     {"quantizers": ["bnn++"], "distillation": {}},
                 ]
             },
-            "sees other images: data.mean is None here and (0.5,) there",
+            "gets different images: data.mean is None for the first and (0.5,) for the second",
         ),
         (
             {
@@ -118,7 +118,7 @@ def test_a_recipe_is_the_same_for_all_seeds_whoever_the_teacher_is(tmp_path: Pat
                     {"quantizers": ["bnn++"], "distillation": {}},
                 ]
             },
-            "re-estimates its norms, so it is no teacher",
+            "re-estimates its norms, so it cannot be a teacher",
         ),
         (
             {
@@ -127,7 +127,7 @@ def test_a_recipe_is_the_same_for_all_seeds_whoever_the_teacher_is(tmp_path: Pat
                     {"quantizers": ["bc"], "init": "finetune", "parent": {"quantizer": "bnn++"}},
                 ]
             },
-            "whose layers are others: quantization.scale has to be the same in both",
+            "whose layers differ: quantization.scale must be the same in both",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_trials_learn_from_teachers_of_their_own_seeds(tmp_path: Path) -> None:
 
 
 def test_the_distillation_loss_is_what_a_hand_computes() -> None:
-    """Two images, two classes, T = 2, share 0.3, all by logarithms of hand-made probabilities."""
+    """Two images, two classes, T = 2, share 0.3, computed from logarithms of hand-made probabilities."""
     logits, soft = torch.tensor([[2.0, 0.0], [0.0, -2.0]]), torch.tensor([[0.0, 2.0], [4.0, 0.0]])
     criterion = Distilled(nn.CrossEntropyLoss(), Distillation(share=0.3, temperature=2.0))
 
@@ -197,7 +197,7 @@ def test_two_stages_and_their_teacher_train_one_after_another(tmp_path: Path) ->
         train(run, NOWHERE)
         assert run.result() is not None
     first = runs["digits/bireal_resnet8/fp/s0/ba"]
-    # Real weights and binary inputs: nothing is quantized, and what is tested has hard inputs.
+    # Real weights and binary inputs: no weight is quantized, and the tested network has hard inputs.
     assert (first.result() or {})["num_binary_parameters"] == 0
 
 
@@ -248,7 +248,7 @@ def test_a_cell_whose_teacher_is_not_done_says_so(tmp_path: Path) -> None:
 
 
 class _Counting(nn.Module):
-    """Logits that are the image's first ten pixels; notes how it is called."""
+    """Returns the image's first ten pixels as logits; records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,5 +329,5 @@ def test_a_published_teacher_of_other_classes_is_refused(tmp_path: Path) -> None
     _teacher_file(tmp_path, "resnet18", 7)
     cell = tiny_cell(dataset="cifar10", distillation={"weights": "resnet18"})
     ours = Normalization(torch.zeros(3), torch.ones(3))
-    with pytest.raises(PretrainedError, match="of 7 classes, and the data set has 10"):
+    with pytest.raises(PretrainedError, match="for 7 classes, but the data set has 10"):
         published(cell, Description(tuple("0123456789"), 32, 3), Layout(), tmp_path, ours)

@@ -1,4 +1,4 @@
-"""MLflow holds what the run directories hold, however often and whenever it is brought up to date."""
+"""MLflow has the content of the run directories, however often and whenever it is synced."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _history(run: RunDir, uri: str, metric: str) -> list[tuple[int, float]]:
 
 
 def _append(run: RunDir, epoch: int, **metrics: float) -> None:
-    """In the newest attempt; the first is begun for it."""
+    """Appends a record to the newest attempt; starts the first one if needed."""
     book = Journal(run.journal, run.newest() or put(run, state="running"))
     book.append(epoch, {name.replace("__", "/"): value for name, value in metrics.items()})
     book.close()

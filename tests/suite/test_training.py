@@ -1,4 +1,4 @@
-"""A run gives the same bits each time, also after being killed; its result is measured on truly binary weights."""
+"""A run gives the same bits each time, even after being killed; its result is measured with truly binary weights."""
 
 import os
 import shutil
@@ -115,7 +115,7 @@ def test_hard_accuracy_is_measured_on_weights_that_are_plus_or_minus_one(
 
 
 class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that wait for what a device has computed."""
+    """Counts the operations that wait for a device's results."""
 
     num = 0
 
@@ -147,7 +147,7 @@ def test_a_step_waits_for_no_device(make_cell: Callable[..., Cell], changes: dic
     with _Waits() as waits:  # type: ignore[no-untyped-call]
         trainer._look_back(1, torch.zeros(()))
         trainer._look_back(2, torch.zeros(()))
-    assert waits.num == 1, "of the step before"
+    assert waits.num == 1, "for the previous step"
 
 
 @pytest.mark.parametrize("quantizer", ["bc", "bnn++"])
@@ -243,7 +243,7 @@ def test_a_failed_run_says_its_cause_and_exits_1(make_run: Callable[..., RunDir]
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(make_run: Callable[..., RunDir]) -> None:
-    # The transformer, whose layer norm sees one sample at a time: a batch norm sees each process's half batch only.
+    # Use the transformer, because its layer norm is per sample; a batch norm uses only each process's half batch.
     runs = [make_run(grid, model="vit_mini_patch2_8", training__batch_size=128) for grid in ("one", "two")]
     assert _run(runs[0]).returncode == 0
     answer = _run(runs[1], processes=2)
@@ -274,7 +274,7 @@ def test_a_result_says_how_many_parameters_are_binary(make_run: Callable[..., Ru
     train(run, NOWHERE)
     # ResNet-8: three stages of one block, two 3x3 convolutions each: 16-16-16, 16-32-32, 32-64-64.
     num_binary = 9 * (16 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
-    # First convolution (one channel in), seven batch norms, the classifier with its bias.
+    # The first convolution (one input channel), seven batch norms, and the classifier with its bias.
     num_exact = 9 * 16 + 2 * (3 * 16 + 2 * 32 + 2 * 64) + 64 * 10 + 10
     assert _result(run)["num_binary_parameters"] == num_binary
     assert _result(run)["num_full_precision_parameters"] == num_exact

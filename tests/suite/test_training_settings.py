@@ -63,11 +63,11 @@ def test_sgd_and_adamw_are_torchs_with_the_recipes_settings() -> None:
         ({"training__optimizer": "lion", "training__eps": 1e-8}, "changes nothing: lion has no eps"),
         ({"training__optimizer": "sgd", "training__betas": [0.9, 0.9]}, "changes nothing: sgd has no betas"),
         ({"training__betas": [0.9]}, "[0.9]: adamw has 2"),
-        ({"training__clip_grad_norm": 1, "training__clip_grad_value": 1}, "one way to clip is enough"),
-        ({"training__clip_grad_value": 1, "training__clip_grad_adaptive": 1}, "one way to clip is enough"),
+        ({"training__clip_grad_norm": 1, "training__clip_grad_value": 1}, "only one clipping method is allowed"),
+        ({"training__clip_grad_value": 1, "training__clip_grad_adaptive": 1}, "only one clipping method is allowed"),
         ({"training__ema_warmup": True}, "true needs an ema_decay"),
         ({"training__min_learning_rate": 0.1}, "0.1 is above learning_rate 0.003"),
-        ({"training__cooldown_epochs": 2}, "2 of 2 epochs: with warm-up none is left to fall in"),
+        ({"training__cooldown_epochs": 2}, "2 of 2 epochs: with warm-up, none remain for the decay"),
         (
             {"training__schedule": "constant", "training__min_learning_rate": 0.1},
             "changes nothing: only with schedule: cosine or linear, here it is constant",
@@ -81,7 +81,7 @@ def test_settings_that_would_change_nothing_are_refused(changes: dict[str, objec
 
 
 def test_layer_decay_scales_the_learning_rate_of_each_layer_by_its_depth() -> None:
-    """The mini ViT's layers, as timm counts them: embedding, two blocks, norm and head."""
+    """The mini ViT's layers, as numbered by timm, are the embedding, two blocks, and the norm with the head."""
     model, base = _base(**VIT, training__layer_decay=0.5)
     scale_of = {p: group["lr_scale"] for group in base.param_groups for p in group["params"]}
     scales = {name: scale_of[p] for name, p in model.named_parameters()}
@@ -119,7 +119,7 @@ def test_falling_schedules_end_at_their_least_rate_and_stay_there(schedule: str)
     )
     assert rates[:20] == pytest.approx([step / 20 for step in range(20)])
     assert rates[20] == pytest.approx(1.0)
-    assert rates[45] == pytest.approx(0.625)  # half-way of the 50 steps between them
+    assert rates[45] == pytest.approx(0.625)  # half-way through the 50 steps between
     assert set(rates[70:]) == {0.25}
     assert all(later < earlier for earlier, later in pairwise(rates[20:71]))
 
@@ -147,7 +147,7 @@ def test_an_average_that_warms_up_forgets_its_start() -> None:
 
 
 def test_adaptive_clipping_measures_b_grad_by_the_latents() -> None:
-    """Rows of B . grad are at most 0.1 |row of w*| long afterwards; short ones are left alone."""
+    """Afterwards, rows of B . grad are at most 0.1 |row of w*| long; shorter ones are unchanged."""
     latents = torch.tensor([[0.3, -0.4], [0.6, 0.8], [0.0, 0.0]])
     weight, bias = nn.Parameter(latents.clone()), nn.Parameter(torch.tensor([3.0, 4.0]))
     groups: list[dict[str, Any]] = [{"params": [weight], "quantizer": "bnn++", "mu": 2.0}, {"params": [bias]}]

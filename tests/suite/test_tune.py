@@ -1,4 +1,4 @@
-"""Trials: the same number for every method, drawn alike on every machine, judged without the test set."""
+"""Trials: the same number for every method, drawn identically on every machine, scored without the test set."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def test_every_method_gets_as_many_trials_and_shares_the_values_of_common_knobs(
 
 
 def test_the_draws_are_these_on_every_machine() -> None:
-    """A cell's id depends on them: a library that drew others would make a launched grid another one."""
+    """A cell's id depends on the draws: a library that drew others would change a launched grid."""
     found = [[values[LR] for values in tune_of(sampler=name, trials=4).draw("bc", ALL)] for name in ("sobol", "random")]
     assert found == [[0.001206, 0.02977, 0.03237, 0.008586], [0.001395, 0.03921, 0.001307, 0.09461]]
 
@@ -73,7 +73,7 @@ def test_more_trials_begin_with_the_fewer_ones() -> None:
 
 
 def test_sobol_points_cover_the_range_more_evenly_than_random_ones() -> None:
-    """Of 16 points each sixteenth of the range, on its own scale, has exactly one."""
+    """Each sixteenth of the range, on its own scale, has exactly one of 16 points."""
     values = [values[LR] for values in tune_of(trials=16).draw("bc", ["bc"])]
     knob = Knob.of(LR, {"log": [0.001, 0.1]})
     assert sorted(int(knob.position(value) * 16) for value in values) == list(range(16))
@@ -124,7 +124,7 @@ def test_ids_do_not_depend_on_the_last_bits_of_exp() -> None:
         ({"linear": [0, 1]}, 0.5, False),
         ([0.5, 0.75, 1.0], 1.0, True),
         ([0.5, 0.75, 1.0], 0.75, False),
-        ([0.5, 1.0], 1.0, False),  # with two values every choice would be at an edge
+        ([0.5, 1.0], 1.0, False),  # with two values, every choice would be at an edge
         (["sgd", "adamw", "lamb"], "sgd", False),
         ({"log": [1, 100]}, 0.0, True),  # written by hand into choices.yaml
         ({"log": [1, 100]}, "much", False),
@@ -137,26 +137,26 @@ def test_a_choice_at_the_edge_of_its_range(written: object, value: Scalar, is_ed
 @pytest.mark.parametrize(
     ("tune", "line"),
     [
-        ({LR: {"log": [0.03, 0.0003]}}, f"{LR}: [0.03, 0.0003] is no range from small to large above 0"),
+        ({LR: {"log": [0.03, 0.0003]}}, f"{LR}: [0.03, 0.0003] is not an increasing range above 0"),
         (
             {LR: {"logarithmic": [1, 2]}},
             f"{LR}: needs {{log: [low, high]}}, {{linear: [low, high]}} or a list of values",
         ),
         ({LR: 0.1}, f"{LR}: needs {{log: [low, high]}}, {{linear: [low, high]}} or a list of values"),
-        ({LR: [0.1, 0.1]}, f"{LR}: has a value twice"),
+        ({LR: [0.1, 0.1]}, f"{LR}: contains a value twice"),
         (
             {"training.epochs": [1, 2]},
-            "training.epochs: cannot be tuned: it is the budget of a run, not a knob: say tune.epochs",
+            "training.epochs: cannot be tuned: it is the budget of a run, not a knob: set tune.epochs",
         ),
-        ({"learning_rate": [1, 2]}, "learning_rate: is neither of trials, sampler, seeds, epochs nor a recipe's key"),
+        ({"learning_rate": [1, 2]}, "learning_rate: is none of trials, sampler, seeds, epochs, nor a recipe's key"),
         ({"training.learning_rat": [0.1, 0.2, 0.3, 0.4]}, "training.learning_rat: "),
         ({"training.batch_size": {"linear": [10, 20]}}, "training.batch_size: "),
-        ({}, "has no knob, for instance training.learning_rate"),
+        ({}, "needs a knob, for instance training.learning_rate"),
         ({LR: [0.1, 0.2]}, "trials: 4 are more than the 2 combinations of fp's knobs"),
         ({LR: {"log": [0.1, 1]}, "sampler": "grid"}, f"{LR}: sampler: grid needs a list of values"),
         ({LR: [0.1, 0.2], "sampler": "grid"}, "trials: sampler: grid tries all 2 combinations of fp's knobs"),
         ({LR: {"log": [0.1, 1]}, "seeds": [0, 5]}, "seeds: 0 is one of the grid's own seeds; take others"),
-        ({LR: {"log": [0.1, 1]}, "seeds": [5, 5]}, "seeds: [5, 5] has a seed twice"),
+        ({LR: {"log": [0.1, 1]}, "seeds": [5, 5]}, "seeds: [5, 5] contains a seed twice"),
         ({LR: {"log": [0.1, 1]}, "trials": 0}, "trials: input should be greater than 0"),
     ],
 )
@@ -175,12 +175,12 @@ def test_what_cannot_be_tuned_is_told_with_its_line(tmp_path: Path, tune: dict[s
 
 
 def test_validation_must_hold_something_out(tmp_path: Path) -> None:
-    with pytest.raises(GridError, match=r"data\.validation_fraction: trials are judged on the part held out"):
+    with pytest.raises(GridError, match=r"data\.validation_fraction: trials are scored on the held-out part"):
         grid_of(tmp_path, data={"validation_fraction": 0})
 
 
 def test_a_setting_is_tuned_in_one_block_only(tmp_path: Path) -> None:
-    with pytest.raises(GridError, match="digits/resnet8/fp is in several blocks, so it is not clear what is tuned"):
+    with pytest.raises(GridError, match="digits/resnet8/fp is in several blocks, so its tuning is ambiguous"):
         grid_of(tmp_path, blocks=[{}, {"training": {"epochs": 3}}])
 
 
@@ -226,11 +226,11 @@ def test_trials_are_cells_of_their_own_and_no_part_of_the_grids(tmp_path: Path) 
     assert (one.seed, other.seed) == (1000, 1001)
     assert one.recipe_id == other.recipe_id
     assert one.name == f"digits/resnet8/fp/s1000/trial-{one.recipe_id[:6]}"
-    assert "trial" not in tiny_cell().model_dump(), "a cell that is no trial has the id it always had"
+    assert "trial" not in tiny_cell().model_dump(), "cells other than trials keep their ids"
 
 
 def chosen(resolved: Resolved, *names: str) -> Choices:
-    """The first trial of each named setting, or of all."""
+    """Choices of the first trial of each named setting, or of all."""
     first = {trial.setting: trial for trial in reversed(resolved.trials)}
     return Choices(
         choices=tuple(
@@ -300,7 +300,7 @@ def test_the_best_mean_is_chosen_and_failures_are_the_worst() -> None:
 def test_ties_go_to_the_value_nearer_to_the_middle_then_to_the_first() -> None:
     trials = [tried(0.5, lr=0.0001), tried(0.5, lr=0.02), tried(0.5, lr=0.9), tried(0.5, lr=0.02)]
     assert best(trials, SPACE) == 1
-    # Equal but for the rounding of sums: (0.1 + 0.7) / 2 and (0.3 + 0.5) / 2 are different floats.
+    # Equal up to rounding: (0.1 + 0.7) / 2 and (0.3 + 0.5) / 2 are different floats.
     apart = [tried(0.1, 0.7, lr=0.9), tried(0.3, 0.5, lr=0.01)]
     assert best(apart, SPACE) == 1
 
@@ -309,7 +309,7 @@ def test_choices_are_read_as_they_were_written(tmp_path: Path) -> None:
     setting = Setting("digits", "resnet8", "bnn++", "bw", "scratch")
     trials = (
         tried(0.1 + 0.2, 1 / 3, lr=1e-5),
-        # Numbers to YAML 1.2.
+        # Numbers in YAML 1.2.
         Tried(values={LR: 1e-7}, cells=("6113e3820904", "123456789012"), scores=("failed: nan", 0.5)),
     )
     written = Choices(choices=(Choice(**setting._asdict(), values={LR: 1e-5}, epochs=3, trials=trials),))
@@ -345,7 +345,7 @@ def test_a_choice_with_impossible_values_is_refused_by_name(tmp_path: Path) -> N
 
 
 def test_a_trial_neither_reads_nor_needs_the_test_set(tmp_path: Path) -> None:
-    """Fashion-MNIST's test files are damaged: whoever opened them would fail."""
+    """Fashion-MNIST's test files are damaged, so opening them would fail."""
     place = tmp_path / "data" / "fashion-mnist"
     _small_fashion_mnist(place)
     for part in ("images-idx3", "labels-idx1"):
@@ -381,7 +381,7 @@ def test_class_folders_without_a_test_split_do_for_a_trial(lamps: Path) -> None:
 
 
 def test_a_trial_is_scored_as_its_network_would_be_deployed() -> None:
-    """Hard weights, on the validation part, after what the recipe does to a deployed network."""
+    """With hard weights, on the validation part, after the recipe's steps for deployment."""
     trainer = Trainer(tiny_cell(trial=True, training__reestimate_norm=True), Layout(), NOWHERE, None)
     assert trainer.loaders.final is trainer.loaders.validation
     soft, hard = trainer.test()
@@ -396,7 +396,7 @@ def test_a_trial_of_a_data_set_without_validation_is_refused(lamps: Path) -> Non
         training__batch_size=2,
         trial=True,
     )
-    with pytest.raises(DataError, match="no validation part, and trials are judged on one"):
+    with pytest.raises(DataError, match="no validation part, which trials are scored on"):
         Trainer(cell, Layout(), lamps.parent, None)
 
 

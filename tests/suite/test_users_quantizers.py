@@ -1,4 +1,4 @@
-"""A Quantizer of the user's own, `module:attribute`, is trained and shown as the catalogue's rows are."""
+"""A user's own Quantizer, `module:attribute`, is trained and shown like the catalogue's rows."""
 
 import sys
 from collections.abc import Callable, Iterator

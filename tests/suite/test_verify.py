@@ -1,4 +1,4 @@
-"""`verify` finds a data file that is not what its manifest says, and a manifest that is none."""
+"""`verify` finds data files that differ from their manifests, and invalid manifests."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from suite.prepare.pipeline import prepare
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
-    """train.beton, of 4 images in 2 classes, and the others."""
+    """train.beton, with 4 images in 2 classes, and the other files."""
     source = misplaced.good_source(tmp_path / "source", splits=("train", "val", "test"))
     (source / "test" / "cat" / "2.jpg").write_bytes(malformed.encoded("JPEG"))
     prepare("imagefolder", source, tmp_path, Storage.of(400, 90, 0.5), 1, Console(quiet=True))
@@ -69,7 +69,7 @@ def test_verify_finds_a_manifest_of_another_file(prepared: Path) -> None:
     manifest_path(prepared).write_bytes(manifest_path(prepared.with_name("val.beton")).read_bytes())
     status, faults = verified(prepared)
     assert status == 1
-    assert "its manifest is of the split val" in faults[0]
+    assert "its manifest is for the split val" in faults[0]
     assert ("bytes, its manifest says" in faults[1]) or ("its content has changed" in faults[1])
 
 

@@ -1,1 +1,1 @@
-"""From sample numbers to pixels: held in memory, decoded from image files, or from FFCV files."""
+"""From sample numbers to pixels: from memory, image files or FFCV files."""

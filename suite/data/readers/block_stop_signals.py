@@ -1,7 +1,7 @@
-"""Imported first by the server that data workers are forked from: signals to stop are for those who can save.
+"""Blocks stop signals in data workers, which cannot save; imported first by the server that workers are forked from.
 
-SLURM sends them to every process of a job; a worker that died of one would fail its training. They are blocked, not
-ignored: a worker inherits that when it is forked, and keeps it when torch sets its own handler of SIGTERM.
+SLURM signals every process of a job, and a worker killed by such a signal would make its run fail. The signals are
+blocked, not ignored: forked workers inherit the block, and it remains when torch sets its own SIGTERM handler.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Batch buffers that are reused."""
+"""Reusable batch buffers."""
 
 import weakref
 from collections import deque
@@ -19,9 +19,9 @@ class Buffers:
         self._free: deque[NDArray[Any]] = deque()
 
     def take(self, num_samples: int) -> NDArray[Any]:
-        """[num_samples, ...], to be made a tensor: its memory is free when the array is gone, which tensors keep.
+        """An array [num_samples, ...] to turn into a tensor. Its buffer is reused once the array is garbage-collected.
 
-        Slices of the array do not keep it: numpy has them refer to what the array is itself a slice of.
+        A tensor made from the array keeps it alive. A slice does not: in numpy it refers to the array's own base.
         """
         whole = self._free.pop() if self._free else np.empty(self._shape, self._dtype)
         batch = whole[:num_samples]

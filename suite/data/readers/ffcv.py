@@ -2,8 +2,8 @@
 
 FFCV provides the file format, the C JPEG decoder, the thread that decodes ahead, and pinned buffers for a GPU. The
 caller chooses samples, order and windows. FFCV's own order is not used: over several processes it repeats samples
-until they divide evenly, and its seed defaults to 0. Nor is its augmentation, which draws from a random state that
-cannot be seeded. Without a GPU, its threads also mirror and normalise.
+until they divide evenly, and its seed defaults to 0. Its augmentation is not used either, because its random state
+cannot be seeded. Without a GPU, the decoding threads also mirror and normalise.
 """
 
 import io
@@ -43,15 +43,15 @@ from ffcv.pipeline.state import State  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
 
 STUCK_SECONDS = 300.0
-"""A batch that has not arrived by then never will."""
+"""A batch that takes longer counts as stuck."""
 CLOSING_SECONDS = 10.0
-"""How long a reader that is stopped early waits for the batch being decoded."""
+"""How long a reader stopped early waits for the batch being decoded."""
 TASKS_PER_THREAD = 4
-"""Parts of a batch per decoding thread: few enough to cost nothing, enough that none waits long for the slowest."""
+"""Parts of a batch per decoding thread: few enough to add no overhead, enough to balance the load."""
 
 
 def _set_num_threads(num_threads: int) -> None:
-    """Replaces FFCV's, which also sets torch's thread count, at import and in every epoch: that changes rounding."""
+    """Replaces FFCV's function, which also sets torch's thread count, at import and each epoch, and so its rounding."""
     Compiler.num_threads = max(num_threads, 1)
     numba.set_num_threads(min(Compiler.num_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
@@ -62,10 +62,10 @@ torch.set_num_threads(_torch_threads)
 
 @dataclass(frozen=True)
 class Wish:
-    """A pass's output: windows of size x size, as bytes or, if `normalized` is given, mirrored and normalised.
+    """The output of a pass: size x size windows, as bytes or, if `normalized` is given, mirrored and normalised.
 
-    `interpolation` is an index of kernels.INTERPOLATIONS. `mirrored` is bool [N]. `normalized`, float32 [256, 3], is
-    each level's normalised value.
+    `interpolation` is an index into kernels.INTERPOLATIONS. `mirrored` is bool [N]. `normalized`, float32 [256, 3], has
+    the normalised value of each level.
     """
 
     crops: Crops
@@ -76,7 +76,7 @@ class Wish:
 
     @property
     def dtype(self) -> type[np.uint8 | np.float32]:
-        """Type of the images."""
+        """Data type of the images."""
         return np.uint8 if self.normalized is None else np.float32
 
 
@@ -87,15 +87,15 @@ def normalized(normalization: Normalization) -> NDArray[np.float32]:
 
 
 class FFCVReader:
-    """Windows of an FFCV file's images; a window already of the right size is exact.
+    """Windows of an FFCV file's images. A window that already has the right size is exact.
 
     JPEGs are decoded with TurboJPEG's fast cosine transform, which is within a few levels of Pillow's.
 
     Args:
         part: the file and its samples to read.
-        batch_size: of every batch that `read` is asked for; the last may be smaller.
-        num_workers: decoding threads.
-        device: where batches go.
+        batch_size: size of every batch passed to `read`; the last may be smaller.
+        num_workers: number of decoding threads.
+        device: the batches' device.
         interpolation: how windows are resized. Windows of raw images are bit-identical to the torch loader's, except
             with area, which may differ by one level.
     """
@@ -120,16 +120,16 @@ class FFCVReader:
         """For each batch (int64 [B]): uint8 images [B, 3, size, size], channels last; int64 labels [B]; on the device.
 
         Raises:
-            DataError: an image cannot be decoded, or none comes for STUCK_SECONDS.
+            DataError: an image cannot be decoded, or no batch arrives for STUCK_SECONDS.
         """
         return self._read(batches, Wish(crops, size, self._interpolation))
 
     def read_finished(
         self, batches: Sequence[Tensor], crops: Crops, size: int, mirrored: Tensor, normalization: Normalization
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`read`, then `augmentation.finish`, to the bit; on the CPU by the decoding threads, six times as fast.
+        """Bit-identical to `read`, then `augmentation.finish`; on the CPU in the decoding threads, six times as fast.
 
-        `mirrored`: bool [N], of all samples of the part.
+        `mirrored`: bool [N], for all samples of the part.
         """
         if self._stream is None:
             wish = Wish(crops, size, self._interpolation, mirrored.numpy(), normalized(normalization))
@@ -141,7 +141,7 @@ class FFCVReader:
         if not batches:
             return
         if any(len(batch) != self._loader.batch_size for batch in batches[:-1]):
-            raise ValueError(f"every batch but the last has to have {self._loader.batch_size} samples")
+            raise ValueError(f"every batch except the last must have {self._loader.batch_size} samples")
         memory = None
         if self._stream is None:
             memory = Buffers((len(batches[0]), wish.size, wish.size, 3), wish.dtype)
@@ -154,11 +154,11 @@ class FFCVReader:
             decoding.close()
 
     def _handed_out(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """On the GPU, copies: FFCV decodes into the same few pinned buffers again and again."""
+        """On a GPU, copies of the images and labels: FFCV reuses its few pinned buffers."""
         if self._stream is None:
             return images, labels
-        # Without non_blocking the copies are complete when .to() returns, and FFCV may reuse its buffer. On a separate
-        # stream they do not wait for the network's work.
+        # Without non_blocking, the copies are complete when .to() returns, so FFCV may reuse its buffer. On a separate
+        # stream, they do not wait for the network's kernels.
         with torch.cuda.stream(self._stream):
             copies = images.to(self._device), labels.to(self._device)
         for copy in copies:
@@ -182,10 +182,10 @@ def _decode(
     windows: NDArray[np.uint8],
     finished: NDArray[np.float32],
 ) -> None:
-    """Windows `boxes` [n, 4] of n images of the file's `content`, resized and perhaps finished.
+    """Decodes n images of the file's `content`, and resizes and optionally finishes their windows `boxes` [n, 4].
 
-    `scratch` holds one decoded image. `doubtful` [n]: TurboJPEG had something to say about it. The rest is for
-    `kernels.render`.
+    `scratch` holds one decoded image. `doubtful` [n] is set if TurboJPEG reports a problem with the image. The other
+    arguments are passed to `kernels.render`.
     """
     for i in range(len(offsets)):
         image, height, width = (
@@ -208,14 +208,14 @@ def _decode(
         )
 
 
-# Compiled once per process, whatever the number of readers, threads and sizes: FFCV compiles for each of its loaders.
+# Compiled once per process for all readers, threads and sizes; FFCV itself compiles once per loader.
 _imdecode = numba.njit(imdecode)
 _decode_fast: Any = numba.njit(nogil=True)(_decode)
 _UNFINISHED, _AS_IT_IS = np.empty((0, 0, 0), np.float32), np.empty((0, 3), np.float32)
 
 
 class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no types
-    """The pipeline's one operation. `pinned_size`: side of the images FFCV gets memory for, 0 if it is to get none."""
+    """The pipeline's only operation. `pinned_size`: side of the images that FFCV allocates memory for; 0 for none."""
 
     def __init__(self, part: Encoded, num_workers: int) -> None:
         super().__init__()
@@ -227,12 +227,12 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
             raise DataError(f"{part.path}: its labels have changed since it was opened")
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """What FFCV allocates: a slot for each image of the batches ahead."""
+        """The memory for FFCV to allocate: a slot for each image of the batches ahead."""
         shape, dtype = (self.pinned_size, self.pinned_size, 3), np.dtype("u1")
         return replace(previous_state, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Callable[..., NDArray[Any]]:
-        """What FFCV calls for each batch, in its thread."""
+        """The function that FFCV calls for each batch, in its thread."""
         return self._batch
 
     def _batch(
@@ -242,7 +242,7 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
         wanted: tuple[Wish, Buffers | None],
         storage: tuple[Any, ...],
     ) -> NDArray[Any]:
-        """Images [B, size, size, 3] of the samples [B] of the part; in `pinned` unless there is other memory."""
+        """Images [B, size, size, 3] of the part's samples [B], in `pinned` unless `wanted` has buffers."""
         wish, memory = wanted
         images = pinned if memory is None else memory.take(len(samples))
         rows = _rows(self._index, self._samples[samples])
@@ -265,13 +265,13 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
 
         step = -(-len(samples) // (TASKS_PER_THREAD * self._num_workers))
         for _ in self._threads.map(decode, range(0, len(samples), step)):
-            pass  # raises what a thread has raised
+            pass  # re-raises a thread's exception
         for i in np.flatnonzero(doubtful).tolist():
             encoded = content[rows.offsets[i] : rows.offsets[i] + rows.num_bytes[i]]
             sample = self._samples[samples[i]]
             image = _second_opinion(self.path, sample, encoded.tobytes())
             if image.shape[:2] != (rows.heights[i], rows.widths[i]):
-                raise DataError(f"{self.path}: sample {sample} is of another size than the file's index says")
+                raise DataError(f"{self.path}: the size of sample {sample} differs from the file's index")
             kernels.render(
                 0,
                 image.reshape(len(image), -1),
@@ -283,7 +283,7 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
         return images
 
     def _targets(self, wish: Wish, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """What `kernels.render` calls normalized, windows and finished, so that it fills the images."""
+        """The arguments `normalized`, `windows` and `finished` with which `kernels.render` fills `images`."""
         rows = images.reshape(*images.shape[:2], -1)
         if wish.normalized is None:
             return _AS_IT_IS, rows, _UNFINISHED
@@ -293,12 +293,12 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
         return wish.normalized, window, rows
 
     def _scratch(self) -> NDArray[np.uint8]:
-        """This thread's room for the largest JPEG of the file: a fresh one would have to be paged in each time."""
+        """This thread's buffer for the file's largest JPEG, reused because new memory would have to be paged in."""
         if not hasattr(self._own, "scratch"):
             self._own.scratch = np.empty(
                 (3 * self._index.heights * self._index.widths * self._index.is_jpeg).max(), np.uint8
             )
-            self._own.scratch.flags.writeable = False  # but by C: so it is of one type with the file's content
+            self._own.scratch.flags.writeable = False  # only C writes it; numba then sees the file content's type
         scratch: NDArray[np.uint8] = self._own.scratch
         return scratch
 
@@ -309,21 +309,21 @@ def _rows(index: Index, samples: NDArray[np.int64]) -> Index:
 
 
 def _second_opinion(path: Path, sample: int, stored: bytes) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]. TurboJPEG rejects a stray byte; Pillow, which `prepare` trusted, reads such files."""
+    """The sample decoded by Pillow, uint8 [H, W, 3]: like `prepare`, it accepts stray bytes that TurboJPEG rejects."""
     try:
         with Image.open(io.BytesIO(stored)) as image:
             pixels = np.ascontiguousarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
-            f"{path}: sample {sample} cannot be decoded ({error}); has the file changed since it was made? "
-            f"python -m suite.data verify {path}"
+            f"{path}: sample {sample} cannot be decoded ({error}). Has the file changed since it was made? "
+            f"Check it with python -m suite.data verify {path}"
         ) from error
-    pixels.flags.writeable = False  # so that numba sees the same type as for the file's content
+    pixels.flags.writeable = False  # numba then sees the file content's type
     return pixels
 
 
 class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
-    """FFCV's loader of one file's images, without the rest of its machinery."""
+    """FFCV's loader, reduced to the images of one file."""
 
     def __init__(self, path: Path, batch_size: int, decoder: _Decoder) -> None:
         with _nothing_compiled():
@@ -344,14 +344,14 @@ class _Loader(Loader):  # type: ignore[misc]  # FFCV has no types
 
     @reader.setter
     def reader(self, reader: Reader) -> None:
-        # FFCV would make two Python sets per sample of this table: for ImageNet 670 MB and 4 s in each of its loaders.
+        # From this table FFCV would make two Python sets per sample: for ImageNet 670 MB and 4 s per loader.
         reader.alloc_table = reader.alloc_table[:0].copy()
         self._reader = reader
 
 
 @contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """Keeps FFCV from compiling functions: the hot ones are compiled already, the rest run once per batch."""
+    """Keeps FFCV from compiling functions: the hot ones are already compiled, and the others run once per batch."""
     Compiler.set_enabled(False)
     try:
         yield
@@ -365,12 +365,12 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
     def __init__(self, loader: _Loader, order: NDArray[np.int64], wanted: tuple[Wish, Buffers | None]) -> None:
         self._failure: BaseException | None = None
         self._num_taken = 0
-        # What FFCV hands to the decoder of its first field, the image, along with sample numbers.
+        # FFCV passes this, with the sample numbers, to the decoder of its first field, the image.
         loader.reader.metadata = {"f0": wanted}
         super().__init__(loader, order)
 
     def run(self) -> None:
-        """Decodes until there is nothing left. An exception would end FFCV's thread and leave its consumer waiting."""
+        """Decodes all batches. Stores an exception for `take`: raised here, it would leave FFCV's consumer waiting."""
         try:
             super().run()
         except BaseException as error:  # noqa: BLE001
@@ -378,17 +378,17 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
             self.output_queue.put(None)
 
     def take(self) -> NDArray[Any]:
-        """The next batch's images [B, size, size, 3]; if they are pinned, good until the next one is taken.
+        """The next batch's images [B, size, size, 3]; if pinned, valid only until the next call.
 
         Raises:
-            DataError: it does not come.
+            DataError: an image cannot be decoded, or no batch arrives for STUCK_SECONDS.
         """
         try:
             item = self.output_queue.get(timeout=STUCK_SECONDS)
         except queue.Empty:
             raise DataError(
                 f"{self.loader.fname}: batch {self._num_taken} of this pass has not been read for {STUCK_SECONDS:g} s; "
-                "does the file system that it lies on still answer?"
+                "does its file system still respond?"
             ) from None
         if item is None:
             raise self._failure or RuntimeError("more batches were asked for than there are samples")
@@ -397,11 +397,11 @@ class _Decoding(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         return images  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Ends the thread after the batch it is decoding. A stuck thread is abandoned: it will not end."""
+        """Stops the thread after the batch it is decoding. A stuck thread is abandoned, because it will not end."""
         self.iter_ixes = iter(())
         self.terminate_event.set()
         deadline = time.monotonic() + CLOSING_SECONDS
         while self.is_alive() and time.monotonic() < deadline:
             with suppress(queue.Empty):
-                self.output_queue.get_nowait()  # it may be waiting for room
+                self.output_queue.get_nowait()  # it may be waiting for a free slot
             self.join(0.01)

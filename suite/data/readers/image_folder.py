@@ -27,15 +27,15 @@ from suite.recipe.settings import Interpolation
 
 
 class FolderReader:
-    """Windows of image files: decoded by Pillow; resized as uint8 by torch, antialiased, as torchvision does it.
+    """Windows of image files, decoded by Pillow and resized by torch as antialiased uint8, as in torchvision.
 
     FFCV's reader gives the same bytes for raw files, except with area, which may differ by one level. A window
-    already of the right size is exact.
+    that already has the right size is exact.
 
     Args:
         part: the files.
         workers: decoding processes; readers may share them.
-        device: where batches go.
+        device: the batches' device.
         interpolation: how windows are resized.
     """
 
@@ -51,7 +51,7 @@ class FolderReader:
     def read(
         self, batches: Sequence[Tensor], crops: Crops, size: int, policy: Policy | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows of the images, changed by the policy, made ahead. Without workers, as they are asked for.
+        """Windows of the images with the policy applied; made ahead by the workers or, without workers, on demand.
 
         Raises:
             DataError: an image cannot be decoded; the message names the file.
@@ -69,7 +69,7 @@ class FolderReader:
         normalization: Normalization,
         policy: Policy | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`read`, then `augmentation.finish`, to the bit. `mirrored`: bool [N], of all samples of the part."""
+        """Bit-identical to `read`, then `augmentation.finish`. `mirrored`: bool [N], for all samples of the part."""
         read = zip(batches, self.read(batches, crops, size, policy), strict=True)
         if self._device.type != "cpu":
             yield from ((finish(images, mirrored[batch], normalization), labels) for batch, (images, labels) in read)
@@ -86,14 +86,14 @@ class FolderReader:
 
 
 class Request(Protocol):
-    """A batch to make: everything that it depends on, so that workers have no state."""
+    """A request for a batch. It contains everything that the batch depends on, so that workers have no state."""
 
     def result(self) -> Tensor:
-        """uint8 images [B, 3, H, W], channels last. DataError where they cannot be made."""
+        """uint8 images [B, 3, H, W], channels last. Raises DataError if they cannot be made."""
 
 
 class _Request(NamedTuple):
-    """A batch to decode. Windows are counted from 0, `samples` as the policy counts them."""
+    """A batch to decode. `crops` numbers the batch's images from 0; `samples` has the sample numbers for the policy."""
 
     paths: tuple[str, ...]
     crops: Crops
@@ -103,13 +103,13 @@ class _Request(NamedTuple):
     samples: tuple[int, ...]
 
     def result(self) -> Tensor:
-        """The images decoded, and changed by the policy."""
+        """The decoded images with the policy applied."""
         images = _decoded(self)
         return images if self.policy is None else self.policy.apply(images, self.samples)
 
 
 class Change(NamedTuple):
-    """A batch of images to be changed by a policy."""
+    """A batch of images to apply a policy to."""
 
     images: Tensor
     policy: Policy
@@ -121,8 +121,10 @@ class Change(NamedTuple):
 
 
 class Workers:
-    """Processes that make batches. They start with the first pass, serve all passes of all readers, and end with this
-    object or this process, however that ends. 0: batches are made here.
+    """Processes that make batches for all passes of all readers.
+
+    They start with the first pass and end with this object or this process, even if it is killed. With 0 workers,
+    batches are made in this process.
     """
 
     def __init__(self, num_workers: int, device: torch.device) -> None:
@@ -130,7 +132,7 @@ class Workers:
         self._idle: list[tuple[_Requests, DataLoader[Any]]] = []
 
     def results(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """The result of each request, in order; some are looked at ahead.
+        """The result of each request, in order. Workers compute some results ahead.
 
         Raises:
             DataError: an image cannot be decoded; the message names the file.
@@ -138,7 +140,7 @@ class Workers:
         if not self.num_workers:
             yield from (request.result() for request in requests)
             return
-        # A second pass while the first is under way gets processes of its own: a DataLoader has one pass at a time.
+        # A pass that starts during another gets its own processes: a DataLoader supports one pass at a time.
         sampler, loader = self._idle.pop() if self._idle else self._started()
         sampler.requests = requests
         try:
@@ -151,7 +153,7 @@ class Workers:
             self._idle.append((sampler, loader))
 
     def close(self) -> None:
-        """Ends the processes. The next pass starts others."""
+        """Ends the processes. The next pass starts new ones."""
         self._idle.clear()
 
     def _started(self) -> "tuple[_Requests, DataLoader[Any]]":
@@ -170,7 +172,7 @@ class Workers:
 
 
 class _Requests(Sampler[Request]):
-    """Those of the pass under way."""
+    """The requests of the current pass."""
 
     def __init__(self) -> None:
         self.requests: Iterable[Request] = ()
@@ -182,15 +184,15 @@ class _Requests(Sampler[Request]):
 class _Decoded(Dataset[Tensor | DataError]):
     """Batches by request.
 
-    An image that cannot be decoded is returned as the DataError: one that a worker raises arrives as "Caught DataError
-    in DataLoader worker process 0", and the file's name somewhere in a traceback below.
+    If an image cannot be decoded, the DataError is returned. If raised in a worker, it would arrive as "Caught
+    DataError in DataLoader worker process 0", with the file's name inside a traceback.
     """
 
     def __getitem__(self, request: Request) -> Tensor | DataError:
         try:
             return request.result()
         except DataError as error:
-            return DataError(str(error))  # without what it came from, which need not survive being sent
+            return DataError(str(error))  # without its cause, which may not be picklable
 
 
 def _decoded(request: _Request) -> Tensor:
@@ -220,16 +222,16 @@ def _resized(window: NDArray[np.uint8], size: int, interpolation: Interpolation)
 def _begin(_worker: int) -> None:
     from suite.run.processes import obey_the_parent
 
-    # Also if the fork server was already started by code that did not ask for it.
+    # Needed if other code started the fork server without preloading this module.
     import suite.data.readers.block_stop_signals  # noqa: F401  # isort: skip  # importing it blocks them
 
     obey_the_parent()
 
 
 class _Popen(popen_forkserver.Popen):
-    """A worker as its parent knows it. Workers block SIGTERM (`block_stop_signals`), so they are ended with SIGKILL.
+    """The parent's handle of a worker. Workers block SIGTERM (`block_stop_signals`), so they are ended with SIGKILL.
 
-    With SIGTERM, multiprocessing's exit handler would wait for ever for the workers of a run that failed.
+    With SIGTERM, multiprocessing's exit handler would wait forever for the workers of a failed run.
     """
 
     def terminate(self) -> None:
@@ -248,7 +250,7 @@ class _Context(ForkServerContext):
 
 @cache
 def _context() -> _Context:
-    """Workers forked from a server that has this module imported; a plain fork would copy CUDA's and OpenMP's state."""
+    """Forks workers from a server that has imported this module; a plain fork would copy CUDA's and OpenMP's state."""
     context = _Context()
     context.set_forkserver_preload(["suite.data.readers.block_stop_signals", __name__])
     return context

@@ -1,7 +1,7 @@
 """Pixel loops that NumPy cannot vectorise, compiled by numba, which comes with FFCV: once per process.
 
-They release the GIL, so threads run them side by side. Sums are of integers: the same on every machine. Images are
-uint8 [H, 3 W] here, a row's pixels one after another.
+They release the GIL, so threads run them in parallel. Sums are integers, so results are the same on every machine.
+Images here are uint8 [H, 3 W]: the pixels of a row are consecutive.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
-"""Their indices are what the kernels are given."""
+"""The kernels' `interpolation` arguments are indices into this."""
 ONE, TWO, THREE = (np.uintp(number) for number in range(1, 4))
 DARKEST, BRIGHTEST = np.int32(0), np.int32(255)
 BLOCK = 16
-"""Rows that are transposed together: their pixels fill the cache lines that they are written to."""
+"""Number of rows transposed together: enough to fill the cache lines written to."""
 
 _compiled: Callable[[Callable[..., Any]], Any] = numba.njit(nogil=True, error_model="numpy")
 
 
 @_compiled
 def _filter(x: float, interpolation: int) -> float:
-    """The triangle, or Keys' cubic with a = -0.5, at distance x."""
+    """The triangle filter, or Keys' cubic with a = -0.5 (interpolation 1), at distance x."""
     x = abs(x)
     if interpolation == 0:
         return max(1.0 - x, 0.0)
@@ -34,9 +34,9 @@ def _filter(x: float, interpolation: int) -> float:
 
 @_compiled
 def _shares(num: int, num_new: int, interpolation: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-    """Of each new pixel: the first old one that counts and how many do, both [num_new]; their shares [num_new, K].
+    """For each new pixel: the first contributing old pixel and their count, both [num_new]; their shares [num_new, K].
 
-    Area's are what the new pixel covers. The others' filter is stretched where the image shrinks (antialiasing).
+    For area, a share is the fraction covered. The other filters are stretched if the image shrinks (antialiasing).
     """
     scale = num / num_new
     support = max(scale, 1.0) * (2.0 if interpolation == 1 else 1.0)
@@ -66,7 +66,7 @@ def _shares(num: int, num_new: int, interpolation: int) -> tuple[NDArray[np.int6
 
 @_compiled
 def _in_16_bits(shares: NDArray[np.float64]) -> tuple[NDArray[np.int16], int]:
-    """(round(shares * 2**bits), bits): as many bits as the largest share leaves room for, 22 at most; as torch."""
+    """(round(shares * 2**bits), bits), as in torch: as many bits as the largest share allows, at most 22."""
     largest, bits = shares.max(), 0
     while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:  # noqa: PLR2004
         bits += 1
@@ -80,7 +80,7 @@ def _in_16_bits(shares: NDArray[np.float64]) -> tuple[NDArray[np.int16], int]:
 
 @_compiled
 def _mix_rows(old: NDArray[np.uint8], new: NDArray[np.uint8], interpolation: int) -> None:
-    """Rows [h, n] into rows [H, n]."""
+    """Resizes rows [h, n] into rows [H, n]."""
     first, count, exact = _shares(len(old), len(new), interpolation)
     shares, bits = _in_16_bits(exact)
     num, half, shift = old.shape[1], np.int32(1 << (bits - 1)), np.int32(bits)
@@ -98,7 +98,7 @@ def _mix_rows(old: NDArray[np.uint8], new: NDArray[np.uint8], interpolation: int
 
 @_compiled
 def _transpose(image: NDArray[np.uint8], transposed: NDArray[np.uint8]) -> None:
-    """[h, 3 w] into [w, 3 h], pixel by pixel."""
+    """Transposes image [h, 3 w] into [w, 3 h], pixel by pixel."""
     for begin in range(0, len(image), BLOCK):
         for x in range(len(transposed)):
             column, old = transposed[x], np.uintp(3 * x)
@@ -117,10 +117,11 @@ def _copy(image: NDArray[np.uint8], copied: NDArray[np.uint8]) -> None:
 
 @_compiled
 def resize(image: NDArray[np.uint8], box: NDArray[np.int32], interpolation: int, resized: NDArray[np.uint8]) -> None:
-    """Window `box` [4] (top, left, height, width) of image [h, 3 w] into `resized` [H, 3 W].
+    """Resizes window `box` [4] (top, left, height, width) of image [h, 3 w] into `resized` [H, 3 W].
 
-    Bilinear and bicubic are `torch.nn.functional.interpolate(..., antialias=True)` of the window as uint8, to the bit:
-    columns first, bytes in between. Area is within one level of `resize.area_resize`. Windows of that size stay exact.
+    Bilinear and bicubic are bit-identical to `torch.nn.functional.interpolate(..., antialias=True)` of the uint8
+    window: columns first, with bytes in between. Area is within one level of `resize.area_resize`. A window that
+    already has the right size is copied exactly.
     """
     top, left, height, width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
     new_height, new_width = len(resized), resized.shape[1] // 3
@@ -128,7 +129,7 @@ def resize(image: NDArray[np.uint8], box: NDArray[np.int32], interpolation: int,
     if height == new_height and width == new_width:
         _copy(old, resized)
         return
-    # Rows are mixed many pixels at a time, columns one by one: to mix columns, turn the image and mix rows.
+    # Mixing rows handles many pixels at a time, mixing columns one: so transpose the image and mix rows.
     standing = np.empty((width, 3 * height), np.uint8)
     _transpose(old, standing)
     if width != new_width:
@@ -146,7 +147,7 @@ def resize(image: NDArray[np.uint8], box: NDArray[np.int32], interpolation: int,
 def finish(
     image: NDArray[np.uint8], mirrored: bool, normalized: NDArray[np.float32], finished: NDArray[np.float32]
 ) -> None:
-    """`normalized` [256, 3] of image [H, 3 W], if `mirrored` from right to left, into `finished` [H, 3 W]."""
+    """Maps image [H, 3 W] through `normalized` [256, 3] into `finished` [H, 3 W], mirrored horizontally if asked."""
     width = image.shape[1] // 3
     for y in range(len(image)):
         old, new = image[y], finished[y]
@@ -171,9 +172,9 @@ def render(
     windows: NDArray[np.uint8],
     finished: NDArray[np.float32],
 ) -> None:
-    """Window `box` [4] of image [H, 3 W] into number `i` of windows [n, size, 3 size], or of finished, if that has n.
+    """Resizes window `box` [4] of image [H, 3 W] into entry `i` of `windows` or, if not empty, of `finished`.
 
-    Then one window is enough, which stays in the processor's cache.
+    Both are [n, size, 3 size]. With `finished`, `windows` needs only one entry, which stays in the processor's cache.
     """
     window = windows[i % len(windows)]
     resize(image, box, interpolation, window)

@@ -1,4 +1,4 @@
-"""Images held in the device's memory as bytes: for data sets of small images of one size."""
+"""Images kept as bytes in the device's memory: for data sets of small images of one size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from suite.data.source import Pixels
 
 
 class MemoryReader:
-    """Whole images at their own size."""
+    """Reads whole images at their original size."""
 
     name = "memory"
 
@@ -19,7 +19,7 @@ class MemoryReader:
         self._images, self._labels = data.images.to(device), data.labels.to(device)
 
     def read(self, batches: Sequence[Tensor], crops: Crops, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of each batch; they have one size, so `crops` and `size` change nothing."""
+        """The images and labels of each batch. All images have one size, so `crops` and `size` are ignored."""
         del crops, size
         for batch in batches:
             index = batch.to(self._images.device)

@@ -1,1 +1,1 @@
-"""DeepSpeed ZeRO. Open `engine` first; `shards` has all that is read of DeepSpeed beyond its documented interface."""
+"""DeepSpeed ZeRO. Open `engine` first; `shards` has all access to undocumented DeepSpeed internals."""

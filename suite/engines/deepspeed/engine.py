@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO over the processes: latents, optimizer state, gradients and parameters in shards. Imports deepspeed.
+"""DeepSpeed ZeRO over the processes: sharded latents, optimizer state, gradients and parameters. Imports deepspeed.
 
 ZeRO flattens each parameter group and gives every process a part of it, as float32 shards in the optimizer's groups.
-Quantizers are scalar maps, so ProxConnect treats a shard as it would a parameter: it is made after ZeRO, takes w* from
-the shards and writes w into them, and ZeRO spreads that as it spreads any weights (docs/decisions/006).
+Quantizers are scalar maps, so ProxConnect treats a shard like a parameter: it is created after ZeRO, reads w* from
+the shards and writes w into them, and ZeRO distributes w like any weights (docs/decisions/006).
 
 `settings` holds the configuration; `shards` reads ZeRO's undocumented internals.
 """
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine:
-    """The protocol over `deepspeed.initialize`, with ProxConnect as its optimizer.
+    """The engine over `deepspeed.initialize`, with ProxConnect as its optimizer.
 
     Same numerics as the plain engine: float32 parameters and gradients, autocast for bf16, gradients averaged over
-    processes and micro-batches. With gradient clipping we step after DeepSpeed's own step, because the norm of B . grad
-    needs all shards, which are complete only then; this gathers the weights once more per step.
+    processes and micro-batches. With gradient clipping, ProxConnect steps after DeepSpeed's own step, because the norm
+    of B . grad needs all shards, which are complete only then; this costs one more gather of the weights per step.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeepSpeedEngine:
         training: Training,
         execution: Execution,
     ) -> None:
-        """The quantized parameters of `base` hold w*. `wrap` makes ProxConnect around it once it lists shards."""
+        """The quantized parameters of `base` hold w*. `wrap` makes ProxConnect from `base` once that lists shards."""
         self.model, self.criterion, self.layout = model, criterion, layout
         self.clip_grad_norm, self.bf16 = training.clip_grad_norm, training.precision == "bf16"
         parameters = dict(model.named_parameters())
@@ -72,12 +72,12 @@ class DeepSpeedEngine:
         with self._in_groups():
             self.optimizer = wrap(base)
         require_agreement(self.optimizer, layout)
-        # Its optimizer's step is where ZeRO has the gradients in shards.
+        # ZeRO has the gradients in shards during the step of its optimizer.
         self._stand_in.step_shards = None if self.clip_grad_norm is not None else self.optimizer.step
         spread(self._zero, self._stage)
 
     def train_step(self, images: Tensor, labels: Tensor, soft: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `Engine.train_step` says."""
+        """See `Engine.train_step`."""
         size, num_images = self._micro_batch_size, len(labels)
         loss, logits = torch.zeros((), device=labels.device), []
         targets = (labels,) if soft is None else (labels, soft)
@@ -132,7 +132,7 @@ class DeepSpeedEngine:
         spread(self._zero, self._stage)
 
     def latents(self) -> Iterator[Latent]:
-        """The latents, each gathered from its shards on demand."""
+        """The latents, each gathered on demand from its shards."""
         for names, group in zip(self._names, self.optimizer.param_groups, strict=True):
             if group.get("quantizer") is not None:
                 for name in names:
@@ -142,7 +142,7 @@ class DeepSpeedEngine:
 
     def weights(self) -> dict[str, Tensor]:
         """The current network, gathered parameter by parameter into the CPU's memory."""
-        self.layout.broadcast(self.model.buffers())  # each process has gathered norm statistics of its own
+        self.layout.broadcast(self.model.buffers())  # norm statistics differ between processes
         return {
             name: self._whole(name, lambda shard: shard).cpu() if name in self._shapes else value.detach()
             for name, value in self.model.state_dict().items()
@@ -166,12 +166,12 @@ class DeepSpeedEngine:
         }
 
     def _gathered(self, states: Mapping[Tensor, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The optimizer's state by parameter: entries as long as a shard are gathered, others taken as they are."""
+        """The optimizer's state by parameter: gathers entries as long as a shard, copies others unchanged."""
         gathered: dict[str, dict[str, Any]] = {}
         for names, shards in zip(self._names, self._shards.groups, strict=True):
             for name in names:
                 piece = self._shards.pieces[name]
-                # A process that has nothing of the parameter gathers along: its shards have the same keys.
+                # A process without a piece of the parameter joins the gather: its shards have the same keys.
                 near = shards[0] if piece is None else piece.shard
                 values = {
                     key: self._whole(name, partial(_entry, states, key)).cpu()
@@ -188,7 +188,7 @@ class DeepSpeedEngine:
         """Resumes from a state of any engine.
 
         Raises:
-            ValueError: the state is of another recipe.
+            ValueError: the state belongs to another recipe.
         """
         saved, weights = state["optimizer"], state["model"]
         require_same_recipe(saved, self.optimizer, self._names)
@@ -250,20 +250,20 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _in_groups(self) -> Iterator[None]:
-        """In the block, the groups list all shards; stage 3 itself lists one at a time, and only during its step."""
+        """Makes the groups list all shards inside the block; ZeRO stage 3 lists one at a time, only during its step."""
         before = [group["params"] for group in self._base.param_groups]
         for group, shards in zip(self._base.param_groups, self._shards.groups, strict=True):
             group["params"] = shards
         try:
             yield
         finally:
-            # Looked up again: loading a state replaces the groups.
+            # Look the groups up again: loading a state replaces them.
             for group, parameters in zip(self._base.param_groups, before, strict=True):
                 group["params"] = parameters
 
 
 class _StandIn(Optimizer):
-    """The optimizer DeepSpeed steps: it steps ProxConnect, or copies each shard's gradient for a later step."""
+    """The optimizer that DeepSpeed steps: it steps ProxConnect, or copies each shard's gradient for a later step."""
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
@@ -271,7 +271,7 @@ class _StandIn(Optimizer):
         self.step_shards: Callable[[], Any] | None = None
         self._gradients: dict[Tensor, Tensor] = {}
 
-    # The base's own groups, so that ProxConnect finds there what DeepSpeed puts there.
+    # The base's own groups, so that ProxConnect sees DeepSpeed's changes to them.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -293,7 +293,7 @@ class _StandIn(Optimizer):
         return self.base.defaults
 
     def step(self, _closure: object = None) -> None:  # type: ignore[override]
-        """Steps the shards that the groups list now, or keeps their gradients."""
+        """Steps the shards that the groups currently list, or keeps copies of their gradients."""
         if self.step_shards is not None:
             self.step_shards()
             return
@@ -301,25 +301,25 @@ class _StandIn(Optimizer):
             self._gradients |= {p: p.grad.clone() for p in group["params"] if p.grad is not None}
 
     def take(self) -> dict[Tensor, Tensor]:
-        """Shard -> gradient, of this step."""
+        """This step's gradients by shard; clears them."""
         gradients, self._gradients = self._gradients, {}
         return gradients
 
 
 def _join(layout: Layout) -> None:
-    """The process group that DeepSpeed wants, of one process, too."""
-    # On a CPU its first use builds a kernel, with the ninja that lies beside python.
+    """Creates the process group that DeepSpeed needs even for a single process."""
+    # On a CPU, its first use builds a kernel with ninja, which is in the same folder as python.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("LOCAL_RANK", "0")  # it asks for torchrun's, of a process on its own, too
+    os.environ.setdefault("LOCAL_RANK", "0")  # needed even without torchrun
     if not distributed.is_initialized():
         backend = "nccl" if layout.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`torch.distributed.*_tensor` is deprecated", FutureWarning)  # each time it does
+    warnings.filterwarnings("ignore", "`torch.distributed.*_tensor` is deprecated", FutureWarning)  # one per call
 
 
 def _is_as_long(value: Any, length: int) -> bool:  # noqa: ANN401  (an entry of a base optimizer's state)
-    """Whether it goes along with `length` weights, number by number."""
+    """Whether `value` is a tensor with one element for each of `length` weights."""
     return isinstance(value, Tensor) and value.ndim > 0 and value.numel() == length
 
 

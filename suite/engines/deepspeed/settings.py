@@ -1,4 +1,4 @@
-"""The configuration that DeepSpeed gets, in one function: the recipe's numbers are the recipe's, the rest is open."""
+"""DeepSpeed's configuration, in one function: the user may override anything that the recipe does not define."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from suite.engines.process_group import EngineError, Layout
 from suite.recipe.grid_file import laid_over
 from suite.recipe.settings import Execution, Training
 
-LARGEST_BUCKET = 500_000_000  # DeepSpeed's own default, in numbers, which a small model need not reserve
+LARGEST_BUCKET = 500_000_000  # DeepSpeed's default, in elements; a small model gets a smaller one
 PLACES = {
     "train_batch_size": "training.batch_size",
     "train_micro_batch_size_per_gpu": "execution.micro_batch_size",
@@ -20,14 +20,14 @@ PLACES = {
     "fp16": "training.precision: bf16",
     "amp": "training.precision: bf16",
 }
-"""Keys that may not be overridden, and where each is set instead."""
+"""Keys that must not be overridden, and where to set each instead."""
 
 
 def configuration(training: Training, execution: Execution, layout: Layout, num_parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; `execution.deepspeed` is laid over it.
+    """DeepSpeed's configuration for a run, with the overrides of `execution.deepspeed`.
 
     Raises:
-        EngineError: an override would make another recipe of it.
+        EngineError: an override would change the recipe.
     """
     share = training.batch_size // layout.world_size
     size = min(execution.micro_batch_size or share, share)
@@ -42,14 +42,14 @@ def configuration(training: Training, execution: Execution, layout: Layout, num_
             "reduce_bucket_size": min(num_parameters + num_parameters % 2, LARGEST_BUCKET),
             "memory_efficient_linear": False,  # true replaces torch.nn.functional.linear, for all models
         },
-        # Not "bf16": that makes the parameters and norms 16-bit, which is another recipe. No module's gradients are
-        # exchanged in 16 bits either; DDP's are not.
+        # Not "bf16": that makes the parameters and norms 16-bit, which changes the recipe. As under DDP, no gradients
+        # are exchanged in 16 bits.
         "torch_autocast": {
             "enabled": training.precision == "bf16",
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
-        "gradient_clipping": 0.0,  # its default is 1, and of the norm of grad, where ours is of B . grad
+        "gradient_clipping": 0.0,  # the default, 1, clips the norm of grad; ours clips B . grad
         "steps_per_print": 1_000_000_000,
     }
     if execution.offload:
@@ -60,7 +60,7 @@ def configuration(training: Training, execution: Execution, layout: Layout, num_
 
 
 def _require_no_recipe(overrides: Mapping[str, Any]) -> None:
-    """EngineError where an override has a place of its own, or would make another recipe of the cell's."""
+    """Raises EngineError if an override belongs in another setting or would change the cell's recipe."""
     for key, place in PLACES.items():
         if key in overrides:
             raise EngineError(f"execution.deepspeed.{key}: take {place}")

@@ -1,6 +1,6 @@
-"""Where ZeRO keeps each parameter's shards, and how to make it use values written into them.
+"""Locates each parameter's shards in ZeRO, and makes ZeRO use values written into them.
 
-All of this project's access to undocumented DeepSpeed internals is in this file; tested with version 0.19.8.
+This file has all of the project's access to undocumented DeepSpeed internals; tested with version 0.19.8.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """This process's shards, by group, and its piece of each parameter, by name (None if it has none)."""
+    """This process's shards by group, and its piece of each parameter by name (None if it has none)."""
 
     groups: list[list[Tensor]]
     pieces: dict[str, Piece | None]
@@ -54,7 +54,7 @@ def layout_of(
 
 def _piece_of_two(parameter: Any, shard: Tensor) -> Piece | None:  # noqa: ANN401  (attributes are ZeRO's)
     """Stages 1 and 2: a group's parameters are concatenated and cut into one equal part per process."""
-    mapping = parameter._hp_mapping  # noqa: SLF001  (what deepspeed.utils.safe_get_full_fp32_param reads)
+    mapping = parameter._hp_mapping  # noqa: SLF001  (as deepspeed.utils.safe_get_full_fp32_param does)
     if mapping is None:
         return None
     there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
@@ -76,8 +76,8 @@ def spread(engine: Any, stage: int) -> None:  # noqa: ANN401  (deepspeed is unty
     if stage in {1, 2}:
         zero.update_lp_params()
     elif stage == 3:  # noqa: PLR2004  (ZeRO's number)
-        zero._partition_all_parameters()  # noqa: SLF001  (what its step() begins with; there is no public way)
+        zero._partition_all_parameters()  # noqa: SLF001  (as its step() does first; no public way)
         for index in range(len(zero.fp32_partitioned_groups_flat)):
             zero._reassign_or_swap_out_partitioned_parameters(index)  # noqa: SLF001
-        if zero.persistent_parameters:  # small ones, which every process keeps whole
+        if zero.persistent_parameters:  # small parameters that every process keeps unsharded
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -1,6 +1,6 @@
-"""A real Chromium, headless and without a network, and what it makes of a page: through its DevTools protocol.
+"""A real headless Chromium without an external network, driven through its DevTools protocol to inspect pages.
 
-The protocol is spoken over two pipes, so that neither a port nor a WebSocket library is needed.
+The protocol runs over two pipes, so neither a port nor a WebSocket library is needed.
 """
 
 import base64
@@ -15,30 +15,30 @@ from typing import Any
 PROGRAM = shutil.which("chromium")
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # which root may not have
+    "--no-sandbox",  # root cannot use the sandbox
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
     "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no network but this machine
     "--remote-debugging-pipe",
 )
 
 
 def obstacle() -> str | None:
-    """Why no browser can be started here, in one line; None if one can."""
+    """The reason why no browser can start here, in one line; None if one can."""
     return None if PROGRAM else "no Chromium; on Debian: sudo apt-get install chromium"
 
 
 class Browser:
-    """Chromium with one empty page, up while its context is. `profile` is an empty folder for its files."""
+    """Chromium with one empty page, running within its context. `profile` is an empty folder for its files."""
 
     def __init__(self, profile: Path) -> None:
         self.events: list[dict[str, Any]] = []
         self._sent = 0
         to_chromium, self._write = os.pipe()
         self._read, from_chromium = os.pipe()
-        # Chromium reads its commands from file descriptor 3 and answers on 4, whatever their numbers are here.
+        # Chromium reads commands from file descriptor 3 and answers on 4, so map our pipes to these numbers.
         pipes = f'exec "$0" "$@" 3<&{to_chromium} 4>&{from_chromium}'
         self._process = subprocess.Popen(
             ["bash", "-c", pipes, str(PROGRAM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
@@ -51,7 +51,7 @@ class Browser:
         self._answers = os.fdopen(self._read, "rb")
         self._session = ""
 
-    def __enter__(self) -> "Browser":  # noqa: PYI034  (Self came with Python 3.11)
+    def __enter__(self) -> "Browser":  # noqa: PYI034  (Self needs Python 3.11)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -61,7 +61,7 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._write)  # it ends with its pipe
+        os.close(self._write)  # Chromium exits when its pipe closes
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -70,7 +70,7 @@ class Browser:
         self._answers.close()
 
     def call(self, method: str, **params: object) -> dict[str, Any]:
-        """The protocol's answer; what happens meanwhile is added to `events`."""
+        """Calls a protocol method and returns its answer; events received meanwhile are added to `events`."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": params}
         if self._session:
@@ -92,35 +92,35 @@ class Browser:
         answer: dict[str, Any] = json.loads(content)
         return answer
 
-    def open(self, page: Path, width: int, height: int = 900) -> None:
-        """Shows the page in a window of that size, in CSS pixels, and waits until it and its images are there."""
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """Opens a page (file or address) in a window of this size in CSS pixels; waits until its images are loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
-    def ask(self, expression: str) -> Any:  # noqa: ANN401 - whatever it is in JavaScript
-        """The value of an expression on the page."""
+    def ask(self, expression: str) -> Any:  # noqa: ANN401 - any JavaScript value
+        """Evaluates a JavaScript expression on the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['text']}")
         return answer["result"].get("value")
 
     def complaints(self) -> list[str]:
-        """What the page wrote to the console since it was opened: its own errors, and what the browser refused."""
+        """Console messages since the page was opened: its own errors, and requests that the browser refused."""
         kinds = {"Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"}
         return [json.dumps(event["params"]) for event in self.events if event.get("method") in kinds]
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked for since it was opened."""
+        """Addresses that the page has requested since it was opened."""
         sent = [event["params"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
         return [params["request"]["url"] for params in sent]
 
     def screenshot(self) -> bytes:
-        """The whole page as a PNG."""
+        """A PNG screenshot of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
     def pdf(self) -> bytes:
-        """The page as it is printed."""
+        """The page in its print layout."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
