@@ -1,8 +1,12 @@
 """What the README and the docs tell a newcomer to type is real."""
 
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ import quantizers.__main__
 import suite.data.__main__
 import suite.export.__main__
 import suite.train
+from suite.recipe.grid_file import load_grid
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -30,7 +35,7 @@ APPS = {
 def _commands() -> list[str]:
     pattern = rf"python -m (?:{'|'.join(map(re.escape, APPS))}) [^`\n#]*"
     found = [match for page in PAGES for match in re.findall(pattern, page.read_text(encoding="utf-8"))]
-    return sorted({command.strip() for command in found})
+    return sorted({command.removesuffix(" -->").strip() for command in found})
 
 
 @pytest.mark.parametrize("command", _commands())
@@ -115,3 +120,33 @@ def test_the_readmes_optimizer_trains() -> None:
     }
     exec("\n".join(line[4:] for line in code.splitlines()), names)  # noqa: S102  (our own README)
     assert bool((hidden.weight.abs() == 1).all())
+
+
+GRID_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
+
+
+def _blocks(page: Path, first: str) -> list[str]:
+    """Code blocks of a page that begin so."""
+    found = [textwrap.dedent(block).strip("\n") + "\n" for block in INDENTED.findall(page.read_text(encoding="utf-8"))]
+    return [block for block in found if block.startswith(first)]
+
+
+@pytest.mark.parametrize("page", [page for page in GRID_PAGES if _blocks(page, "name: ")], ids=lambda page: page.stem)
+def test_a_grid_on_a_page_is_one(page: Path, tmp_path: Path) -> None:
+    for text in _blocks(page, "name: "):
+        path = tmp_path / "grid.yaml"
+        path.write_text(text.partition("\n\n")[0] + "\n", encoding="utf-8")
+        assert load_grid(str(path)).cells() or load_grid(str(path)).resolve().cells
+
+
+def test_the_tutorials_model_is_binarized_as_its_page_says(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "tutorials" / "your-model.md"
+    (module,), (program,) = _blocks(page, "from timm.models import"), _blocks(page, "import my_models")
+    (tmp_path / "my_models.py").write_text(module, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert f"# {answer.stdout.strip()}" in program

@@ -51,7 +51,9 @@ def test_a_study_is_rebuilt_from_its_bundle_byte_for_byte(bundle: Path, unpacked
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shown", SHOWN.finditer(PAGE.read_text(encoding="utf-8")), ids=lambda each: each["command"])
+@pytest.mark.parametrize(
+    "shown", list(SHOWN.finditer(PAGE.read_text(encoding="utf-8"))), ids=lambda each: each["command"]
+)
 def test_the_page_shows_what_its_commands_print(shown: re.Match[str], unpacked: Path) -> None:
     assert shown["block"] in call(unpacked, *shown["command"].split())
 

@@ -271,7 +271,7 @@ class _Decoder(SimpleRGBImageDecoder):  # type: ignore[misc]  # FFCV has no type
             sample = self._samples[samples[i]]
             image = _second_opinion(self.path, sample, encoded.tobytes())
             if image.shape[:2] != (rows.heights[i], rows.widths[i]):
-                raise DataError(f"{self.path}: the size of sample {sample} differs from the file's index")
+                raise DataError(f"{self.path}: sample {sample} does not have the size in the file's index")
             kernels.render(
                 0,
                 image.reshape(len(image), -1),
