@@ -14,6 +14,7 @@ Writes gpu.json after each part, and gpu.md from it. benchmarks/gpu_wheels.py li
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -40,6 +41,22 @@ from suite.run.provenance import code_version
 
 SOURCE = Path(__file__).resolve().parents[1]
 CHECKS = "tests/gpu/test_on_a_gpu.py"
+PYTEST = (
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "pytest_timeout",
+    "-o",
+    "filterwarnings=default",
+)
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
+}
+"""A GPU machine has plugins and versions of its own: the plugins stay off, and a package's warning fails no check."""
 CHECKS_SHARE, SPEED_SHARE = 0.35, 0.65
 """Fractions of the total minutes by which the part should have ended."""
 
@@ -93,7 +110,7 @@ def _driver() -> str | None:
 
 def checks(seconds: float) -> dict[str, Any]:
     """Runs CHECKS under pytest; returns each test's outcome, with the reason for a failure or a skip."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS]
+    command = [*PYTEST, CHECKS]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         path = Path(folder) / "outcomes.xml"
@@ -101,6 +118,7 @@ def checks(seconds: float) -> dict[str, Any]:
             done = subprocess.run(
                 [*command, f"--junitxml={path}"],
                 cwd=SOURCE,
+                env=ENVIRONMENT,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -157,8 +175,8 @@ def could_run() -> str:
     Raises:
         RuntimeError: the checks cannot be collected.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", CHECKS]
-    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=False)
+    command = [*PYTEST, "--collect-only", CHECKS]
+    done = subprocess.run(command, cwd=SOURCE, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{CHECKS} cannot be collected: {(done.stdout + done.stderr).strip()[-500:]}")
     number = sum("::" in line for line in done.stdout.splitlines())
