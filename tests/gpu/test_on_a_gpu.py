@@ -201,7 +201,8 @@ def test_a_compiled_network_trains_as_an_eager_one_and_is_compiled_once(
             trainer._train_step(*next(batches))
         assert counters["stats"]["unique_graphs"] == graphs  # mu has moved
     eager, compiled_losses = losses
-    assert compiled_losses == pytest.approx(eager, rel=1e-3)  # other kernels, and a step of signs between the two
+    assert compiled_losses[0] == pytest.approx(eager[0], rel=1e-3)  # the same weights by other kernels
+    assert compiled_losses[1] == pytest.approx(eager[1], rel=0.1)  # a rounding flips signs, and with them sums
 
 
 def test_ddp_over_nccl_with_one_process_is_the_plain_network(make_run: MakeRun, tmp_path: Path) -> None:
