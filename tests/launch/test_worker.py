@@ -265,7 +265,7 @@ def test_a_child_is_trained_after_its_parent_by_the_same_worker(make_run: MakeRu
 
 @pytest.mark.slow
 def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbed(make_run: MakeRun) -> None:
-    recipe = {"training__epochs": 8, "training__batch_size": 64}
+    recipe = {"training__epochs": 24, "training__batch_size": 64}
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
     assert _worker(undisturbed).work() == "over"
     for attempt, number in enumerate((signal.SIGUSR2, signal.SIGTERM), 1):

@@ -81,7 +81,7 @@ def test_processes_make_equally_many_passes_and_count_no_sample_twice(num: int) 
 
 
 def test_accuracy_of_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match="no samples"):
+    with pytest.raises(DataError, match="the part has no images"):
         _alone(torch.empty(0, 10), torch.empty(0, dtype=torch.int64))
 
 

@@ -89,7 +89,7 @@ def test_nothing_outside_moves() -> None:
 
 @pytest.mark.parametrize(("batch_size", "world_size", "fix"), [(7, 1, 8), (6, 2, 8), (12, 4, 16)])
 def test_an_odd_share_of_a_batch_is_refused_before_it_is_mixed(batch_size: int, world_size: int, fix: int) -> None:
-    with pytest.raises(DataError, match=rf"batch_size {batch_size}: .* take {fix}, say"):
+    with pytest.raises(DataError, match=rf"batch_size {batch_size}: .* use, for instance, {fix}"):
         require_even(_training(batch_size=batch_size, mixup=0.2), world_size)
     require_even(_training(batch_size=fix, mixup=0.2), world_size)
     require_even(_training(batch_size=batch_size), world_size)
