@@ -4,6 +4,7 @@ import os
 import runpy
 import sys
 from importlib import import_module
+from types import ModuleType
 
 import typer
 
@@ -16,7 +17,8 @@ MODULES = {
     "export": ("suite.export", "Write a trained network with one bit per binary weight."),
 }
 """Module and summary of each command."""
-_SINGLE = frozenset(("train", "export"))
+SINGLE = frozenset(("train", "export"))
+"""Commands without subcommands."""
 _TO_COMPLETE, _TYPED = "_PROXBENCH_COMPLETE", ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 """Environment variables by which shells ask for completions, and say what has been typed."""
 HELP = """Binary neural networks as proximal quantizers: a benchmark.
@@ -29,18 +31,22 @@ HELP = """Binary neural networks as proximal quantizers: a benchmark.
 """
 
 
+def program(name: str) -> ModuleType:
+    """The module that has the command's Typer application as `app`, or its function as `main`."""
+    module, _ = MODULES[name]
+    return import_module(module if name == "train" else f"{module}.__main__")
+
+
 def application(wanted: str) -> typer.Typer:
     """All commands, for help and shell completion. Only `wanted` is imported: importing all takes seconds."""
     app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, help=HELP)
-    for name, (module, summary) in MODULES.items():
+    for name, (_, summary) in MODULES.items():
         if name != wanted:
             app.command(name, help=summary)(lambda: None)
-            continue
-        program = import_module(module if name == "train" else f"{module}.__main__")
-        if name in _SINGLE:
-            app.command(name, help=summary)(program.main)
+        elif name in SINGLE:
+            app.command(name, help=summary)(program(name).main)
         else:
-            app.add_typer(program.app, name=name, help=summary)
+            app.add_typer(program(name).app, name=name, help=summary)
     return app
 
 

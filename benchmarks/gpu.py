@@ -33,7 +33,7 @@ import typer
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the project may not be installed, only checked out
 from gpu_report import PICTURE, draw, markdown
 from gpu_science import METHODS, USUAL_RATE, Design, design, train
-from gpu_speed import NO_TIME, PER_HOUR, REHEARSAL, Measured, Sizes, measure
+from gpu_speed import NO_TIME, PER_HOUR, REHEARSAL, Measured, Sizes, measure, run_for
 from machine import describe
 from rich.console import Console
 
@@ -56,7 +56,7 @@ PYTEST = (
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
 }
-"""A GPU machine has plugins and versions of its own: the plugins stay off, and a package's warning fails no check."""
+"""A GPU machine may have other pytest plugins, which stay off, and versions whose warnings must not fail a check."""
 CHECKS_SHARE, SPEED_SHARE = 0.35, 0.65
 """Fractions of the total minutes by which the part should have ended."""
 
@@ -110,24 +110,13 @@ def _driver() -> str | None:
 
 def checks(seconds: float) -> dict[str, Any]:
     """Runs CHECKS under pytest; returns each test's outcome, with the reason for a failure or a skip."""
-    command = [*PYTEST, CHECKS]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         path = Path(folder) / "outcomes.xml"
-        try:
-            done = subprocess.run(
-                [*command, f"--junitxml={path}"],
-                cwd=SOURCE,
-                env=ENVIRONMENT,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-                check=False,
-            )
-            said = done.stdout + done.stderr
-        except subprocess.TimeoutExpired:
-            said = f"stopped after {seconds:.0f} s"
+        status, said = run_for([*PYTEST, CHECKS, f"--junitxml={path}"], ENVIRONMENT, seconds)
         outcomes = dict(_outcomes(path)) if path.exists() else {CHECKS: f"failed: {said.strip()[-500:]}"}
+        if status is None:
+            outcomes["the rest"] = f"failed: no time was left after {seconds:.0f} s"
     return {"command": f"pytest {CHECKS}", "seconds": time.perf_counter() - start, "outcomes": outcomes}
 
 
@@ -154,9 +143,12 @@ def speed(sizes: Sizes, until: float, console: Console) -> dict[str, Any]:
 
 
 def science(found: dict[str, Any], data_dir: Path, seconds: float, *, rehearse: bool) -> dict[str, Any]:
-    """Trains CIFAR-10 with the number of cells at a time, and the training rate, that were best in the speed part."""
+    """Trains CIFAR-10, planned by the best number of cells at a time that the speed part found on this device."""
     at_once, rate = 4, USUAL_RATE
-    rows = [Measured(**each) for each in found.get("speed", {}).get("measured", ())]
+    device, model = ("cpu", "resnet8") if rehearse else ("cuda", "resnet20")
+    speeds = found.get("speed", {"machine": {}, "measured": ()})
+    is_same = speeds["machine"].get("device") == machine(device)["device"]
+    rows = [Measured(**each) for each in speeds["measured"] if is_same]
     if cells := [each for each in rows if each.quantity == PER_HOUR]:
         best = max(cells, key=lambda each: each.value or 0.0)
         at_once = int(best.what.partition(" ")[0])
@@ -165,7 +157,6 @@ def science(found: dict[str, Any], data_dir: Path, seconds: float, *, rehearse: 
     chosen = Design(1, 1) if rehearse else design(seconds, rate)
     if chosen is None:
         raise RuntimeError(f"{seconds:.0f} s are too short for 3 seeds of 2 epochs: give it more --minutes")
-    device, model = ("cpu", "resnet8") if rehearse else ("cuda", "resnet20")
     return train(data_dir, chosen, at_once, device, seconds, model)  # type: ignore[arg-type]
 
 
@@ -175,14 +166,13 @@ def could_run() -> str:
     Raises:
         RuntimeError: the checks cannot be collected.
     """
-    command = [*PYTEST, "--collect-only", CHECKS]
-    done = subprocess.run(command, cwd=SOURCE, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{CHECKS} cannot be collected: {(done.stdout + done.stderr).strip()[-500:]}")
-    number = sum("::" in line for line in done.stdout.splitlines())
+    status, said = run_for([*PYTEST, "--collect-only", CHECKS], ENVIRONMENT, None)
+    if status:
+        raise RuntimeError(f"{CHECKS} cannot be collected: {said.strip()[-500:]}")
+    number = sum("::" in line for line in said.splitlines())
     return (
-        f"no GPU that torch {torch.__version__} sees: nothing was measured. {number} checks can be collected, and what "
-        f"measures speed and trains {len(METHODS)} methods can be imported"
+        f"no GPU that torch {torch.__version__} sees: nothing was measured. {number} checks can be collected; the "
+        f"measurements of speed and the training of {len(METHODS)} methods can be imported"
     )
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from suite.engines.process_group import joined
 from suite.recipe.settings import Execution
 
 LOOP_BAR, BINARY_BAR = 1.1, 1.05
+GRACE_SECONDS = 60.0
 SOURCE = Path(__file__).resolve().parents[1]
 
 
@@ -215,7 +216,7 @@ def _cells_at_once(sizes: Sizes) -> Iterator[Measured]:
     model, epochs = sizes.cell
     with tempfile.TemporaryDirectory(prefix="gpu-") as name:
         folder = Path(name)
-        _noise_folder(folder / "data" / "cifar10", sizes.num_images)
+        noise_folder(folder / "data" / "cifar10", sizes.num_images)
         for number in sizes.at_once:
             seconds = cells_seconds(folder, model, epochs, max(sizes.at_once), number, sizes.device)
             what = f"{number} at a time: {model}, {epochs} epochs of {sizes.num_images:,} images"
@@ -252,28 +253,36 @@ def launch(
     share = ["--cells-per-gpu", str(at_once)] if device == "cuda" else ["--workers", str(at_once)]
     command = [sys.executable, "-m", "launch", "grid", str(grid), "--local", "--root", str(root)]
     path = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with subprocess.Popen(
-        [*command, "--data-dir", str(data_dir), "--yes", *share, *more],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    command += ["--data-dir", str(data_dir), "--yes", *share, *more]
+    status, said = run_for(command, os.environ | {"PYTHONPATH": path}, seconds)
+    if status:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        why = next((line for line in lines if "failed:" in line and "(" in line), (lines or ["nothing said"])[-1])
+        raise RuntimeError(f"launch grid: exit status {status}: {why}")
+
+
+def run_for(command: Sequence[str], environment: dict[str, str], seconds: float | None) -> tuple[int | None, str]:
+    """Runs a command, interrupts it after `seconds`, and kills it if that does not end it.
+
+    Returns:
+        Its exit status, or None if it was interrupted; and its output.
+    """
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=SOURCE, env=environment, **streams) as process:
         try:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-            process.communicate()
-            return
-    if process.returncode:
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        why = next(
-            (line for line in lines if "failed:" in line and "(" in line), lines[-1] if lines else "nothing said"
-        )
-        raise RuntimeError(f"launch grid: exit status {process.returncode}: {why}")
+            try:
+                said, _ = process.communicate(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+            return None, said
+    return process.returncode, said
 
 
-def _noise_folder(place: Path, num_images: int) -> None:
+def noise_folder(place: Path, num_images: int) -> None:
     """Writes class folders of random 32-pixel JPEGs; the test set has a fifth as many."""
     generator = np.random.default_rng(0)
     for split, number in (("train", num_images), ("test", num_images // 5)):

@@ -1,9 +1,8 @@
-"""mkdocs' hooks: pages that are made from the code, and links to files that are not on the site."""
+"""mkdocs hooks: generate the reference from the code, and unlink files that are not part of the site."""
 
 import json
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import proxbench
+
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "suite" / "recipe" / "grids" / "grid.schema.json"
-COMMANDS = {
-    "python -m launch": "launch.__main__",
-    "python -m analysis": "analysis.__main__",
-    "python -m quantizers": "quantizers.__main__",
-    "python -m suite.data": "suite.data.__main__",
-    "python -m suite.train": "suite.train",
-    "python -m suite.export": "suite.export.__main__",
-}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -52,21 +45,21 @@ def commands() -> str:
     from typer.main import get_command
 
     parts = ["# Commands", "", "`proxbench launch` is `python -m launch`, and so on: see `proxbench --help`."]
-    for name, module in COMMANDS.items():
-        program = import_module(module)
-        app = getattr(program, "app", None)
-        if app is None:
+    for name, (module, _) in proxbench.MODULES.items():
+        if name in proxbench.SINGLE:
             app = typer.Typer(add_completion=False)
-            app.command()(program.main)
-        command = get_command(app)
-        context = typer.Context(command, info_name=name)
-        text = re.sub(r"\[(?:dim|bold)\](.*?)\[/\]", r"`\1`", get_docs_for_click(obj=command, ctx=context, name=name))
+            app.command()(proxbench.program(name).main)
+        else:
+            app = proxbench.program(name).app
+        command, typed = get_command(app), f"python -m {module}"
+        text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name=typed), name=typed)
+        text = re.sub(r"\[(?:dim|bold)\](.*?)\[/\]", r"`\1`", text)
         parts += ["", re.sub(r"^(#+)", r"#\1", text, flags=re.MULTILINE)]
     return "\n".join(parts)
 
 
 def grid_keys() -> str:
-    """The reference of a grid file's keys, from the schema that editors complete it with."""
+    """The reference of a grid file's keys, from its JSON schema."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     lines = [
         "# Grid keys",
@@ -93,7 +86,7 @@ def _table(properties: dict[str, Any]) -> Iterator[str]:
 
 
 def _kind(each: dict[str, Any]) -> str:
-    """A value's type in words, with a link to the section of its own that it may have."""
+    """A value's type in words, linked to its section if it has one."""
     if "$ref" in each:
         name = each["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

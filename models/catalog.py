@@ -44,8 +44,8 @@ def create(
             if f"'{key}'" in str(error):
                 raise ValueError(f"{ours}: {name} has no {key}") from error
         raise
-    if "input_size" not in metadata(model):  # a constructor of the user's own that does not build from timm's config
-        model.pretrained_cfg = metadata(model) | shape  # type: ignore[assignment]  # as timm does; no module
+    if "input_size" not in metadata(model):  # a user's constructor need not record it as timm's do; binarize reads it
+        model.pretrained_cfg = metadata(model) | shape  # type: ignore[assignment]  # a dict, as timm sets it
     return model
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from gpu_report import draw, markdown
 from gpu_science import METHODS, Design, design
-from gpu_speed import CELLS, LOOP, NO_TIME, PER_HOUR, Measured, _noise_folder
+from gpu_speed import CELLS, LOOP, NO_TIME, PER_HOUR, Measured, noise_folder, run_for
 from gpu_wheels import FILES_ONLY, needed, required
 from typer.testing import CliRunner
 
@@ -42,7 +42,7 @@ def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
 
 @pytest.mark.slow
 def test_the_whole_program_runs_with_what_is_carried_to_a_gpu_machine(carried: dict[str, str], tmp_path: Path) -> None:
-    _noise_folder(tmp_path / "data" / "cifar10", 200)
+    noise_folder(tmp_path / "data" / "cifar10", 200)
     out = tmp_path / "results"
     answer = _run(carried, "--rehearse", "--data-dir", str(tmp_path / "data"), "--out", str(out))
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -76,6 +76,12 @@ def test_the_doctor_starts_it_and_does_not_where_it_would_run_on_another_machine
     assert there.returncode != 0
     assert "--gpu checks this node; on SLURM, run it there: srun" in there.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_takes_too_long_is_interrupted_and_keeps_its_output() -> None:
+    program = "trap 'echo saved; exit' INT; echo begun; while :; do sleep 0.1; done"
+    assert run_for(["sh", "-c", program], dict(os.environ), 3.0) == (None, "begun\nsaved\n")
+    assert run_for([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ), None) == (3, "")
 
 
 def test_scikit_learn_is_carried_for_its_file_and_scipy_is_not() -> None:

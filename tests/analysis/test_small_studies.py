@@ -42,7 +42,9 @@ def test_a_study_is_rebuilt_from_its_bundle_byte_for_byte(bundle: Path, unpacked
     with tarfile.open(bundle) as archive:
         folder = unpacked / archive.getnames()[0].partition("/")[0]
     lines = (folder / "README.txt").read_text(encoding="utf-8").splitlines()
-    for command in [line.split() for line in lines if line.startswith("    ")]:
+    commands = [line.split() for line in lines if line.startswith("    ")]
+    assert [command[0] for command in commands].count("cmp") == 3  # tables.md, tables.json and tuning.md
+    for command in commands:
         program = sys.executable if command[0] == "python" else command[0]
         words, _, output = " ".join(command[1:]).partition(" > ")
         done = subprocess.run([program, *words.split()], check=True, cwd=folder, timeout=300, stdout=subprocess.PIPE)
