@@ -35,7 +35,7 @@ def _why_not(blocks: Sequence[Block]) -> str:
         return f"no ranks over models, because {shortened(twice)} would count twice; name one grid"
     return (
         f"no ranks over models, which take {MIN_BLOCKS} models or more, and {MIN_METHODS} binary quantizers or more "
-        f"measured on all of them; there are {len(models)} models"
+        f"measured on all of them; the number of models is {len(models)}"
     )
 
 
