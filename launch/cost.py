@@ -47,9 +47,8 @@ def operations(model: str, dataset: str, image_size: int | None) -> Operations:
 
     size = SIZES[dataset]
     side = image_size or size.image_size
-    with torch.device("meta"):
-        network = models.create(model, size.num_classes, side, size.in_chans)
-        images = torch.randn(2, size.in_chans, side, side)
+    network = models.skeleton(model, size.num_classes, side, size.in_chans)
+    images = torch.randn(2, size.in_chans, side, side, device="meta")
     with FlopCounterMode(display=False) as counter:
         logits = network(images)
     forward = counter.get_total_flops()

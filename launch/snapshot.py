@@ -1,7 +1,7 @@
 """Copies a launch's code beside its runs, so that a job that waited for days runs the submitted code, not a later edit.
 
 GRID/code/<hash>/ holds the packages as they were on disk, the modules of the working directory that define the cells'
-quantizers (`mine:PAIR`), and snapshot.json: the commit and the changes since.
+models and quantizers (`mine:PAIR`), and snapshot.json: the commit and the changes since.
 """
 
 import hashlib
@@ -66,16 +66,15 @@ def _files() -> dict[str, bytes]:
 
 
 def _users_modules(cells: "Collection[Cell]") -> dict[str, bytes]:
-    """Modules that the cells' own quantizers import from the working directory. Installed packages are not copied."""
-    named = {cell.quantizer for cell in cells}
+    """Modules of the working directory that define the cells' models and quantizers. No installed packages."""
+    named = {name for cell in cells for name in (cell.model, cell.quantizer)}
     named |= {cell.quantization.inputs.quantizer for cell in cells if cell.quantization.inputs is not None}
-    own = [name for name in named if ":" in name]
-    if not own:
+    if not (own := [name for name in named if ":" in name]):
         return {}
-    import quantizers
+    from quantizers.names import module_of
 
     for name in own:
-        quantizers.get(name)
+        module_of(name)
     here = Path.cwd()
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     beside = {path.relative_to(here): path for path in loaded if path.is_relative_to(here) and path.suffix == ".py"}

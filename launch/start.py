@@ -330,7 +330,7 @@ def layers(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         if cell.quantizer == "fp" and cell.task != "ba":
             continue
-        network = models.skeleton(cell.model)
+        network = models.skeleton(cell.model, image_size=cell.data.image_size)
         kept = models.kept_layers(network, cell.quantization.full_precision)
         exact = {name for names in kept.values() for name in names}
         sizes = {name: network.get_parameter(f"{name}.weight").numel() for name in models.matrices(network)}

@@ -17,7 +17,7 @@ from models.catalog import full_precision_layers, metadata
 from models.inputs import BinaryInput, InputQuantization
 from models.layers import BinaryConv2d, BinaryLinear, ClippedConv2d
 from models.wiring import layers_before_batch_norm, layers_that_see_no_sign, not_binary
-from quantizers.catalog import unknown
+from quantizers.names import unknown
 from quantizers.scales import Scale
 
 Matrix = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -1,15 +1,19 @@
-"""Model names (ours and every classifier of timm) and timm's metadata for them: input size, first layer, head.
+"""Model names (ours, every classifier of timm, a user's `module:function`) and timm's metadata for them.
 
 Weights are always freshly initialised, never downloaded. Looking up timm's names imports timm, which takes seconds; our
 names are known without it.
 """
 
 import difflib
+import inspect
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from torch import nn
+
+from quantizers.names import is_own, own
 
 OURS = frozenset(
     (
@@ -20,6 +24,11 @@ OURS = frozenset(
 )
 """The architectures that this package adds to timm's."""
 
+_USERS_SIZE = 32
+
+_RATES = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}
+"""timm's names of the rates: ours."""
+
 
 def create(
     name: str, num_classes: int, image_size: int, in_chans: int = 3, *, dropout: float = 0.0, drop_path: float = 0.0
@@ -28,19 +37,25 @@ def create(
 
     `dropout` and `drop_path` are timm's drop_rate and drop_path_rate.
 
+    A user's own `module:function` is called with the keywords `num_classes` and `in_chans`, with `image_size` if it
+    names that parameter, and with `drop_rate` and `drop_path_rate` where they are not 0.
+
     Raises ValueError if the name is unknown (the message lists the closest ones) or the network has no such rate.
     """
-    if not is_known(name):
-        close = suggest(name)
-        hint = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
-        raise ValueError(f"model: unknown {name!r}; {hint}(models.names() lists all {len(names())})")
     # With this, timm sets in_chans, sets img_size on models that fix it, and keeps the metadata true of the model.
     shape = {"input_size": (in_chans, image_size, image_size)}
-    rates = {key: rate for key, rate in (("drop_rate", dropout), ("drop_path_rate", drop_path)) if rate}
+    rates = {key: rate for key, rate in zip(_RATES, (dropout, drop_path), strict=True) if rate}
     try:
-        model: nn.Module = _timm().create_model(name, num_classes=num_classes, pretrained_cfg_overlay=shape, **rates)
+        if is_own(name):
+            model = _users_own(name, image_size, num_classes=num_classes, in_chans=in_chans, **rates)
+        elif is_known(name):
+            model = _timm().create_model(name, num_classes=num_classes, pretrained_cfg_overlay=shape, **rates)
+        else:
+            close = suggest(name)
+            hint = f"did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
+            raise ValueError(f"model: unknown {name!r}; {hint}(models.names() lists all {len(names())})")
     except TypeError as error:
-        for key, ours in (("drop_rate", "dropout"), ("drop_path_rate", "drop_path")):
+        for key, ours in _RATES.items():
             if f"'{key}'" in str(error):
                 raise ValueError(f"{ours}: {name} has no {key}") from error
         raise
@@ -49,9 +64,29 @@ def create(
     return model
 
 
+def _users_own(name: str, image_size: int, **keywords: float) -> nn.Module:
+    function: Callable[..., object] = own(name, callable, "function")
+    signature = inspect.signature(function)
+    if "image_size" in signature.parameters:
+        keywords["image_size"] = image_size
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        if any(f"'{rate}'" in str(error) for rate in _RATES):
+            raise
+        raise ValueError(f"model: {name} is called with {', '.join(keywords)}: {error}") from error
+    made = function(**keywords)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model: {name} returned a {type(made).__name__}, not an nn.Module")  # noqa: TRY004 (one line)
+    return made
+
+
 def is_known(name: str) -> bool:
-    """Whether `create` knows the name: an architecture, or an architecture and a tag (`resnet18.a1_in1k`)."""
-    return name in OURS or name in names() or name in _tagged_names()
+    """Whether `create` knows the name: an architecture, or an architecture and a tag (`resnet18.a1_in1k`).
+
+    A user's `module:function` counts as known; `skeleton` tries it.
+    """
+    return is_own(name) or name in OURS or name in names() or name in _tagged_names()
 
 
 def suggest(name: str) -> list[str]:
@@ -60,12 +95,17 @@ def suggest(name: str) -> list[str]:
 
 
 def input_size(name: str) -> int:
-    """Side in pixels of the images the model was designed for; its images are square."""
-    return int(_timm().get_pretrained_cfg(name).input_size[-1])
+    """Side in pixels of the images the model was designed for; its images are square. A user's function: 32."""
+    return _USERS_SIZE if is_own(name) else int(_timm().get_pretrained_cfg(name).input_size[-1])
 
 
 def takes_any_size(name: str) -> bool:
-    """Whether one network of that name accepts images of several sizes; vision transformers accept only one."""
+    """Whether one network of that name accepts images of several sizes; vision transformers accept only one.
+
+    A user's function is taken to make networks that do.
+    """
+    if is_own(name):
+        return True
     found = _timm().get_pretrained_cfg(name)
     return not (found and found.fixed_input_size)
 
@@ -97,12 +137,22 @@ def metadata(model: nn.Module) -> dict[str, Any]:
 
 
 @cache
-def skeleton(name: str, *, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """The network of that name, for ten classes, with shapes and names but no values (on torch's meta device)."""
+def skeleton(
+    name: str,
+    num_classes: int = 10,
+    image_size: int | None = None,
+    in_chans: int = 3,
+    *,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """The network from `create`, with shapes and names but no values (on torch's meta device); default: design size."""
     import torch
 
-    with torch.device("meta"):
-        return create(name, 10, input_size(name), dropout=dropout, drop_path=drop_path)
+    size = image_size or input_size(name)
+    # A user's function may compute with values, which the meta device does not have.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if is_own(name) else "meta"):
+        return create(name, num_classes, size, in_chans, dropout=dropout, drop_path=drop_path).to("meta")
 
 
 @cache

@@ -5,17 +5,13 @@ loss l(T(.)) (Lu et al., "Understanding Neural Network Binarization with Forward
 NeurIPS 2023). For a row without P and T no such pair exists: BNN+'s F, for example, is flat where its B varies.
 """
 
-import difflib
-import importlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 
 from torch import Tensor
 
 from quantizers import maps
+from quantizers.names import is_own, own, unknown
 from quantizers.scales import SCALES, Scale, scaled_backward, scaled_forward
 from quantizers.sharpness import Constant, Cosine, Exponential, Linear, Shape
 
@@ -302,40 +298,7 @@ def get(quantizer: "str | Quantizer") -> Quantizer:
         return quantizer
     if quantizer in QUANTIZERS:
         return QUANTIZERS[quantizer]
-    if ":" in quantizer:
-        return _users_own(quantizer)
-    raise ValueError(f"{unknown('quantizer', quantizer, QUANTIZERS)}, or module:attribute")
-
-
-def _users_own(name: str) -> Quantizer:
-    module_name, _, attribute = name.partition(":")
-    module = sys.modules.get(module_name) or _imported(name, module_name)
-    found = getattr(module, attribute, None)
-    if isinstance(found, Quantizer):
+    if is_own(quantizer):
+        found: Quantizer = own(quantizer, lambda value: isinstance(value, Quantizer), "Quantizer")
         return found
-    theirs = [key for key, value in vars(module).items() if isinstance(value, Quantizer)]
-    if hasattr(module, attribute):
-        choices = ", ".join(theirs) or "none"
-        raise ValueError(f"{name}: of type {type(found).__name__}, not a Quantizer; {module_name} has {choices}")
-    raise ValueError(f"{name}: {unknown('attribute', attribute, theirs or ['no Quantizer there'])}")
-
-
-def _imported(name: str, module_name: str) -> ModuleType:
-    # `python -m` puts the working directory first on sys.path; a console script does not.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{name}: cannot import {module_name!r}: {reason}") from error
-    finally:
-        sys.path.pop(0)
-
-
-def unknown(kind: str, value: object, choices: Iterable[str]) -> str:
-    """The error message for an unknown value: the value, the nearest choice, and all choices."""
-    names = list(choices)
-    spelled = {name.replace("+", "p"): name for name in names}  # as users write them where + is not allowed: bnnpp
-    near = difflib.get_close_matches(str(value).replace("+", "p"), spelled, n=1)
-    hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
-    return f"unknown {kind} {value!r}{hint} ({', '.join(names)})"
+    raise ValueError(f"{unknown('quantizer', quantizer, QUANTIZERS)}, or module:attribute")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from quantizers import fused, maps
-from quantizers.catalog import QUANTIZERS, Map, Quantizer, unknown
+from quantizers.catalog import QUANTIZERS, Map, Quantizer
 from quantizers.groups import (
     StateByParameter,
     cast,
@@ -33,6 +33,7 @@ from quantizers.groups import (
     split,
 )
 from quantizers.latents import Block, Entry, by_block, entries_of, is_elementwise, with_gradients
+from quantizers.names import unknown
 from quantizers.sharpness import require_sharpness
 
 UPDATES = ("pc++", "pq", "rpc")

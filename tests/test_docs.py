@@ -133,20 +133,37 @@ def _blocks(page: Path, first: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in GRID_PAGES if _blocks(page, "name: ")], ids=lambda page: page.stem)
-def test_a_grid_on_a_page_is_one(page: Path, tmp_path: Path) -> None:
+def test_a_grid_on_a_page_is_one(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in _blocks(page, "from torch import nn"):
+        (tmp_path / "my_models.py").write_text(module, encoding="utf-8")
     for text in _blocks(page, "name: "):
         path = tmp_path / "grid.yaml"
-        path.write_text(text.partition("\n\n")[0] + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         assert load_grid(str(path)).cells() or load_grid(str(path)).resolve().cells
 
 
-def test_the_tutorials_model_is_binarized_as_its_page_says(tmp_path: Path) -> None:
+def test_the_tutorials_model_is_launched_and_binarized_as_its_page_says(tmp_path: Path) -> None:
     page = ROOT / "docs" / "tutorials" / "your-model.md"
-    (module,), (program,) = _blocks(page, "from timm.models import"), _blocks(page, "import my_models")
+    (module,), (program,) = _blocks(page, "from torch import nn"), _blocks(page, "import models")
+    (grid,) = [text for text in _blocks(page, "name: ") if "my_models" in text]
     (tmp_path / "my_models.py").write_text(module, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    (tmp_path / "three.yaml").write_text(grid, encoding="utf-8")
+
+    def typed(*arguments: str) -> str:
+        answer = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.strip()
+
+    assert f"# {typed('-c', program)}" in program
+    (promised,) = re.findall(
+        r"launch grid three.yaml --local --dry-run +# (.*); \.\.\.", page.read_text(encoding="utf-8")
     )
-    assert answer.returncode == 0, answer.stderr
-    assert f"# {answer.stdout.strip()}" in program
+    assert promised in typed("-m", "launch", "grid", "three.yaml", "--local", "--dry-run")

@@ -88,10 +88,16 @@ def _finished(run: RunDir) -> tuple[Cell, dict[str, Any]]:
 
 def _deployed(run: RunDir, cell: Cell, layout: "Layout", data_dir: Path) -> "Network":
     """The deployed network, rebuilt from the run's last checkpoint."""
+    from quantizers.names import is_own, module_of
     from suite.data.source import Description
     from suite.run import checkpoint
     from suite.training.trainer import Network, Trainer
 
+    for name in filter(is_own, (cell.model, cell.quantizer)):
+        try:
+            module_of(name)
+        except ValueError as error:
+            raise ExportError(f"{error}; run this where its module is, or in {run.path.parent}/code/*") from error
     found = checkpoint.load_newest(run.checkpoints, cell.id, layout.device)
     if found is None:
         raise ExportError(f"{run.checkpoints}: no checkpoint")
@@ -252,9 +258,17 @@ def _plain(model: "nn.Module") -> "dict[str, Tensor]":
 
 def _tell_how_to_load(path: Path, network: "Network") -> None:
     from models.catalog import OURS, metadata
+    from quantizers.names import is_own
 
     cell, description = network.cell, network.description
     in_chans, size, _ = metadata(network.engine.model)["input_size"]
+    if is_own(cell.model):
+        module, _, function = cell.model.partition(":")
+        print(
+            f"{module}.{function}(...).load_state_dict(safetensors.torch.load_file({str(path)!r}))  "
+            f"# num_classes={len(description.classes)}, in_chans={in_chans}"
+        )
+        return
     fixed = "" if cell.model in OURS or not _is_of_one_size(cell.model) else f", img_size={size}"
     channels = "" if in_chans == 3 else f", in_chans={in_chans}"  # noqa: PLR2004  (timm's default)
     if cell.model in OURS:

@@ -65,7 +65,9 @@ class Block(Frozen):
     """Models x quantizers x seeds under one recipe. A grid file is one block, plus blocks that override it."""
 
     dataset: DatasetName
-    models: tuple[ModelName, ...] = Field(min_length=1)
+    models: tuple[ModelName, ...] = Field(
+        min_length=1, description="architectures of timm or of this project, or module:function of your own"
+    )
     quantizers: tuple[QuantizerName, ...] = Field(
         min_length=1, description="rows of the catalogue, or module:attribute of your own Quantizer"
     )

@@ -51,7 +51,8 @@ class Cell(Frozen):
     @field_validator("data", "training", "quantization")
     @classmethod
     def _fits_the_model(cls, section: Section, info: ValidationInfo) -> Section:
-        if info.context != RECORDED and {"dataset", "model"} <= info.data.keys():
+        is_unused = section == Quantization() and info.data.get("quantizer") == "fp"
+        if not is_unused and info.context != RECORDED and {"dataset", "model"} <= info.data.keys():
             require_fitting(section, info.data["dataset"], (info.data["model"],))
         return section
 

@@ -113,7 +113,7 @@ def first_fault(error: ValidationError) -> str:
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> str:
     """The message for a value that is not among the choices."""
-    from quantizers.catalog import unknown  # late: imports torch
+    from quantizers.names import unknown  # late: imports torch
 
     return unknown(kind, value, choices)
 

@@ -52,17 +52,22 @@ def _known_model(name: str, info: ValidationInfo) -> str:
     if info.context == RECORDED:
         return name
     import models
+    from quantizers.names import is_own
 
     if not models.is_known(name):
         close = " or ".join(repr(match) for match in models.suggest(name))
-        raise ValueError(f"unknown model {name!r}; did you mean {close or 'another'}? (resnet20, ..., any of timm's)")
+        raise ValueError(
+            f"unknown model {name!r}; did you mean {close or 'another'}? (resnet20, ..., timm's, module:function)"
+        )
+    if is_own(name):
+        models.skeleton(name)
     return name
 
 
 def _known_dataset(name: str, info: ValidationInfo) -> str:
     if info.context == RECORDED:
         return name
-    from quantizers.catalog import unknown
+    from quantizers.names import unknown
     from suite.data import datasets
 
     if not datasets.is_known(name):
@@ -677,13 +682,19 @@ def _require_rates(training: Training, names: tuple[str, ...]) -> None:
 
 
 def _require_layers(quantization: Quantization, names: tuple[str, ...]) -> None:
-    """Raises SettingError if a full_precision pattern matches no layer of one of the models."""
-    import models
+    """Raises SettingError if `full_precision` cannot be applied to one of the models.
 
-    patterns = [item for item in quantization.full_precision if item not in models.POLICIES]
-    for name in names if patterns else ():
+    timm's metadata always names the ends, so its models are only made for patterns.
+    """
+    import models
+    from quantizers.names import is_own
+
+    kept = quantization.full_precision
+    patterns = [item for item in kept if item not in models.POLICIES]
+    for name in names:
         try:
-            models.kept_layers(models.skeleton(name), patterns)
+            if patterns or is_own(name):
+                models.kept_layers(models.skeleton(name), kept if is_own(name) else patterns)
         except ValueError as error:
             raise SettingError("full_precision", f"{error}") from error
 

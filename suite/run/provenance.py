@@ -34,7 +34,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     layout = trainer.layout
     return {
         "command": sys.argv,
-        "code": {**code_version(), "digest": code_digest(), "users_digest": users_digest(_quantizers(trainer.cell))},
+        "code": {**code_version(), "digest": code_digest(), "users_digest": users_digest(_names(trainer.cell))},
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "host": platform.node(),
@@ -53,9 +53,9 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def _quantizers(cell: "Cell") -> list[str]:
+def _names(cell: "Cell") -> list[str]:
     inputs = cell.quantization.inputs
-    return [cell.quantizer, *([] if inputs is None else [inputs.quantizer])]
+    return [cell.model, cell.quantizer, *([] if inputs is None else [inputs.quantizer])]
 
 
 @cache
@@ -75,7 +75,7 @@ def code_digest() -> str:
 
 
 def users_digest(names: Iterable[str]) -> str:
-    """The same digest over modules of a user's own quantizers, `module:attribute`; empty if there are none."""
+    """The same digest over modules of a user's own models and quantizers, `module:attribute`; empty without any."""
     modules = sorted({name.partition(":")[0] for name in names if ":" in name})
     digest = hashlib.sha256()
     for module in modules:

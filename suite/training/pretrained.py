@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import models
 from models.catalog import metadata
+from quantizers.names import is_own
 from suite.errors import UserError
 from suite.recipe.settings import Interpolation
 
@@ -75,6 +76,8 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def _local(name: str, data_dir: Path) -> Path | None:
+    if is_own(name):
+        raise PretrainedError(f"published weights: {name} is your own model: only timm's have published weights")
     candidates = [data_dir / "weights" / f"{name}{suffix}" for suffix in SUFFIXES]
     return next((path for path in candidates if path.is_file()), None)
 
