@@ -20,6 +20,7 @@ from analysis.compare.comparison import (
 from analysis.compare.groups import Group, num_identical, pairs
 from analysis.runs.frame import Declared
 from analysis.stats.images import two_way_interval
+from suite.recipe.grid import COMPLETIONS
 
 if TYPE_CHECKING:  # avoids an import cycle: table calls answer_all
     from analysis.compare.table import Block
@@ -33,15 +34,16 @@ Right = Callable[[str], "npt.NDArray[np.bool_] | None"]
 
 @dataclass(frozen=True)
 class Against:
-    """The candidate for each quantizer (None: not compared), its display name, and which quantizers are shown."""
+    """The candidate for each quantizer (None: not compared) and its display name."""
 
     label: str
     candidate: Callable[[str], str | None]
-    shows: Callable[[str], bool] = lambda _: True
 
 
 def against(primary: str) -> Against:
-    """Compares every other quantizer with `primary`."""
+    """Compares every other quantizer with `primary`, or each surrogate with its completion if it is `completions`."""
+    if primary == COMPLETIONS:
+        return completions()
     return Against(
         primary.upper() if primary in ROW_ORDER else primary, lambda name: None if name == primary else primary
     )
@@ -52,7 +54,7 @@ def completions() -> Against:
     from quantizers import QUANTIZERS
 
     found = {row.completes: row.name for row in QUANTIZERS.values() if row.completes is not None}
-    return Against("its completion", found.get, {*found.keys(), *found.values()}.__contains__)
+    return Against("its completion", found.get)
 
 
 def margin_of(declared: Declared) -> float | None:
@@ -153,7 +155,7 @@ def _num_removed(blocks: "Sequence[Block]", choice: Against, declared: Declared)
     """Number of baselines that the first launch declared but the cells lack: they stay in the family with p = 1."""
     present = {(block.dataset, block.task, block.init, name) for block in blocks for name in block.quantizers}
     first = {(dataset, task, init, name) for dataset, task, init, _, name, _ in declared.settings}
-    gone = {setting for setting in first - present if setting[3] != FULL_PRECISION and choice.shows(setting[3])}
+    gone = {setting for setting in first - present if setting[3] != FULL_PRECISION}
     return sum((*heading, choice.candidate(name)) in first for *heading, name in gone)
 
 

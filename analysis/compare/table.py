@@ -109,7 +109,7 @@ class Table:
 
     `margin` is the declared one, a fraction; None if none is declared or if grids differ. `ranks` describes the methods
     over all models, if there are enough. `publication` is the source of the entries' published numbers. `tuning` holds
-    the trials and choices, if known.
+    the trials and choices, if known. `is_declared`: whether each grid declared the question before its runs.
     """
 
     blocks: tuple[Block, ...]
@@ -119,6 +119,7 @@ class Table:
     ranks: tuple[Ranks, ...] = ()
     publication: Publication | None = None
     tuning: tuple[Tuned, ...] = ()
+    is_declared: bool = True
 
     @property
     def is_tuned(self) -> bool:
@@ -153,8 +154,9 @@ def tabulate(
     """
     cells.validate(results.frame)
     declared = {grid: results.declared.get(grid, Declared()) for grid in results.frame["grid"].unique()}
-    choices = {grid: wanted or against(own.primary) for grid, own in declared.items()}
-    rows = [row for row in cells.records(results.frame) if choices[row["grid"]].shows(row["quantizer"])]
+    own_choices = {grid: against(own.primary) for grid, own in declared.items()}
+    choices = own_choices if wanted is None else dict.fromkeys(declared, wanted)
+    rows = cells.records(results.frame)
     told_apart = {name for name in ("grid", "task", "init") if len({row[name] for row in rows}) > 1}
     blocks = [_block(key, own, told_apart, declared[key[0]].tuning) for key, own in rows_by_block(rows).items()]
     answered: list[Block] = []
@@ -177,6 +179,7 @@ def tabulate(
         tuple(_ranks(answered)),
         publication,
         results.tuning,
+        is_declared=all(own_choices[grid].label == choice.label for grid, choice in choices.items()),
     )
 
 

@@ -212,6 +212,8 @@ def _comparison_notes(table: Table) -> Iterator[str]:
     answers = [answer for block in table.blocks for answer in block.primary]
     if not any(answer.n for answer in answers):
         return
+    if not table.is_declared:
+        yield "The grid declared another question before its runs, so these comparisons are exploratory."
     confidences = sorted({answer.interval.confidence for answer in answers if answer.interval})
     level = " to ".join(dict.fromkeys(percent(value) for value in (confidences[0], confidences[-1])))
     yield (

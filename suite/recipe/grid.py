@@ -5,25 +5,36 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from suite.errors import SettingError
 from suite.recipe.block import Block, CellOf
 from suite.recipe.cell import Cell
 from suite.recipe.choices import Choice, Choices, ChoicesError, Setting, Trial, Tried
 from suite.recipe.faults import first_fault
-from suite.recipe.settings import RECORDED, Execution, Frozen, QuantizerName
+from suite.recipe.settings import RECORDED, Execution, Frozen, known_quantizer
 from suite.recipe.tune import Tune
 
 NO_CHOICES = Choices()
+
+COMPLETIONS = "completions"
+"""As `primary`: is each surrogate gradient's completion more accurate than the surrogate?"""
+
+
+def _compared(name: str, info: ValidationInfo) -> str:
+    return name if name == COMPLETIONS else known_quantizer(name, info)
 
 
 class Analysis(Frozen):
     """The grid's research question, declared before its runs exist. Not part of any cell."""
 
-    primary: QuantizerName = Field("bnn++", description="the quantizer that every other binary one is compared with")
+    primary: Annotated[str, AfterValidator(_compared)] = Field(
+        "bnn++",
+        description="the quantizer that every other binary one is compared with; completions: each surrogate gradient "
+        "is compared with its completion instead",
+    )
     margin_points: float | None = Field(
         None,
         gt=0,
@@ -44,7 +55,12 @@ class Grid(Frozen):
     @model_validator(mode="after")
     def _primary_is_run(self) -> "Grid":
         names = {name for block in self.blocks for name in block.quantizers}
-        if "primary" in self.analysis.model_fields_set and self.analysis.primary not in names:
+        if self.analysis.primary == COMPLETIONS:
+            import quantizers
+
+            if not any(row.completes in names and row.name in names for row in quantizers.QUANTIZERS.values()):
+                raise SettingError("analysis.primary", "completions: the grid has no surrogate beside its completion")
+        elif "primary" in self.analysis.model_fields_set and self.analysis.primary not in names:
             have = ", ".join(sorted(names))
             raise SettingError(
                 "analysis.primary", f"{self.analysis.primary!r} is not a quantizer of this grid ({have})"

@@ -37,7 +37,8 @@ Checking names imports torch and timm, which takes seconds: too slow for `launch
 """
 
 
-def _known_quantizer(name: str, info: ValidationInfo) -> str:
+def known_quantizer(name: str, info: ValidationInfo) -> str:
+    """Pydantic's validator of a name: a row of the catalogue, fp, or a user's own. Raises ValueError for others."""
     if info.context == RECORDED:
         return name
     import quantizers
@@ -91,7 +92,7 @@ def _known_notation(notation: str, info: ValidationInfo) -> str:
 
 Notation = Annotated[str, AfterValidator(_known_notation)]
 OptimizerName = Annotated[str, AfterValidator(_known_optimizer)]
-QuantizerName = Annotated[str, AfterValidator(_known_quantizer)]
+QuantizerName = Annotated[str, AfterValidator(known_quantizer)]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 

@@ -19,7 +19,7 @@ from analysis.compare.comparison import Verdict
 from analysis.compare.family import completions
 from analysis.compare.table import Entry, Table, tabulate
 from analysis.render.tables import to_csv, to_html, to_json, to_latex, to_markdown
-from analysis.runs.frame import records
+from analysis.runs.frame import Declared, records
 
 GOLDEN = Path(__file__).parent / "golden"
 RENDERED: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex}
@@ -208,7 +208,8 @@ def test_binary_activations_with_real_weights_stand_alone_and_are_no_full_precis
     assert not any(entry.conflict for block in table.blocks for entry in block.entries)
 
 
-def test_a_surrogate_is_compared_with_its_own_completion_and_nothing_else_is_shown() -> None:
+@pytest.mark.parametrize("is_declared", [False, True])
+def test_a_surrogate_is_compared_with_its_own_completion(*, is_declared: bool) -> None:
     results = results_of(
         cells_of("bc", [0.90, 0.91]),
         cells_of("ede", [0.80, 0.82]),
@@ -216,12 +217,17 @@ def test_a_surrogate_is_compared_with_its_own_completion_and_nothing_else_is_sho
         cells_of("bnn", [0.70, 0.70]),
         cells_of("clip++", [0.75, "failed: nan"]),
     )
-    table = tabulate(results, completions())
+    if is_declared:
+        table = tabulate(dataclasses.replace(results, declared={"digits": Declared("completions")}))
+    else:
+        table = tabulate(results, completions())
     (block,) = table.blocks
-    assert block.quantizers == ("bnn", "clip++", "ede", "ede++")
+    assert block.quantizers == ("bc", "bnn", "clip++", "ede", "ede++")
     assert [(answer.candidate, answer.baseline) for answer in block.primary] == [("clip++", "bnn"), ("ede++", "ede")]
     assert [answer.estimate for answer in block.primary] == pytest.approx([0.05, 0.02])
-    assert "its completion − row, points (pairs)" in to_markdown(table)
+    text = to_markdown(table)
+    assert "its completion − row, points (pairs)" in text
+    assert ("these comparisons are exploratory" in text) is not is_declared
 
 
 def test_grids_are_never_mixed() -> None:

@@ -462,9 +462,20 @@ def test_a_grid_declares_its_question_and_its_margin_and_no_cell_changes(tmp_pat
     }
 
 
+def test_a_grid_can_ask_whether_completions_are_better_than_their_surrogates(tmp_path: Path) -> None:
+    path = with_analysis(tmp_path, "{primary: completions}")
+    path.write_text(
+        path.read_text()
+        .replace("[bc, bnn++]", "[bnn+, bnn++]")
+        .replace("sharpness: {", "sharpness: {bnn+: {start: 5.0}, ")
+    )
+    assert load_grid(str(path)).declared()["primary"] == "completions"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("{primary: completions}", "analysis.primary: completions: the grid has no surrogate beside its completion"),
         ("{primary: pc}", "analysis.primary: 'pc' is not a quantizer of this grid (bc, bnn++)"),
         ("{primary: bnnn}", "analysis.primary: unknown quantizer 'bnnn'; did you mean 'bnn'"),
         ("{margin_points: 0}", "analysis.margin_points: "),
