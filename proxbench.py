@@ -23,11 +23,9 @@ _TO_COMPLETE, _TYPED = "_PROXBENCH_COMPLETE", ("COMP_WORDS", "_TYPER_COMPLETE_AR
 """Environment variables by which shells ask for completions, and say what has been typed."""
 HELP = """Binary neural networks as proximal quantizers: a benchmark.
 
-[dim]proxbench launch grid digits --local[/]     a first grid, minutes on a laptop
-
-[dim]proxbench analysis tables digits[/]         its table
-
-[dim]proxbench --install-completion[/]           complete commands and options with Tab
+[bold]proxbench launch grid digits --local[/]  a first grid, minutes on a laptop
+[bold]proxbench analysis tables digits[/]      its table
+[bold]proxbench --install-completion[/]        complete commands and options with Tab
 """
 
 

@@ -11,7 +11,7 @@ import typer
 from analysis.place import Place
 from suite.errors import UserError
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False, no_args_is_help=True)
 
 
 class Format(str, Enum):
@@ -28,19 +28,17 @@ class Format(str, Enum):
 def analysis() -> None:
     """Is BNN++ more accurate than each other binary method, on these models? Tables, figures, a report.
 
-    \b
-    Examples:
-      python -m analysis tables digits
-      python -m analysis report digits
-      python -m analysis power digits --difference 0.5
-    """  # noqa: D301 - \b is typer's: keep these lines
+    [bold]python -m analysis tables digits[/]
+    [bold]python -m analysis report digits[/]
+    [bold]python -m analysis power digits --difference 0.5[/]
+    """
 
 
 Grid = Annotated[str | None, typer.Argument(help="Name of the grid; default: every grid found.")]
 Roots = Annotated[
     list[Path] | None,
     typer.Option(
-        "--root", help="Folder that holds the runs. Repeat it to merge several.  [env: PROXBENCH_ROOT; default: runs]"
+        "--root", help="Folder that holds the runs. Repeat it to merge several.", show_default="PROXBENCH_ROOT, or runs"
     ),
 ]
 TrackingUri = Annotated[
@@ -94,20 +92,19 @@ def tables(
 ) -> None:
     """Accuracy of every quantizer on every model, and BNN++'s comparison with each quantizer over all models.
 
-    Accuracy is measured with binary weights and shown as mean ± standard deviation over seeds. Where seeds are missing
-    or have failed, the entry says so. Other problems are listed above the table (for csv, on stderr).
+    [bold]python -m analysis tables digits[/]
+    [bold]python -m analysis tables digits --details[/]
+    [bold]python -m analysis tables zoo --completions[/]
+    [bold]python -m analysis tables digits --format latex --output digits.tex[/]
+    [bold]python -m analysis tables digits --explain digits/resnet8/bnn++[/]
+    [bold]python -m analysis tables cifar10 --against resnet-cifar10 --strict[/]
+    [bold]python -m analysis tables imagenet --root mine --root colleagues[/]
+    [bold]python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv[/]
 
-    \b
-    Examples:
-      python -m analysis tables digits
-      python -m analysis tables digits --details
-      python -m analysis tables zoo --completions
-      python -m analysis tables digits --format latex --output digits.tex
-      python -m analysis tables digits --explain digits/resnet8/bnn++
-      python -m analysis tables cifar10 --against resnet-cifar10 --strict
-      python -m analysis tables imagenet --root mine --root colleagues
-      python -m analysis tables imagenet --tracking-uri http://tracker:5000 --format csv > imagenet.csv
-    """  # noqa: D301 - \b is typer's: keep these lines
+    Accuracy is measured with binary weights and shown as mean ± standard
+    deviation over seeds. Where seeds are missing or have failed, the entry says
+    so. Other problems are listed above the table (for csv, on stderr).
+    """
     from analysis.render.progress import progress
 
     with progress() as say:
@@ -147,13 +144,11 @@ def figures(
 ) -> None:
     """Forest plot, performance profiles, training curves, flip rates, soft-hard gap, accuracy against size, ranks.
 
-    Writes each figure of each data set as PDF and PNG and prints the file names. On stderr, says what it cannot draw
-    and why.
+    [bold]python -m analysis figures digits --output figures[/]
 
-    \b
-    Example:
-      python -m analysis figures digits --output figures
-    """  # noqa: D301 - \b is typer's: keep these lines
+    Writes each figure of each data set as PDF and PNG and prints the file names.
+    On stderr, says what it cannot draw and why.
+    """
     from analysis.render.progress import progress
 
     with progress() as say:
@@ -196,24 +191,23 @@ def power(
         ),
     ] = None,
     models: Annotated[
-        int | None, typer.Option(min=1, help="Number of models.  [default: as in the grid; 1 with --sd]")
+        int | None, typer.Option(min=1, help="Number of models.", show_default="as in the grid; 1 with --sd")
     ] = None,
     family: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of comparisons tested together.  [default: as in the grid; 1 with --sd]"),
+        typer.Option(min=1, help="Number of comparisons tested together.", show_default="as in the grid; 1 with --sd"),
     ] = None,
 ) -> None:
     """Plan a study: the difference that a number of seeds can detect, and the seeds that a difference needs.
 
-    Uses only the spread of the runs' paired differences, never their mean, and shows no results, so choosing the number
-    of seeds from this table does not change the error rate of the later test. Two seeds are enough to start with.
+    [bold]python -m analysis power digits --difference 0.5[/]
+    [bold]python -m analysis power --sd 0.4 --difference 0.3 --models 6 --family 5[/]
+    [bold]python -m analysis power cifar10 --seeds 5,10,15[/]
 
-    \b
-    Examples:
-      python -m analysis power digits --difference 0.5
-      python -m analysis power --sd 0.4 --difference 0.3 --models 6 --family 5
-      python -m analysis power cifar10 --seeds 5,10,15
-    """  # noqa: D301 - \b is typer's: keep these lines
+    Uses only the spread of the runs' paired differences, never their mean, and
+    shows no results, so choosing the number of seeds from this table does not
+    change the error rate of the later test. Two seeds are enough to start with.
+    """
     from analysis.render.progress import progress
 
     with progress() as say:
@@ -250,13 +244,12 @@ def tuning(
         Path | None, typer.Option(metavar="DIR", help="Also draw figures into this folder, each as PDF and PNG.")
     ] = None,
 ) -> None:
-    """How each method was tuned: trials, their scores, choices at the edge of a range, hours, value of smaller budgets.
+    """How each method was tuned: trials, their scores, choices at the edge of a range, hours, value of smaller
+    budgets.
 
-    \b
-    Examples:
-      python -m analysis tuning digits
-      python -m analysis tuning digits --figures figures
-    """  # noqa: D301 - \b is typer's: keep these lines
+    [bold]python -m analysis tuning digits[/]
+    [bold]python -m analysis tuning digits --figures figures[/]
+    """
     from analysis.render.progress import progress
 
     with progress() as say:
@@ -294,18 +287,17 @@ def report(
     strict: Strict = False,
     against: AgainstOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="HTML file to write.  [default: ROOT/GRID/report.html, or ROOT/report.html]")
+        Path | None, typer.Option(help="HTML file to write.", show_default="ROOT/GRID/report.html, or ROOT/report.html")
     ] = None,
 ) -> None:
     """Everything in one HTML file: answers, forest plot, tables, figures, methods, provenance, missing cells.
 
-    The file needs no network and no other file. The same runs give the same bytes. Prints its path.
+    [bold]python -m analysis report digits[/]
+    [bold]python -m analysis report cifar10 --against resnet-cifar10[/]
 
-    \b
-    Examples:
-      python -m analysis report digits
-      python -m analysis report cifar10 --against resnet-cifar10
-    """  # noqa: D301 - \b is typer's: keep these lines
+    The file needs no network and no other file. The same runs give the same
+    bytes. Prints its path.
+    """
     from analysis.render.progress import progress
 
     place = Place(root, tracking_uri)
@@ -322,18 +314,17 @@ def bundle(
     grid: Annotated[str, typer.Argument(help="Name of the grid.")],
     root: Roots = None,
     strict: Strict = False,
-    output: Annotated[Path | None, typer.Option(help="Archive to write.  [default: GRID.tar.xz]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Archive to write.", show_default="GRID.tar.xz")] = None,
 ) -> None:
-    """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables, versions.
+    """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables,
+    versions.
 
-    Its README.txt gives the command that rebuilds the tables byte for byte. Checkpoints are not included. Prints its
-    path.
+    [bold]python -m analysis bundle digits[/]
+    [bold]python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.xz[/]
 
-    \b
-    Examples:
-      python -m analysis bundle digits
-      python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.xz
-    """  # noqa: D301 - \b is typer's: keep these lines
+    Its README.txt gives the command that rebuilds the tables byte for byte.
+    Checkpoints are not included. Prints its path.
+    """
     from analysis.render.progress import progress
 
     place = Place(root, None)

@@ -53,7 +53,10 @@ def commands() -> str:
             app = proxbench.program(name).app
         command, typed = get_command(app), f"python -m {module}"
         text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name=typed), name=typed)
-        text = re.sub(r"\[(?:dim|bold)\](.*?)\[/\]", r"`\1`", text)
+        text = re.sub(
+            r"^\[bold\](.*)\[/\](  .*)?$", r"    \1\2", text, flags=re.MULTILINE
+        )  # an example: a line of a code block
+        text = re.sub(r"\[bold\](.*?)\[/\]", r"`\1`", text)
         parts += ["", re.sub(r"^(#+)", r"#\1", text, flags=re.MULTILINE)]
     return "\n".join(parts)
 

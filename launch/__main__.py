@@ -40,8 +40,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Run grids of (model x quantizer x seed) and show their status.\n\n"
-    "A first grid, minutes on a laptop: [bold]python -m launch grid digits --local[/]\n\n"
-    "Then: [bold]python -m analysis tables digits[/]",
+    "[bold]python -m launch grid digits --local[/]  a first grid, minutes on a laptop\n"
+    "[bold]python -m analysis tables digits[/]      its table",
 )
 First = Annotated[
     list[str] | None, typer.Option(help="Train cells matching this before all others; also in a live grid. Repeatable.")
@@ -95,14 +95,13 @@ def grid(
 ) -> None:
     """Run a grid's unfinished cells: with workers on SLURM, or with --local on this machine.
 
-    [dim]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
+    [bold]python -m launch grid digits --local --set training.epochs=5 --only resnet8[/]
+    [bold]python -m launch grid imagenet --partition gpu --time 24h --workers 16[/]
+    [bold]python -m launch grid digits --local --set tune=null[/]
 
-    [dim]python -m launch grid imagenet --partition gpu --time 24h --workers 16[/]
-
-    [dim]python -m launch grid digits --local --set tune=null[/]
-
-    Launching again resumes the grid: done cells stay done, killed cells resume from their newest checkpoint, failed
-    cells wait for [bold]retry[/]. A grid with a [bold]tune[/] block first runs its trials, then chooses the best values
+    Launching again resumes the grid: done cells stay done, killed cells resume
+    from their newest checkpoint, failed cells wait for [bold]retry[/]. A grid
+    with a [bold]tune[/] block first runs its trials, then chooses the best values
     for each method and model, and trains its own cells with them.
     """
     from launch.plan import matches
@@ -167,7 +166,7 @@ def debug(
 ) -> None:
     """Train the first steps of one cell in this process, so that breakpoints work. Nothing is recorded.
 
-    [dim]python -m pdb -m launch debug digits --cell resnet8/bnn++/s0[/]
+    [bold]python -m pdb -m launch debug digits --cell resnet8/bnn++/s0[/]
     """
     from launch import debug as in_process
     from launch.plan import matches
@@ -209,11 +208,9 @@ def retry(
 ) -> None:
     """Restart failed and cancelled cells from their newest checkpoints. Omitted options are as in the last launch.
 
-    [dim]python -m launch retry --failed[/]
-
-    [dim]python -m launch retry --oom --mem 64G[/]
-
-    [dim]python -m launch retry --oom --set execution.micro_batch_size=64[/]
+    [bold]python -m launch retry --failed[/]
+    [bold]python -m launch retry --oom --mem 64G[/]
+    [bold]python -m launch retry --oom --set execution.micro_batch_size=64[/]
     """
     from launch import launches
     from launch.plan import chosen_already, needed
@@ -284,9 +281,10 @@ def worker(
 ) -> None:
     """Train cells of a launched grid in this process: in a PBS or LSF job, a pod, or on a colleague's machine.
 
-    Any number of workers that see ROOT can share a grid; each cell is trained by one of them.
+    [bold]python -m launch worker digits --root /project/runs --data-dir /project/data[/]
 
-    [dim]python -m launch worker digits --root /project/runs --data-dir /project/data[/]
+    Any number of workers that see ROOT can share a grid; each cell is trained by
+    one of them.
     """
     from rich.console import Console
 

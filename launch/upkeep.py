@@ -44,9 +44,8 @@ def status(
 ) -> None:
     """Show the state of each cell of a grid, why cells failed or wait, its workers, and its cost.
 
-    [dim]python -m launch status digits[/]
-
-    [dim]python -m launch status digits resnet8/bnn++/s0[/]
+    [bold]python -m launch status digits[/]
+    [bold]python -m launch status digits resnet8/bnn++/s0[/]
     """
     from rich.console import Console
 
@@ -81,7 +80,10 @@ def logs(
     grid: OfGrid = None,
     root: Root = None,
 ) -> None:
-    """Print the log of a cell's newest attempt; before its first attempt, the log of the grid's last worker."""
+    """Print the log of a cell's newest attempt; before its first attempt, the log of the grid's last worker.
+
+    [bold]python -m launch logs resnet8/bnn++/s0 -f[/]
+    """
     from launch import logs as log
     from launch.plan import SETTLED
     from suite.run.directory import RunDir
@@ -107,9 +109,10 @@ def logs(
 def cancel(cells: Cells = None, yes: Yes = False, grid: OfGrid = None, root: Root = None) -> None:
     """Stop unfinished cells; their checkpoints are kept for a retry.
 
-    Workers stop them within seconds, on any machine; jobs that have nothing left to train end.
+    [bold]python -m launch cancel 'vit*' --grid imagenet[/]
 
-    [dim]python -m launch cancel 'vit*' --grid imagenet[/]
+    Workers stop them within seconds, on any machine; jobs that have nothing left
+    to train end.
     """
     from launch.plan import is_over
     from launch.supply import withdraw
@@ -139,7 +142,7 @@ def scale(
 ) -> None:
     """Change the number of workers of a live grid: surplus workers save and exit, missing ones are submitted.
 
-    [dim]python -m launch scale 8 --grid imagenet[/]
+    [bold]python -m launch scale 8 --grid imagenet[/]
     """
     from launch.supply import supply, withdraw
     from launch.view import plural
@@ -169,7 +172,7 @@ def sync(
 ) -> None:
     """Bring the MLflow store up to date with the run directories, or rebuild it from them.
 
-    [dim]python -m launch sync digits --tensorboard events[/]
+    [bold]python -m launch sync digits --tensorboard events[/]
     """
     from launch import launches
     from launch.plan import is_over
@@ -212,7 +215,7 @@ def adopt(
 ) -> None:
     """Copy finished runs from another ROOT or cluster into a grid, after checking their ids and checksums.
 
-    [dim]python -m launch adopt /mnt/other/runs/digits --grid digits[/]
+    [bold]python -m launch adopt /mnt/other/runs/digits --grid digits[/]
     """
     from launch.adopt import adopt as take
 
@@ -235,7 +238,10 @@ def clean(
     yes: Yes = False,
     root: Root = None,
 ) -> None:
-    """Delete what a launched grid no longer needs: folders of ended jobs, old copies of the code."""
+    """Delete what a launched grid no longer needs: folders of ended jobs, old copies of the code.
+
+    [bold]python -m launch clean digits --checkpoints[/]
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -284,9 +290,8 @@ def doctor(
 ) -> None:
     """Check that grids can run: SLURM, a partition and a node of it, storage, data, MLflow. Print a fix per problem.
 
-    [dim]python -m launch doctor --partition gpu[/]
-
-    [dim]srun --partition gpu --gpus 1 python -m launch doctor --gpu --data-dir data[/]
+    [bold]python -m launch doctor --partition gpu[/]
+    [bold]srun --partition gpu --gpus 1 python -m launch doctor --gpu --data-dir data[/]
     """
     from rich.console import Console
 

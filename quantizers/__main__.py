@@ -18,11 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="List the forward-backward pairs and check which are principled.\n\n"
-    "See why BNN+ is not principled and BNN++ is, in words and as pictures:\n\n"
-    "[bold]python -m quantizers certify bnn+[/]\n\n"
-    "[bold]python -m quantizers certify bnn++[/]\n\n"
-    "Check your own pair, the attribute PAIR of mine.py in the working directory:\n\n"
-    "[bold]python -m quantizers certify mine:PAIR[/]",
+    "[bold]python -m quantizers list[/]\n"
+    "[bold]python -m quantizers certify bnn+[/]       why BNN+ is not principled\n"
+    "[bold]python -m quantizers certify bnn++[/]      and BNN++ is\n"
+    "[bold]python -m quantizers certify mine:PAIR[/]  your own pair, PAIR of ./mine.py",
 )
 
 DOCS, IMAGES = Path("docs"), Path("docs/images")
@@ -34,7 +33,8 @@ PICTURES = Path("images") / "quantizers"
 def list_() -> None:
     """List the catalogue, one row a line: is the pair principled, its usual mu, its source.
 
-    [dim]python -m quantizers show bnn++[/]
+    [bold]python -m quantizers list[/]
+    [bold]python -m quantizers show bnn++[/]
     """
     from rich import box
     from rich.console import Console
@@ -59,7 +59,7 @@ def show(
 ) -> None:
     """Show one row: its formulas, its mu, its source, and how a grid names it.
 
-    [dim]python -m quantizers show bnn++[/]
+    [bold]python -m quantizers show bnn++[/]
     """
     try:
         row = get(name)
@@ -102,9 +102,10 @@ def certify(
 ) -> None:
     """Check whether a pair is principled: F = T o P and B = T' o P for some proximal map P.
 
-    Print the verdict and draw F, B, P and T. Exit status: 0 if principled, 1 if not, 2 for bad input.
+    [bold]python -m quantizers certify bnn+ --mu 5[/]
 
-    [dim]python -m quantizers certify bnn+ --mu 5[/]
+    Print the verdict and draw F, B, P and T. Exit status: 0 if principled, 1 if
+    not, 2 for bad input.
     """
     from quantizers.theory.certificates import certify as examine
     from quantizers.theory.drawing import draw_certificate
@@ -127,7 +128,7 @@ def certify(
 def gallery(out: Annotated[Path, typer.Option(help="Folder to write quantizers.md to.")] = DOCS) -> None:
     """Write the page of all quantizers, and one picture per row under images/quantizers.
 
-    [dim]python -m quantizers gallery --out docs[/]
+    [bold]python -m quantizers gallery --out docs[/]
     """
     from quantizers.theory.certificates import certify as examine
     from quantizers.theory.drawing import draw_certificate
@@ -144,7 +145,7 @@ def convergence(
 ) -> None:
     """Run PC++ on convex quadratics; draw the results with their bounds, and the paths of bc, bnn and bnn++ in 2D.
 
-    [dim]python -m quantizers convergence --out docs/images[/]
+    [bold]python -m quantizers convergence --out docs/images[/]
     """
     from quantizers.theory.convergence import curves
     from quantizers.theory.drawing import draw_convergence, draw_paths

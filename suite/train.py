@@ -355,7 +355,11 @@ def main(
         float, typer.Option(min=1, help="How long a process waits for the others before the run fails as hung.")
     ] = 600.0,
 ) -> None:
-    """Train one cell in this process; under torchrun, as one rank of many."""
+    """Train one cell in this process; under torchrun, as one rank of many.
+
+    [bold]python -m suite.train runs/digits/<id>/cell.yaml[/]
+    [bold]torchrun --nproc-per-node 2 -m suite.train cell.yaml --data-dir data[/]
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     is_main = _is_main()
     for number in STOP_SIGNALS:  # first, because until then these signals kill the process

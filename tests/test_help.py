@@ -1,22 +1,46 @@
 """What holds for every command of the project."""
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+import proxbench
 
 HEAVY = ("torch", "numpy", "pandas", "scipy", "mlflow", "timm", "torchvision", "matplotlib", "submitit", "ffcv")
-COMMANDS = (
-    *("launch", "launch grid", "launch debug", "launch retry", "launch cancel", "launch status", "launch logs"),
-    *("launch sync", "launch clean", "launch doctor", "analysis", "analysis tables", "analysis figures"),
-    *("analysis power", "analysis report"),
-    *("suite.data", "suite.data prepare", "suite.data verify", "suite.export", "suite.train"),
-)
+
+
+def _commands() -> list[tuple[str, str]]:
+    """Every command of every program, and its docstring."""
+    found = []
+    for name, (module, _) in proxbench.MODULES.items():
+        program = proxbench.program(name)
+        if name in proxbench.SINGLE:
+            found.append((module, program.main.__doc__))
+        else:
+            group = get_command(program.app)
+            own = group.commands  # type: ignore[attr-defined]
+            found += [(module, group.help or ""), *((f"{module} {key}", own[key].help) for key in own)]
+    return found
+
+
+COMMANDS = dict(_commands())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_examples_and_fits_a_terminal(command: str) -> None:
+    """Examples come right after the summary; lines below them are shown as written, so they must not wrap."""
+    _, *paragraphs = inspect.cleandoc(COMMANDS[command]).split("\n\n")
+    assert f"-m {command}" in paragraphs[0]
+    for paragraph in paragraphs[1:]:
+        assert all(len(line) <= 80 or "[bold]" in line for line in paragraph.split("\n"))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("quantizers")])
 def test_help_imports_nothing_heavy(command: str) -> None:
     module, *rest = command.split()
     # sys.modules is looked at when all is said: a command may import what it likes until then.

@@ -16,8 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Make FFCV files from image files, and check them.\n\n"
-    "[bold]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet[/]\n\n"
-    "Then: [bold]python -m suite.data verify data/imagenet/*.beton[/]",
+    "[bold]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet[/]\n"
+    "[bold]python -m suite.data verify data/imagenet/*.beton[/]",
 )
 MAX_RESOLUTION, QUALITY, JPEG_SHARE = 400, 90, 0.5
 
@@ -80,15 +80,16 @@ def prepare(
 ) -> None:
     """Write train.beton etc.: the same images and settings give the same bytes for any number of workers.
 
-    imagenet needs DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others need DIR/train/CLASS/*.jpg and
-    DIR/test/CLASS/*.jpg, and optionally DIR/val. For cifar10 and cifar100, torchvision's files work, too.
+    [bold]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet --workers 16[/]
+    [bold]python -m suite.data prepare imagefolder --source photos --out data/photos --jpeg-share 1[/]
 
-    If it is killed, run the same command again to resume. Each file gets a manifest: counts, classes, checksums, and
-    the images that were converted or skipped.
+    imagenet needs DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG; the others
+    need DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, and optionally DIR/val.
+    For cifar10 and cifar100, torchvision's files work, too.
 
-    [dim]python -m suite.data prepare imagenet --source /data/ILSVRC --out data/imagenet --workers 16[/]
-
-    [dim]python -m suite.data prepare imagefolder --source photos --out data/photos --jpeg-share 1[/]
+    If it is killed, run the same command again to resume. Each file gets a
+    manifest: counts, classes, checksums, and the images that were converted or
+    skipped.
     """
     from rich.console import Console
 
@@ -122,7 +123,7 @@ def verify(
 ) -> None:
     """Check data files against their manifests: size, checksum, index, labels, counts. Exit status 1 if any is bad.
 
-    [dim]python -m suite.data verify data/imagenet/*.beton[/]
+    [bold]python -m suite.data verify data/imagenet/*.beton[/]
     """
     from rich.console import Console
 

@@ -305,13 +305,12 @@ def main(
 ) -> None:
     """Write the tested network of a run as one safetensors file with one bit per binary weight.
 
+    [bold]python -m suite.export runs/digits/<id> --check[/]
+    [bold]python -m suite.export runs/digits/<id> --format timm[/]
+
     The network is rebuilt from the run's last checkpoint, and must be
     bit-identical to the one measured in result.json. Everything that is not
     binary (first layer, classifier, norms, gains) is kept unchanged.
-
-    [dim]python -m suite.export runs/digits/<id> --check[/]
-
-    [dim]python -m suite.export runs/digits/<id> --format timm[/]
 
     In Python, [bold]suite.export.one_bit.load_packed(path)[/] loads the network.
     """
