@@ -1,6 +1,6 @@
-// One pass of PC++ over a tensor: w* and the base optimizer's state move along B(w*; written mu) . grad, and
-// w = F(w*; mu) is written. This file has the work on one element; fused.cpp loops over all of them. Both are compiled
-// for one pair: FORWARD and BACKWARD name two of the maps of maps.h.
+// One pass of PC++ over a tensor: the base optimizer updates w* and its own state with B(w*; written mu) * grad, then
+// w = F(w*; mu) is written. This file does the work for one element; fused.cpp loops over all elements. Both are
+// compiled once per (F, B): FORWARD and BACKWARD name two of the maps in maps.h.
 
 #include "maps.h"
 
@@ -16,22 +16,22 @@ inline float widened(float x) { return x; }
 inline float widened(bfloat16 x) { return bits<float>(static_cast<uint32_t>(x.upper) << 16); }
 
 inline void narrow(float x, float& to) { to = x; }
-inline void narrow(float x, bfloat16& to) {  // to nearest, ties to even; NaN, which rounding might make infinite, apart
+inline void narrow(float x, bfloat16& to) {  // to nearest, ties to even; rounding could make NaN infinite
   const uint32_t all = bits<uint32_t>(x);
   const uint32_t rounded = (all + 0x7fffu + ((all >> 16) & 1u)) >> 16;
   to.upper = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
 }
 
-// What Python hands over: a Group, and behind it in memory its Rows. passes.py packs both in this order.
+// The argument from Python: a Group, followed in memory by its Rows. passes.py packs both in this order.
 
-struct Row {  // a tensor
+struct Row {  // one tensor
   int64_t size;
   float* w_star;
   const void* gradient;
-  float* product;  // B(w*) . grad
+  float* product;  // B(w*) * grad
   void* weight;
-  float* first;   // SGD's buffer of momentum; AdamW's means
-  float* second;  // AdamW's squares
+  float* first;   // SGD's momentum buffer; AdamW's first moment
+  float* second;  // AdamW's second moment
   double written_mu;
   double step_size;        // AdamW's lr / (1 - beta1^step)
   double root_correction;  // AdamW's sqrt(1 - beta2^step)
@@ -44,9 +44,9 @@ struct Group {
 
 inline const Row* rows(const Group& group) { return reinterpret_cast<const Row*>(&group + 1); }
 
-// The base optimizers: what they keep of element i, and where it goes from v along g.
+// The base optimizers: the state of element i, and its new value from v and the gradient g.
 
-// g + decay v; without decay g even where v is infinite, as in torch.
+// g + decay v. Without decay it is g, even where v is infinite, as in torch.
 inline float decayed(float v, float decay, float g) { return decay == 0.0f ? g : fmaf(v, decay, g); }
 
 struct Sgd {
@@ -106,7 +106,7 @@ struct AdamW {
   }
 };
 
-// The passes: what is done to element i.
+// The passes: each one's work on element i.
 
 template <class Weight>
 struct Write {
@@ -132,7 +132,7 @@ struct Product {
   void operator()(int64_t i) const { product[i] = backward(w_star[i]) * widened(gradient[i]); }
 };
 
-// Where a step's direction comes from: B(w*) . grad, or products that were taken before, times a scale.
+// The direction of a step: B(w*) * grad, or a product computed earlier, times a scale.
 
 template <class Weight>
 struct FromGradients {
@@ -176,7 +176,7 @@ struct Step {
 
 }  // namespace
 
-// Expand EXPORT_ALL after defining EXPORT(name, pass): each pass and the name by which passes.py asks for it.
+// Define EXPORT(name, pass), then expand EXPORT_ALL: it lists each pass with the name that passes.py looks up.
 #define EXPORT_STEPS(NAME, ...)                                                     \
   EXPORT(NAME##_float32, Step<float, __VA_ARGS__>)                                  \
   EXPORT(NAME##_bfloat16, Step<bfloat16, __VA_ARGS__>)                              \

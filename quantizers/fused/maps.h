@@ -1,8 +1,8 @@
-// The maps of maps.py under the same names, each a struct whose constructor takes mu and which is called with one w*.
+// The maps of maps.py under the same names: structs whose constructor takes mu, called with one w*.
 //
-// What rounds does so in the order of torch's own operations, fused multiply-adds included, so that rows without a
-// transcendental function step to the bits of torch's vectorised kernels. NaN stays NaN, but for ones. All loops
-// vectorise: no branches, and no calls into libm but for fmaf on a processor without that instruction.
+// Operations round in the same order as torch's, including fused multiply-adds, so rows without a transcendental
+// function give the same bits as torch's vectorised kernels. NaN stays NaN, except in ones. All loops vectorise: there
+// are no branches, and no calls into libm except fmaf on processors without that instruction.
 
 #include <math.h>
 #include <stdint.h>
@@ -30,20 +30,20 @@ inline Number at_least(Number x, Number least) {
 
 constexpr float LARGEST = 3.40282347e+38f;
 
-// A mu of float64 as the float32 that multiplies.
+// mu, a float64, rounded to the float32 factor.
 inline float representable(double mu) { return static_cast<float>(at_most(mu, static_cast<double>(LARGEST))); }
 
 struct Exponential {
   float value, minus_one;
 };
 
-// exp(x) and exp(x) - 1 for x <= 88, each to a few units of its own last place; 0 and -1 below -87.
+// exp(x) and exp(x) - 1 for x <= 88, each accurate to a few units in the last place; 0 and -1 below -87.
 inline Exponential exponential(float x) {
   const float cut = at_least(x, -87.0f);
   // Adding 1.5 * 2^23 rounds x / ln 2 to a whole number n, which is then in the lowest bits.
   const float shifted = fmaf(cut, 1.44269504f, 12582912.0f);
   const float n = shifted - 12582912.0f;
-  // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2; ln 2 is taken away in two parts, the first of them exactly.
+  // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2; ln 2 is subtracted in two parts, the first exactly.
   const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, cut));
   float series = 1.0f / 5040;
   series = fmaf(series, r, 1.0f / 720);
@@ -58,7 +58,7 @@ inline Exponential exponential(float x) {
   return {x < -87.0f ? 0.0f : value, x < -87.0f ? -1.0f : minus_one};
 }
 
-// ln(x) for normal x > 0: ln(m) + k ln 2 with m in [sqrt(1/2), sqrt(2)), by the series of the area tangent.
+// ln(x) for normal x > 0: ln(m) + k ln 2 with m in [sqrt(1/2), sqrt(2)), by the series of artanh.
 inline float logarithm(float x) {
   const uint32_t from_root = bits<uint32_t>(x) - bits<uint32_t>(0.70710678f);
   const float k = static_cast<float>(static_cast<int32_t>(from_root) >> 23);
@@ -76,7 +76,7 @@ inline float hyperbolic_tangent(float a) {  // a >= 0
   return -m / (m + 2.0f);
 }
 
-// |mu w|, cut at 1000, where exp(-|mu w|) has long been 0: neither 0 inf nor inf 0 ever arises.
+// |mu w|, clamped to 1000, far beyond where exp(-|mu w|) is 0, so that no product of 0 and infinity arises.
 inline float modulus(float w, float mu) { return at_most(at_most(fabsf(w), LARGEST) * mu, 1000.0f); }
 
 inline float sech_squared(float w, float mu) {
@@ -188,7 +188,7 @@ struct decaying_tanh {
   float operator()(float w) const {
     const float a = at_most(fabsf(w), LARGEST), x = a * t;
     const float curve = hyperbolic_tangent(x);
-    // a tanh(x) / x and not tanh(x) / t: t may be 0, and x too small to carry the digits of a.
+    // a tanh(x) / x rather than tanh(x) / t: t may be 0, and x too small to keep the digits of a.
     const float line = a * (x == 0.0f ? 1.0f : curve / x);
     return copysignf(steep ? curve : line, w);
   }
@@ -226,7 +226,7 @@ struct power_derivative {
     const float a = fabsf(w);
     const float within = at_least(at_most(a, POWER_FLAT_ABOVE), POWER_LINEAR_BELOW);
     const float curve = p * exponential(less_one * logarithm(within)).value;
-    // The logarithm of NaN is some number.
+    // ln above returns some number for NaN.
     return a <= POWER_LINEAR_BELOW ? slope : a <= POWER_FLAT_ABOVE ? curve : a > POWER_FLAT_ABOVE ? 0.0f : a;
   }
 };
