@@ -20,8 +20,8 @@ def unknown(kind: str, value: object, choices: Iterable[str]) -> str:
 
 def is_own(name: str) -> bool:
     """Whether the name is of a user's own object, `module:attribute`."""
-    module, _, attribute = name.partition(":")
-    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    _, colon, attribute = name.partition(":")
+    return bool(colon) and "/" not in attribute  # hf-hub:timm/resnet18 is one of timm's notations
 
 
 def own(name: str, fits: Callable[[Any], bool], kind: str) -> Any:  # noqa: ANN401  (of the type that `fits` accepts)
