@@ -1,6 +1,6 @@
 """Hugging Face data sets as written by `save_to_disk`: Arrow files, read by index, offline.
 
-    datasets.load_dataset("zh-plus/tiny-imagenet").save_to_disk("DATA/tiny")        in a grid: dataset: hf/tiny
+    datasets.load_dataset(NAME).save_to_disk("DATA/tiny")        in a grid: dataset: hf/tiny
 
 A row is located by text, like a file, so that the image-file reader can read rows as well.
 """

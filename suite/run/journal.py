@@ -2,14 +2,14 @@
 
 Each attempt first writes {"time": unix seconds, "attempt": n, "token": the attempt's}, then its records, {"time",
 "attempt", "epoch": k, "metrics": {name: value}}. After a crash, the epochs since the last checkpoint are trained and
-recorded again; `read_metrics` keeps the last attempt's record of each epoch.
+recorded again; `newest` keeps the last attempt's record of each epoch.
 """
 
 import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,18 @@ def read(path: Path, offset: int = 0) -> tuple[list[Record], int]:
     return list(_parse(whole)), offset + len(whole)
 
 
+def newest(path: Path) -> list[Record]:
+    """One record per epoch, in order; if an epoch was trained again, the last attempt's."""
+    merged: dict[int, Record] = {}
+    for record in sorted(read(path)[0], key=lambda record: record.attempt):
+        before = merged.get(record.epoch, record)
+        merged[record.epoch] = replace(record, metrics={**before.metrics, **record.metrics})
+    return [merged[epoch] for epoch in sorted(merged)]
+
+
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by epoch; if an epoch was trained again, the last attempt's."""
-    merged: dict[int, dict[str, float]] = {}
-    for record in sorted(read(path)[0], key=lambda record: record.attempt):
-        merged.setdefault(record.epoch, {}).update(record.metrics)
-    return merged
+    return {record.epoch: record.metrics for record in newest(path)}
 
 
 def _parse(content: bytes) -> Iterator[Record]:

@@ -32,7 +32,7 @@ def sync(grid_dir: Path, folder: Path) -> int:
             continue
         shutil.rmtree(place, ignore_errors=True)  # start over: TensorBoard would show two events of one step
         with SummaryWriter(str(place)) as writer:
-            for record in journal.read(run.journal)[0]:
+            for record in journal.newest(run.journal):
                 for name, value in record.metrics.items():
                     writer.add_scalar(name, value, record.epoch, walltime=record.time)
         write_json(place / MARK, mark)

@@ -52,9 +52,7 @@ def test_tensorboard_shows_each_epoch_once_also_after_a_resume(run: RunDir, tmp_
     (folder,) = (events / "grid").iterdir()
     assert folder.name == f"digits_resnet8_bnn++_s0-{run.cell().id[:6]}"
     shown = _events(folder)
-    assert {name: dict(points) for name, points in shown.items()} == {
-        name: {epoch: own[name] for epoch, own in EPOCHS.items()} for name in EPOCHS[1]
-    }
+    assert shown == {name: [(epoch, own[name]) for epoch, own in EPOCHS.items()] for name in EPOCHS[1]}
 
 
 def test_runs_of_two_recipes_with_one_name_have_a_folder_each(run: RunDir, tmp_path: Path) -> None:
