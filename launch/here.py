@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launch.plan import Standing
+from launch.status import later
 from launch.view import matrix, summary
 from launch.worker.slots import Slot
 from launch.worker.spec import Place, WorkerSpec
@@ -25,7 +26,7 @@ def work_here(
     """Trains the spec's cells; returns how the worker ended, and why. `tracking_uri` None: MLflow is not updated."""
     grid_dir = spec.grid_dir
     replicated = _replicated(grid_dir, tracking_uri, console) if tracking_uri else nullcontext()
-    with replicated, _shown(grid_dir.name, spec.cells, console) as show:
+    with replicated, _shown(grid_dir, spec.cells, console) as show:
         worker = Worker(spec, Place(), slots, stays=stays, shown=show)
         return worker.work(), worker.reason
 
@@ -57,7 +58,7 @@ def _replicated(grid_dir: Path, tracking_uri: str, console: Console) -> Iterator
 
 
 @contextmanager
-def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
+def _shown(grid_dir: Path, cells: Sequence[str] | None, console: Console) -> Iterator[Callable[[list[Standing]], None]]:
     """Shows a live table and a progress bar over all epochs on a terminal; else prints a line whenever a cell ends."""
 
     def chosen(rows: list[Standing]) -> list[Standing]:
@@ -69,7 +70,9 @@ def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator
         def show_line(rows: list[Standing]) -> None:
             nonlocal last
             rows = chosen(rows)
-            line = f"{name}: {summary([row for row in rows if row.is_settled]) or 'started'} of {len(rows)}"
+            to_come = later(grid_dir, rows).num_cells
+            ended = summary([row for row in rows if row.is_settled]) or "0 done"
+            line = f"{grid_dir.name}: {ended} of {len(rows)}{f', {to_come} more follow' if to_come else ''}"
             if line != last:
                 console.print(line, highlight=False)
                 last = line
@@ -89,9 +92,9 @@ def _shown(name: str, cells: Sequence[str] | None, console: Console) -> Iterator
 
         def show_table(rows: list[Standing]) -> None:
             rows = chosen(rows)
-            total = sum(row.cell.training.epochs for row in rows)
+            total = sum(row.cell.training.epochs for row in rows) + later(grid_dir, rows).num_epochs
             finished = sum(row.cell.training.epochs if row.is_settled else row.state.epoch for row in rows)
             bar.update(task, completed=finished, total=total)
-            live.update(Group(matrix(rows, name), bar))
+            live.update(Group(matrix(rows, grid_dir.name), bar))
 
         yield show_table

@@ -4,9 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from launch.plan import Standing
 from launch.worker.registry import Worker
+from suite.run.atomic import read_json
 from suite.run.directory import Planned, RunDir
 
 
@@ -38,10 +40,29 @@ class Cost:
     eta: float | None
 
 
-def cost(rows: Sequence[Standing], workers: Sequence[Worker]) -> Cost:
-    """Estimates the cost from the epochs trained so far: exact only if all epochs cost the same."""
+class Later(NamedTuple):
+    """The requested cells that open choices will add to the plan, and their epochs."""
+
+    num_cells: int
+    num_epochs: int
+
+
+def later(grid_dir: Path, rows: Sequence[Standing]) -> Later:
+    """What will follow the trials. From what the launch wrote: reading the grid itself would take seconds."""
+    chosen = {row.planned.tuned for row in rows if not row.cell.trial}
+    written = read_json(grid_dir / "tuning.json").get("later", {})
+    to_come = [own for name, own in written.items() if name not in chosen]
+    return Later(sum(number for number, _ in to_come), sum(epochs for _, epochs in to_come))
+
+
+def cost(rows: Sequence[Standing], workers: Sequence[Worker], num_later_epochs: int = 0) -> Cost:
+    """Estimates the cost from the epochs trained so far: exact only if all epochs cost the same.
+
+    `num_later_epochs`: of cells that are not planned yet.
+    """
     spent = sum(worker.gpu_hours for worker in workers)
     total = sum(row.cell.training.epochs for row in rows if row.state.state not in {"failed", "cancelled", "planned"})
+    total += num_later_epochs
     trained = sum(_epochs(row) for row in rows)
     live = sum(max(worker.num_gpus, 1) for worker in workers if worker.is_live)
     to_go = spent * (total - trained) / trained if trained else None

@@ -74,9 +74,13 @@ def look_ahead(grid_dir: Path, grid: Grid, path: Path | None, only: Sequence[str
     tuning = Tuning(grid, only=tuple(only), only_tune=only_tune)
     choices, tuning = settled(grid_dir, tuning, start_choices(grid_dir, grid, path))
     resolved, whole = grid.resolve(choices), later(grid, choices)
-    tuning = replace(tuning, num_later=Counter(Setting.of(cell).name for cell in whole.cells if not cell.trial))
     now, in_all = wanted(tuning, resolved, choices), wanted(tuning, whole, choices)
     to_come = tuple(cell for cell in whole.cells if cell.id in in_all - now)
+    num_cells, num_epochs = Counter[str](), Counter[str]()
+    for cell in to_come:
+        num_cells[Setting.of(cell).name] += 1
+        num_epochs[Setting.of(cell).name] += cell.training.epochs
+    tuning = replace(tuning, later={name: (number, num_epochs[name]) for name, number in num_cells.items()})
     return Outlook(tuning, choices, resolved, whole, frozenset(now), to_come)
 
 

@@ -16,9 +16,8 @@ from rich.text import Text
 
 from launch.logs import last_lines, newest_log
 from launch.plan import Standing, blocked, hopeless, is_over, ready
-from launch.status import Cost, cost
+from launch.status import Cost, Later, cost, later
 from launch.worker import registry
-from suite.run.atomic import read_json
 from suite.run.directory import RunDir, StateName
 
 COLOURS: Mapping[StateName, str] = {
@@ -228,7 +227,8 @@ def overview(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
     lines += _on_deaths(grid_dir) if is_on_slurm else []
     if not live and not waiting and ready(rows):
         lines.append(f"no worker; to resume: python -m launch grid {grid_dir.name} (as before)")
-    lines += _on_tuning(grid_dir, rows) + _on_cost(cost(rows, found))
+    to_come = later(grid_dir, rows)
+    lines += _on_tuning(rows, to_come) + _on_cost(cost(rows, found, to_come.num_epochs))
     limit = registry.limit(grid_dir)
     if limit is not None and live:
         lines.append(f"at most {plural(limit, 'worker')}: python -m launch scale N")
@@ -266,18 +266,13 @@ def _on_deaths(grid_dir: Path) -> list[str]:
     return [f"job {death.job} on {death.node}: {death.reason}" for death in deaths(grid_dir)[-NUM_DEATHS:]]
 
 
-def _on_tuning(grid_dir: Path, rows: Sequence[Standing]) -> list[str]:
+def _on_tuning(rows: Sequence[Standing], to_come: Later) -> list[str]:
     """A line on the trials and the cells that their choices will add; none after the last choice."""
     trials = [row for row in rows if row.cell.trial]
-    planned = {row.planned.tuned for row in rows if not row.cell.trial}
-    # From what the launch wrote: reading the grid itself would take seconds.
-    to_come = [
-        count for name, count in read_json(grid_dir / "tuning.json").get("num_later", {}).items() if name not in planned
-    ]
-    if not (trials and to_come):
+    if not (trials and to_come.num_cells):
         return []
     settled = sum(row.is_settled for row in trials)
-    return [f"tuning: {settled} of {plural(len(trials), 'trial')} ended; {plural(sum(to_come), 'cell')} follow"]
+    return [f"tuning: {settled} of {plural(len(trials), 'trial')} ended; {plural(to_come.num_cells, 'cell')} follow"]
 
 
 def _on_cost(price: Cost) -> list[str]:

@@ -98,6 +98,11 @@ def test_what_is_to_go_costs_what_the_epochs_so_far_did(make_cell: Callable[...,
     assert live.eta == pytest.approx(time.time() + 3600 * 1.5, abs=5)
 
 
+def test_cells_that_follow_from_trials_are_to_go_too(make_cell: Callable[..., Cell]) -> None:
+    rows = [_row(make_cell(trial=True, training__epochs=10), State("done"))]
+    assert cost(rows, [_worker(hours=1.0)], num_later_epochs=30).to_go == pytest.approx(3.0)
+
+
 def test_before_the_first_epoch_nobody_can_tell(make_cell: Callable[..., Cell]) -> None:
     found = cost([_row(make_cell(), State("running"))], [_worker(hours=1.0, is_live=True)])
     assert (found.to_go, found.eta) == (None, None)
