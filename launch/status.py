@@ -50,9 +50,12 @@ class Later(NamedTuple):
 def later(grid_dir: Path, rows: Sequence[Standing]) -> Later:
     """What will follow the trials. From what the launch wrote: reading the grid itself would take seconds."""
     chosen = {row.planned.tuned for row in rows if not row.cell.trial}
-    written = read_json(grid_dir / "tuning.json").get("later", {})
-    to_come = [own for name, own in written.items() if name not in chosen]
-    return Later(sum(number for number, _ in to_come), sum(epochs for _, epochs in to_come))
+    written = read_json(grid_dir / "tuning.json")
+    cells, epochs = (
+        sum(number for name, number in written.get(key, {}).items() if name not in chosen)
+        for key in ("num_later", "num_later_epochs")
+    )
+    return Later(cells, epochs)
 
 
 def cost(rows: Sequence[Standing], workers: Sequence[Worker], num_later_epochs: int = 0) -> Cost:

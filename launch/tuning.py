@@ -80,7 +80,7 @@ def look_ahead(grid_dir: Path, grid: Grid, path: Path | None, only: Sequence[str
     for cell in to_come:
         num_cells[Setting.of(cell).name] += 1
         num_epochs[Setting.of(cell).name] += cell.training.epochs
-    tuning = replace(tuning, later={name: (number, num_epochs[name]) for name, number in num_cells.items()})
+    tuning = replace(tuning, num_later=num_cells, num_later_epochs=num_epochs)
     return Outlook(tuning, choices, resolved, whole, frozenset(now), to_come)
 
 

@@ -47,8 +47,8 @@ class Tuning:
     """The grid as launched, and its trials so far.
 
     `shapes` has the resource shape of every cell, including later ones, by `place_of`. `only` has the launch's
-    patterns; `only_tune`: the launch requested trials only. `later`, by setting name: the number of requested cells
-    that its choice will add, and of their epochs.
+    patterns; `only_tune`: the launch requested trials only. `num_later` and `num_later_epochs`, by setting
+    name: the number of requested cells that its choice will add, and of their epochs.
     """
 
     grid: Grid
@@ -56,7 +56,8 @@ class Tuning:
     shapes: Mapping[str, str] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     only_tune: bool = False
-    later: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    num_later: Mapping[str, int] = field(default_factory=dict)
+    num_later_epochs: Mapping[str, int] = field(default_factory=dict)
 
     def space(self, setting: Setting) -> dict[str, Knob]:
         """The knobs of a setting; empty if it is not tuned."""
