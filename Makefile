@@ -1,5 +1,6 @@
 # make demo   install, run the small grid on real data, print its table, write its report
-# make test   install, check, run the whole test suite
+# make test   install, check, run all tests but the long ones
+# make test-long  the long ones: layouts, repeated kills, a cluster under chaos, whole grids
 # make test-processors  the quantizers' tests as on processors with fewer vector instructions
 # make check  lint, types, import order, fast tests
 # make bench  measure: a quarter of an hour; writes benchmarks/RESULTS.md
@@ -15,7 +16,7 @@ SLURM_PACKAGES := slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server
 BROWSER_PACKAGES := chromium
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test test-processors check bench gpu gpu-wheels setup system slurm browser clean
+.PHONY: demo test test-long test-processors check bench gpu gpu-wheels setup system slurm browser clean
 .DEFAULT_GOAL := check
 
 demo: setup
@@ -28,7 +29,10 @@ demo: setup
 # Two files of tests at a time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: setup lint
-	$(PYTEST) --numprocesses 2 --dist loadfile
+	$(PYTEST) --numprocesses 2 --dist loadfile -m "not long"
+
+test-long: setup
+	$(PYTEST) --numprocesses 2 --dist loadfile -m long
 
 # torch has kernels for several levels of vector instructions, which round differently, and takes the best that the
 # processor has. A processor with AVX-512 shows all three.
@@ -38,7 +42,7 @@ test-processors: setup
 	done
 
 check: setup lint
-	$(PYTEST) -q --numprocesses 2 --dist loadfile -m "not slow"
+	$(PYTEST) -q --numprocesses 2 --dist loadfile -m "not slow and not long"
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py

@@ -25,7 +25,7 @@ from analysis.render.style import (
     panels,
     styles,
 )
-from analysis.render.words import NONE
+from analysis.render.words import NONE, lengths
 from analysis.runs.frame import natural_key, shortened
 from analysis.runs.tuning import Outcome, Tuned, shown
 from analysis.stats.tuning import expected_best
@@ -112,13 +112,13 @@ def _spaces(methods: Sequence[Tuned]) -> str:
 
 def notes(tuned: Sequence[Tuned]) -> list[str]:
     """Explanations of the columns."""
-    epochs = " or ".join(map(str, sorted({own.epochs for own in tuned})))
+    epochs = lengths(own.epochs for own in tuned)
     budget = (
         "Every method of a model has the same number of trials; knobs that methods share took the same values in the "
         "same trials, and a method's own knobs are part of that budget."
     )
     score = (
-        f"A trial's score: accuracy of the hardened network on the validation part after {epochs} epochs, mean over "
+        f"A trial's score: accuracy of the hardened network on the validation part after {epochs}, mean over "
         "the seeds. The best is chosen, of equal ones the nearest to the middle of the space; a trial with a failed "
         "run counts as the worst. No trial reads the test set."
     )

@@ -1,7 +1,7 @@
 """A Comparison in words: numbers, sentences, and the notes below a table. Computes nothing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from analysis.compare.comparison import Comparison, Scope, Verdict
 from analysis.compare.family import FULL_PRECISION
@@ -59,6 +59,12 @@ def p_value(p: float) -> str:
 def count(number: int, what: str) -> str:
     """`1 pair`, `8 pairs`."""
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def lengths(epochs: Iterable[int]) -> str:
+    """`1 epoch`, `10 or 16 epochs`."""
+    *others, last = sorted(set(epochs))
+    return " or ".join([*map(str, others), count(last, "epoch")])
 
 
 def models_of(answer: Comparison) -> str:
@@ -248,11 +254,9 @@ def _comparison_notes(table: Table) -> Iterator[str]:
 def tuning_notes(table: Table) -> Iterator[str]:
     """Notes on the tuning column."""
     budgets = {entry.tuned for block in table.blocks for entry in block.entries} - {None}
-    if any(budget and not budget.given for budget in budgets):
-        epochs = sorted({budget.epochs for budget in budgets if budget and budget.epochs and not budget.given})
-        lengths = " or ".join(map(str, epochs))
+    if epochs := {budget.epochs for budget in budgets if budget and budget.epochs and not budget.given}:
         yield (
-            f"tuned (trials): settings tried for each method on each model × seeds of each, {lengths} epochs a run. "
+            f"tuned (trials): settings tried for each method on each model × seeds of each, {lengths(epochs)} a run. "
             "Chosen was the best mean validation accuracy of hard weights; the accuracies here are of other seeds, and "
             "no trial read the test set. What was tried and chosen: python -m analysis tuning."
         )

@@ -217,7 +217,7 @@ def test_clean_deletes_old_code_and_all_checkpoints_but_the_newest(
     assert launch("clean", "--checkpoints", "--root", root).stdout == "nothing to delete\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cell_that_fails_says_why_leaves_the_others_and_can_be_retried(write_grid: WriteGrid, tmp_path: Path) -> None:
     path = write_grid(quantizers=["fp", "bc"])
     root = tmp_path / "runs"
@@ -269,7 +269,7 @@ sys.meta_path.insert(0, Patch())
 """A sitecustomize: memory holds at most 64 images of a training step."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_advice_after_memory_ran_out_reaches_the_run_and_helps(
     write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +309,7 @@ def test_a_cell_killed_under_the_launcher_is_started_again_and_ends_done(write_g
     assert run.result() is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_stops_the_cells_and_the_next_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
     # A shell makes background processes ignore Ctrl-C; a launcher would inherit that from these tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -344,7 +344,7 @@ def test_a_cancelled_cell_stops_under_its_launcher(write_grid: WriteGrid, tmp_pa
     assert (run.state().state, run.result()) == ("cancelled", None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_launchers_cell_saves_and_another_launch_goes_on(write_grid: WriteGrid, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     path = write_grid(quantizers=["bnn++"], training={"epochs": 40, "batch_size": 64, "learning_rate": 0.01})

@@ -54,7 +54,7 @@ def test_status_of_a_thousand_cells_takes_under_3_seconds(write_grid: Callable[.
     assert any(_seconds_of_status(tmp_path / "runs", 1000) < 3.0 for _ in range(TRIES))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "blocks",
     [[{}], [{"quantizers": ["fp"]}, {"quantizers": ["bnn++"], "init": "finetune"}]],

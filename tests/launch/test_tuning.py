@@ -224,7 +224,7 @@ def launch(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_launch_runs_trials_choice_and_cells_and_the_next_has_nothing_to_do(tmp_path: Path) -> None:
     path = grid_file(tmp_path, quantizers=["bnn++"], tune={LR: [0.001, 0.003], "trials": 2, "seeds": [1000]})
     shown = launch(tmp_path, "grid", path, "--local", "--dry-run")
@@ -271,7 +271,7 @@ def test_a_launch_on_gpus_says_what_trials_cost_before_it_asks(
     assert not (tmp_path / "imagenet" / "plan.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_launcher_changes_neither_choices_nor_results() -> None:
     """For twenty kills, run `python benchmarks/tuned_kills.py`."""
     program = Path(__file__).parents[2] / "benchmarks" / "tuned_kills.py"

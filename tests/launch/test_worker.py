@@ -263,7 +263,7 @@ def test_a_child_is_trained_after_its_parent_by_the_same_worker(make_run: MakeRu
     assert _here(child).facts["made"] > parent.result_path.stat().st_mtime
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbed(make_run: MakeRun) -> None:
     recipe = {"training__epochs": 24, "training__batch_size": 64}
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
@@ -290,7 +290,7 @@ def test_a_signal_saves_asks_to_be_started_again_and_the_cell_ends_as_undisturbe
     assert run.result() == undisturbed.result()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("delay_seconds", [0.0, 0.3, 1.0, 2.0, 3.0])
 def test_a_signal_before_training_listens_is_no_failure(make_run: MakeRun, delay_seconds: float) -> None:
     run = make_run(**LONG)
@@ -343,7 +343,7 @@ def test_a_cancelled_cell_stops_and_a_killed_one_is_tried_once_more(make_run: Ma
     assert (end["state"], end["cause"], end["failures"]) == ("preempted", "error", {"error": 1})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_of_one_cell_stop_and_go_on_together(make_run: MakeRun) -> None:
     run = make_run(training__epochs=8, training__batch_size=64)
 
@@ -416,7 +416,7 @@ def test_a_live_worker_obeys_a_new_order(make_run: MakeRun) -> None:
     assert made[0] < made[2] < made[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_workers_at_once_train_each_cell_once(make_run: MakeRun) -> None:
     runs = [make_run(seed=seed, training__epochs=1) for seed in range(5)]
     plan(*runs)

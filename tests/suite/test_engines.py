@@ -178,7 +178,7 @@ def test_fp16_and_bf16_compute_in_16_bits_and_train_as_float32_does(make_cell: M
     assert losses["fp16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_training_and_evaluation_are_the_same_up_to_rounding(make_cell: MakeCell) -> None:
     cell = _cell(make_cell)
     batches = _batches(cell, 4)

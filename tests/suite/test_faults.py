@@ -243,7 +243,7 @@ def _launched(run: RunDir, fault: str = "") -> Iterator[subprocess.Popen[bytes]]
         yield process
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_survive_a_signal_a_death_and_a_hang_with_the_same_bits(make_run: Callable[..., RunDir]) -> None:
     recipe = {"training__epochs": 3, "training__batch_size": 64}  # of 20 steps
     undisturbed, run = make_run("undisturbed", **recipe), make_run("disturbed", **recipe)
@@ -338,7 +338,7 @@ def test_a_process_deaf_in_native_code_ends_within_half_a_minute_of_anothers_fai
     assert run.state().reason == "ValueError: a label of 4711 (process 1)"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trainings_killed_at_random_moments_end_with_the_same_bits() -> None:
     # Five here, without torchrun's start-up; `python benchmarks/kills.py` does a hundred with it.
     root = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from suite.train import train
 ROUNDING = 1e-5
 BF16_ROUNDING = 1e-3
 PLACES = tuple(name for name in LAYOUTS if name != "DDP, accumulation 2")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def test_an_interruption_after_any_step_changes_no_bit(name: str, tmp_path: Path
     assert list(differences(cell_of(name), Layout(), tmp_path)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_two_processes_neither_and_a_nan_on_one_stops_both_at_its_step(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = Path(__file__).with_name("interrupted.py")
