@@ -40,7 +40,7 @@ def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_program_runs_with_what_is_carried_to_a_gpu_machine(carried: dict[str, str], tmp_path: Path) -> None:
     noise_folder(tmp_path / "data" / "cifar10", 200)
     out = tmp_path / "results"

@@ -47,6 +47,7 @@ def _python_path(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> No
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{SOURCE}")
 
 
+@pytest.mark.long
 def test_children_follow_their_parents_in_the_code_that_was_launched(
     cluster: Lab, write_grid: WriteGrid, root: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_children_follow_their_parents_in_the_code_that_was_launched(
     assert code["untracked"] == "suite/new.py"
 
 
+@pytest.mark.long
 def test_limits_on_jobs_and_arrays_refuse_no_grid_and_a_worker_by_hand_takes_its_share(
     write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_limits_on_jobs_and_arrays_refuse_no_grid_and_a_worker_by_hand_takes_its
     )
 
 
+@pytest.mark.long
 def test_a_sick_node_loses_its_worker_and_no_cell(
     write_grid: WriteGrid, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def thief(root: Path) -> Iterator[None]:
     thief.end()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "thief")
 def test_two_nodes_train_cells_one_after_another(
     write_grid: WriteGrid, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,6 +101,7 @@ def _attempts(grid_dir: Path, names: list[str]) -> list[int]:
     return [rows[name].state.attempt for name in names]
 
 
+@pytest.mark.long
 def test_a_signal_a_cancellation_and_a_dead_node_cost_an_attempt_each_and_not_a_bit(
     cluster: Lab, write_grid: WriteGrid, root: Path, tmp_path: Path
 ) -> None:
