@@ -157,7 +157,7 @@ def interval_coverage(rng: np.random.Generator, num: int) -> Iterator[Rate]:
         covered = float((stratified_p(d_SMN, rng) > 1 - CONFIDENCE).mean())
         highest = 0.97 if name != "discrete" and effect[0] == 0 else 1.0
         yield Rate(f"coverage: {design[0]} x {design[1]}, {name} runs, {what}", num, covered, (0.945, highest))
-    few = max(200, num // 20)  # slow, one at a time; so few scatter by 0.7 points, and the rows above carry the bar
+    few = max(50, num // 20)  # slow, one at a time; so few scatter by 0.7 points, and the rows above carry the bar
     for design, (what, effect) in itertools.product(DESIGNS, EFFECTS.items()):
         held = num_raised = 0
         for own in differences(rng, RUNS["normal"], few, design, effect)[:, 0]:

@@ -268,6 +268,8 @@ def run_for(command: Sequence[str], environment: dict[str, str], seconds: float 
         Its exit status, or None if it was interrupted; and its output.
     """
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs; the command would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, cwd=SOURCE, env=environment, **streams) as process:
         try:
             said, _ = process.communicate(timeout=seconds)

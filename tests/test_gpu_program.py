@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -78,9 +79,14 @@ def test_the_doctor_starts_it_and_does_not_where_it_would_run_on_another_machine
     assert not list(tmp_path.iterdir())
 
 
-def test_a_command_that_takes_too_long_is_interrupted_and_keeps_its_output() -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_command_that_takes_too_long_is_interrupted_and_keeps_its_output(handler: signal.Handlers) -> None:
     program = "trap 'echo saved; exit' INT; echo begun; while :; do sleep 0.1; done"
-    assert run_for(["sh", "-c", program], dict(os.environ), 3.0) == (None, "begun\nsaved\n")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert run_for(["sh", "-c", program], dict(os.environ), 3.0) == (None, "begun\nsaved\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert run_for([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ), None) == (3, "")
 
 

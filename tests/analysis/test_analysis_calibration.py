@@ -44,7 +44,7 @@ def test_the_fast_friedman_gives_ours() -> None:
     ("part", "num"),
     [
         (calibration.family_errors, 400),
-        (calibration.interval_coverage, 250),
+        (calibration.interval_coverage, 1000),
         (calibration.gatekept_errors, 800),
         (calibration.power_table, 800),
         (calibration.equivalence_errors, 1000),
