@@ -330,12 +330,11 @@ def bundle(
     place = Place(root, None)
     path = output or Path(f"{grid}.tar.xz")
     with progress() as say:
-        from importlib.metadata import version
-
         from analysis.render import bundle as archive
         from analysis.render import tables as rendering
         from analysis.render import tuning as tuning_rendering
         from analysis.runs import folders, provenance
+        from suite.run.provenance import own_version
 
         page = _page(place, grid, None, strict=strict, say=say)
         results = place.results(grid, strict=strict)
@@ -343,7 +342,7 @@ def bundle(
         say("packing")
         roots = archive.named(place.roots, grid)
         made = {
-            "README.txt": archive.readme(grid, roots, version("proxbench"), is_tuned=bool(results.tuning)),
+            "README.txt": archive.readme(grid, roots, own_version(), is_tuned=bool(results.tuning)),
             "report.html": page,
             "tables.md": rendering.to_markdown(table, details=True),
             "tables.json": rendering.to_json(table),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from gpu_wheels import FILES_ONLY, needed, required
 from typer.testing import CliRunner
 
 SOURCE = Path(__file__).parents[1]
-PROGRAM = SOURCE / "benchmarks" / "gpu.py"
+CARRIED = ("quantizers", "models", "suite", "launch", "analysis", "benchmarks", "tests", "pyproject.toml")
+"""What the program needs of a checkout. Elsewhere the project is not installed, so no metadata is copied."""
 
 
 @pytest.fixture
@@ -35,17 +37,31 @@ def carried(tmp_path: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(site), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program in a copy of the checkout."""
+    place = tmp_path_factory.mktemp("carried")
+    for name in CARRIED:
+        if (SOURCE / name).is_dir():
+            shutil.copytree(SOURCE / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(SOURCE / name, place / name)
+    return place / "benchmarks" / "gpu.py"
+
+
+def _run(program: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    command = [str(python), str(PROGRAM), *arguments]
+    command = [str(python), str(program), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.long
-def test_the_whole_program_runs_with_what_is_carried_to_a_gpu_machine(carried: dict[str, str], tmp_path: Path) -> None:
+def test_the_whole_program_runs_with_what_is_carried_to_a_gpu_machine(
+    program: Path, carried: dict[str, str], tmp_path: Path
+) -> None:
     noise_folder(tmp_path / "data" / "cifar10", 200)
     out = tmp_path / "results"
-    answer = _run(carried, "--rehearse", "--data-dir", str(tmp_path / "data"), "--out", str(out))
+    answer = _run(program, carried, "--rehearse", "--data-dir", str(tmp_path / "data"), "--out", str(out))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
     assert set(found) == {"checks", "speed", "science"}
@@ -57,8 +73,8 @@ def test_the_whole_program_runs_with_what_is_carried_to_a_gpu_machine(carried: d
 
 
 @pytest.mark.slow
-def test_without_a_gpu_it_says_in_one_line_that_it_could_run(carried: dict[str, str]) -> None:
-    answer = _run({**carried, "CUDA_VISIBLE_DEVICES": ""})
+def test_without_a_gpu_it_says_in_one_line_that_it_could_run(program: Path, carried: dict[str, str]) -> None:
+    answer = _run(program, {**carried, "CUDA_VISIBLE_DEVICES": ""})
     assert answer.returncode == 0, answer.stdout + answer.stderr
     (line,) = answer.stdout.splitlines()
     assert "nothing was measured" in line

@@ -21,6 +21,7 @@ from suite.prepare import progress
 from suite.prepare.resume import Done, Recorder, record_path
 from suite.prepare.workers import store_in_order
 from suite.run.locks import locked
+from suite.run.provenance import own_version
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,7 +200,7 @@ def _manifest(job: Job, done: Done, unnamed: Path) -> Manifest:
 def _versions() -> dict[str, str]:
     """Versions of the software that determines the output bytes."""
     return {
-        "proxbench": version("proxbench"),
+        "proxbench": own_version(),
         "pillow": version("pillow"),
         "libjpeg-turbo": features.version("libjpeg_turbo") or "none",
         "numpy": np.__version__,

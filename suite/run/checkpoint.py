@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ import torch
 
 from suite.errors import UserError
 from suite.run.atomic import write_bytes
+from suite.run.provenance import own_version
 
 FORMAT: Final = 4
 """Version of a checkpoint's content: `Engine.state_dict` and the other entries. Other versions are not loaded."""
@@ -38,7 +38,7 @@ class DamagedError(CheckpointError):
 
 def versions() -> dict[str, str]:
     """Versions of the software that writes a checkpoint."""
-    return {"proxbench": version("proxbench"), "torch": str(torch.__version__)}
+    return {"proxbench": own_version(), "torch": str(torch.__version__)}
 
 
 def save(folder: Path, state: dict[str, Any], require_newest: Callable[[], None] = lambda: None) -> Path:

@@ -108,6 +108,11 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def own_version() -> str:
+    """This project's installed version; `not installed` where only its code lies, as in a launcher's copy."""
+    return _version("proxbench") or "not installed"
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
