@@ -244,8 +244,7 @@ def tuning(
         Path | None, typer.Option(metavar="DIR", help="Also draw figures into this folder, each as PDF and PNG.")
     ] = None,
 ) -> None:
-    """How each method was tuned: trials, their scores, choices at the edge of a range, hours, value of smaller
-    budgets.
+    """How each method was tuned: trials, scores, choices at the edge of a range, hours, the value of smaller budgets.
 
     [bold]python -m analysis tuning digits[/]
     [bold]python -m analysis tuning digits --figures figures[/]
@@ -316,8 +315,7 @@ def bundle(
     strict: Strict = False,
     output: Annotated[Path | None, typer.Option(help="Archive to write.", show_default="GRID.tar.xz")] = None,
 ) -> None:
-    """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report, tables,
-    versions.
+    """One archive for reviewers: grid, launches, results, journals, predictions, provenance, report and tables.
 
     [bold]python -m analysis bundle digits[/]
     [bold]python -m analysis bundle imagenet --root mine --root colleagues --output imagenet.tar.xz[/]

@@ -66,11 +66,17 @@ def total_operations(cell: Cell) -> float:
 
 
 def gpu_hours(cells: Iterable[Cell]) -> float | None:
-    """Estimated hours on one A100; None if a data set's size is unknown."""
+    """Estimated hours on one A100; None if a data set's size, or the cost of a user's own model, cannot be told."""
     total = 0.0
     for cell in cells:
         if cell.dataset not in SIZES:
             return None
+        try:
+            operations_of_cell = total_operations(cell)
+        except Exception:  # a user's forward pass may need values, which the meta device does not have
+            if ":" in cell.model:
+                return None
+            raise
         side = cell.data.image_size or SIZES[cell.dataset].image_size
-        total += total_operations(cell) / (PEAK * (SHARE if side >= 64 else SMALL_SHARE)) / 3600  # noqa: PLR2004
+        total += operations_of_cell / (PEAK * (SHARE if side >= 64 else SMALL_SHARE)) / 3600  # noqa: PLR2004
     return total

@@ -40,7 +40,8 @@ def create(
     A user's own `module:function` is called with the keywords `num_classes` and `in_chans`, with `image_size` if it
     names that parameter, and with `drop_rate` and `drop_path_rate` where they are not 0.
 
-    Raises ValueError if the name is unknown (the message lists the closest ones) or the network has no such rate.
+    Raises ValueError if the name is unknown (the message lists the closest ones), the network has no such rate, or a
+    user's function fails.
     """
     # With this, timm sets in_chans, sets img_size on models that fix it, and keeps the metadata true of the model.
     shape = {"input_size": (in_chans, image_size, image_size)}
@@ -74,10 +75,14 @@ def _users_own(name: str, image_size: int, **keywords: float) -> nn.Module:
     except TypeError as error:
         if any(f"'{rate}'" in str(error) for rate in _RATES):
             raise
-        raise ValueError(f"model: {name} is called with {', '.join(keywords)}: {error}") from error
-    made = function(**keywords)
+        raise ValueError(f"{name} is called with {', '.join(keywords)}: {error}") from error
+    try:
+        made = function(**keywords)
+    except Exception as error:  # whatever the user's function raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name} cannot make a network: {reason}") from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"model: {name} returned a {type(made).__name__}, not an nn.Module")  # noqa: TRY004 (one line)
+        raise ValueError(f"{name} returned a {type(made).__name__}, not an nn.Module")  # noqa: TRY004 (one line)
     return made
 
 

@@ -34,7 +34,8 @@ COMMANDS = dict(_commands())
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_begins_with_examples_and_fits_a_terminal(command: str) -> None:
     """Examples come right after the summary; lines below them are shown as written, so they must not wrap."""
-    _, *paragraphs = inspect.cleandoc(COMMANDS[command]).split("\n\n")
+    summary, *paragraphs = inspect.cleandoc(COMMANDS[command]).split("\n\n")
+    assert "\n" not in summary
     assert f"-m {command}" in paragraphs[0]
     for paragraph in paragraphs[1:]:
         assert all(len(line) <= 80 or "[bold]" in line for line in paragraph.split("\n"))

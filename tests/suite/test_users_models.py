@@ -39,8 +39,18 @@ def with_ends(**keywords):
 def flat(num_classes, in_chans, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * image_size**2, 4), nn.Linear(4, num_classes))
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1)) * x.max().item()
+
+def by_value(num_classes, in_chans, image_size):
+    return Scaled(in_chans * image_size**2, num_classes)
+
 def nothing(num_classes, in_chans):
     return None
+
+def unfinished(num_classes, in_chans):
+    raise NotImplementedError("the second half")
 
 def by_width(width):
     return nn.Linear(width, width)
@@ -125,9 +135,14 @@ def test_a_skeleton_of_it_draws_no_random_numbers() -> None:
         (
             "users_models:by_width",
             "[]",
-            "3: models: model: users_models:by_width is called with num_classes, in_chans: missing a required",
+            "3: models: users_models:by_width is called with num_classes, in_chans: missing a required",
         ),
-        ("users_models:nothing", "[]", "3: models: model: users_models:nothing returned a NoneType, not an nn.Module"),
+        ("users_models:nothing", "[]", "3: models: users_models:nothing returned a NoneType, not an nn.Module"),
+        (
+            "users_models:unfinished",
+            "[]",
+            "3: models: users_models:unfinished cannot make a network: NotImplementedError: the second half",
+        ),
         (OWN, "[ends]", "8: quantization.full_precision: Sequential: timm's metadata has no 'first_conv', so"),
         (OWN, '["7"]', "8: quantization.full_precision: unknown layers to keep in full precision '7'"),
     ],
@@ -139,15 +154,14 @@ def test_a_grid_with_one_that_cannot_be_trained_is_refused_with_its_line(model: 
     assert line.startswith(f"grid.yaml:{message}")
 
 
-@pytest.mark.parametrize(("key", "rate"), [("dropout", None), ("drop_path", "drop_path_rate")])
-def test_a_rate_that_its_function_does_not_take_is_refused(key: str, rate: str | None) -> None:
+def test_a_grid_may_use_the_rates_that_its_function_takes_and_no_others() -> None:
     path = Path(_grid(OWN))
-    path.write_text(path.read_text().replace("epochs: 1", f"epochs: 1, {key}: 0.1"))
-    if rate is None:
-        assert len(load_grid(str(path)).cells()) == 2
-    else:
-        with pytest.raises(GridError, match=rf"grid.yaml:6: training.{key}: {OWN} has no {rate}$"):
-            load_grid(str(path))
+    text = path.read_text()
+    path.write_text(text.replace("epochs: 1", "epochs: 1, dropout: 0.1"))
+    assert len(load_grid(str(path)).cells()) == 2
+    path.write_text(text.replace("epochs: 1", "epochs: 1, drop_path: 0.1"))
+    with pytest.raises(GridError, match=f"grid.yaml:6: training.drop_path: {OWN} has no drop_path_rate$"):
+        load_grid(str(path))
 
 
 def test_a_dry_run_counts_its_weights_and_its_cost(make_cell: Callable[..., Cell]) -> None:
@@ -156,6 +170,12 @@ def test_a_dry_run_counts_its_weights_and_its_cost(make_cell: Callable[..., Cell
     pixels = 64
     multiply_adds = pixels * 9 * (8 + 8 * 8) + 8 * 10
     assert cost.operations(OWN, "digits", None).forward == 2 * multiply_adds
+
+
+def test_the_cost_of_one_that_computes_with_values_is_unknown(make_cell: Callable[..., Cell]) -> None:
+    assert cost.gpu_hours([_cell(make_cell)]) is not None
+    own = {"model": "users_models:by_value", "quantizer": "fp", "quantization__full_precision": ["ends"]}
+    assert cost.gpu_hours([_cell(make_cell, **own)]) is None
 
 
 def test_it_has_no_published_weights(tmp_path: Path) -> None:
